@@ -1,0 +1,44 @@
+# The two commands of the README are `make demo` and `make test`; each does its own set-up in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO := runs/fashion_mnist
+
+.PHONY: demo test check bench format clean
+
+demo: $(VENV)/.all  ## a trained ViT from its checkpoint to a proven artifact and a report, in $(DEMO)
+	$(BIN)/vitdeploy build recipes/fashion_mnist.toml -o $(DEMO)
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## every benchmark under tests/benchmarks, in turn; wants an otherwise idle machine
+	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: its pinned build must be there before anything else asks for torch
+$(VENV)/.all: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing vitdeploy with torch, ONNX Runtime and OpenVINO into $(VENV) (minutes the first time)"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.all
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,278 @@
+"""Files as they must be handled everywhere: written whole or not at all, named inside their folder, sniffed before parsed.
+
+Every write goes to a temporary name beside the target (same file system), is flushed to disk and then renamed, so that a
+kill -9 at any point leaves the old content or none, never half. Temporary names carry the writer's process id; those of
+dead processes are swept by the next write to the same target.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError, library
+
+LFS = b"version https://git-lfs.github.com/spec/"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: object) -> str:  # Python 3.10 (JetPack 6) has no file_digest
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):  # type: ignore[attr-defined]
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sniff(path: Path) -> str:
+    """What a file really is, from its first bytes.
+
+    Returns:
+        One of ``empty lfs html safetensors zip pickle 7z gzip hdf5 npy text onnx unknown``. ``onnx`` means that the bytes
+        start like an ONNX protobuf, not that it is valid.
+
+    Raises:
+        InputError: VD3001, the file is missing or unreadable.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except IsADirectoryError:
+        raise InputError("VD3001", "is a folder, expected a file", file=path) from None
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+    if not head:
+        return "empty"
+    if head.startswith(LFS):
+        return "lfs"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:15].lower().startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "html"
+    magic = {
+        b"PK\x03\x04": "zip",
+        b"PK\x05\x06": "zip",
+        b"7z\xbc\xaf'\x1c": "7z",
+        b"\x1f\x8b": "gzip",
+        b"\x89HDF": "hdf5",
+        b"\x93NUMPY": "npy",
+        b"\x80\x02": "pickle",
+        b"\x80\x03": "pickle",
+        b"\x80\x04": "pickle",
+        b"\x80\x05": "pickle",
+    }
+    for start, kind in magic.items():
+        if head.startswith(start):
+            return kind
+    if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    if head[0] == 0x08 and len(head) > 2 and head[1] < 0x40:  # field 1 (ir_version), varint, a small number
+        return "onnx"
+    if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in head):
+        return "text"
+    return "unknown"
+
+
+def expect(path: Path, kind: str, *, what: str) -> None:
+    """Refuse a file that is not ``kind`` before any library parses it, and say what it is instead.
+
+    Args:
+        path: The file.
+        kind: A word of `sniff`.
+        what: The kind in the user's words, for the message.
+
+    Raises:
+        InputError: VD3001 to VD3005.
+    """
+    found = sniff(path)
+    if found == kind:
+        return
+    if found == "empty":
+        raise InputError("VD3002", "is empty", file=path, fix="download or write it again")
+    if found == "lfs":
+        raise InputError("VD3003", "is a git-lfs pointer, not the file itself", file=path, fix="run: git lfs pull")
+    if found == "html":
+        raise InputError("VD3004", "is an HTML page", file=path, fix="download the file itself, perhaps after logging in")
+    named = {"zip": "a zip archive (a PyTorch .pt file?)", "pickle": "a Python pickle", "unknown": "of an unknown kind"}
+    raise InputError("VD3005", f"is {named.get(found, 'a ' + found + ' file')}, expected {what}", file=path)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file ``name`` below ``folder``, refused when it would lie elsewhere.
+
+    Raises:
+        TrustError: VD7001, the name is absolute, climbs out, or goes through a symbolic link that leads out.
+    """
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if not name or Path(name).is_absolute() or root not in path.parents:
+        raise TrustError("VD7001", f"names the file {name!r}, which lies outside", file=folder)
+    return path
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Write a whole file, atomically.
+
+    Raises:
+        UsageError: VD2008, the path can't be written.
+        EnvironmentError_: VD4002, the disk is full.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UsageError("VD2008", "is a folder; a file is to be written there", file=path)
+        _sweep(path)
+        temporary = _temporary(path)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(raw)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+
+
+def check_output(out: Path, *, ours: str) -> None:
+    """Refuse an output folder that can't be written, before any work is done.
+
+    Args:
+        out: The folder to be written. It may exist when it is empty or holds a file named ``ours``.
+        ours: The record that marks a folder as one that vitdeploy wrote and may replace.
+
+    Raises:
+        UsageError: VD2008.
+    """
+    if out.is_dir():
+        if any(out.iterdir()) and not (out / ours).is_file():
+            message = f"exists and was not written by vitdeploy (no {ours} in it)"
+            raise UsageError("VD2008", message, file=out, fix="choose another folder")
+    elif out.exists() or out.is_symlink():
+        raise UsageError("VD2008", "is a file; a folder is to be written there", file=out, fix="choose another name")
+    above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not above.is_dir():
+        raise UsageError("VD2008", f"{above} is a file, not a folder", file=out, fix="choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError("VD2008", f"can't write in {above}", file=out, fix="choose another place")
+
+
+@contextmanager
+def folder(out: Path, *, ours: str) -> Iterator[Path]:
+    """A new folder that appears under its name complete, or not at all.
+
+    Yields:
+        A temporary folder beside ``out``. When the block ends well it takes the name ``out`` in one step, replacing an
+        older folder of ours; when the block raises (Ctrl-C included), it is removed and ``out`` stays as it was.
+
+    Raises:
+        UsageError: VD2008, see `check_output`.
+        EnvironmentError_: VD4002, the disk is full.
+    """
+    check_output(out, ours=ours)
+    temporary = _temporary(out)
+    with _writable(out):
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        temporary.mkdir()
+    try:
+        yield temporary
+        with _writable(out):
+            for path in sorted(temporary.rglob("*")):
+                if path.is_file():
+                    with path.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            _flush_folder(temporary)
+            _swap(temporary, out)
+            _flush_folder(out.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Give ``new`` the name ``out``; what was there goes under the temporary name, to be removed by the caller."""
+    if not out.exists():
+        new.rename(out)
+        return
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not Linux, or a C library older than glibc 2.28
+        renameat2 = None
+    if renameat2 is not None:
+        names = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(out))
+        if renameat2(names[0], names[1], names[2], names[3], _RENAME_EXCHANGE) == 0:
+            return
+    aside = _temporary(out)  # two steps: between them there is no `out`, but never half a one
+    out.rename(aside)
+    new.rename(out)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.absolute().with_name(f".{path.absolute().name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead writers left beside ``path``."""
+    for left in path.absolute().parent.glob(f".{glob.escape(path.absolute().name)}.tmp-*-*"):
+        pid = left.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """The file system's refusals to write, in our words."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
+        raise UsageError("VD2008", f"can't be written: {exc.strerror}", file=path, fix="choose another place") from exc
+    except OSError as exc:
+        with library("file system", path):
+            raise exc from None
+
+
+def need_space(path: Path, size: int) -> None:
+    """Refuse a write of ``size`` bytes that the disk can't hold, before the first byte.
+
+    Raises:
+        EnvironmentError_: VD4002.
+    """
+    above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(above).free
+    if free < size:
+        message = f"needs {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
+        raise EnvironmentError_("VD4002", message, file=path, fix="free some disk, or choose another place")

@@ -1,0 +1,233 @@
+"""One TOML file, one typed section a verb, complete in itself: no inheritance, no templates, no program.
+
+Every verb's settings live here as a frozen struct, so a recipe, a command line and a Python call mean the same thing.
+Unknown keys are errors with the nearest name and the line.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from vitdeploy.errors import InputError, UsageError, nearest
+from vitdeploy.spec import ModelSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # JetPack 6 has Python 3.10
+    import tomli as tomllib
+
+OPSETS = (18, 19, 20, 21, 22)
+T = TypeVar("T")
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model.
+
+    Attributes:
+        source: A variant's name (`vitdeploy models`), a spec file (.toml or .json), or an artifact.
+        weights: safetensors with our names; None takes the artifact's own, or random weights from `seed`.
+        seed: Seed of random weights.
+    """
+
+    source: str
+    weights: str | None = None
+    seed: int = 0
+
+
+class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to export.
+
+    Attributes:
+        opset: ONNX operator set, 18 to 22.
+        batch: None for a dynamic batch, or the one size the file shall take.
+        image_size: Height and width in pixels, or None for the model's own; learned positions are resampled.
+        input: What the file takes: normalised float32, or raw uint8 with the normalisation inside.
+        top_k: Add outputs ``top_k_probabilities`` and ``top_k_indices`` [N, K].
+        outputs: Outputs beside the main one: ``tokens`` [N, T, D], ``pooled`` [N, D].
+        prove_batches: Batch sizes at which the file is run and compared before it is accepted.
+        tolerance: Largest |difference| from PyTorch, as a share of the standard deviation of PyTorch's output.
+    """
+
+    opset: int = 20
+    batch: int | None = None
+    image_size: tuple[int, int] | None = None
+    input: Literal["float32-nchw", "uint8-nchw", "uint8-nhwc"] = "float32-nchw"
+    top_k: int | None = None
+    outputs: tuple[Literal["tokens", "pooled"], ...] = ()
+    prove_batches: tuple[int, ...] = (1, 2, 3, 7, 16)
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be exported."""
+        if self.opset not in OPSETS:
+            raise UsageError("VD2011", f"opset {self.opset} is not supported", fix=f"use {OPSETS[0]} to {OPSETS[-1]}")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError("VD2011", f"batch is {self.batch}", fix="use 1 or more, or leave it out for a dynamic batch")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError("VD2011", f"top-k is {self.top_k}", fix="use 1 or more")
+        if not self.prove_batches or min(self.prove_batches) < 1:
+            raise UsageError("VD2011", f"prove_batches is {self.prove_batches}", fix="give at least one batch size >= 1")
+        if not 0 < self.tolerance < 1:
+            raise UsageError("VD2003", f"tolerance is {self.tolerance}", fix="use a share between 0 and 1, such as 1e-4")
+
+
+class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to prove parity and accuracy.
+
+    Attributes:
+        data: Images (folder, manifest, tar shards or IDX), or None for parity on generated pixels.
+        split: Which pair of an IDX folder holds the images.
+        limit: Use at most this many images, drawn by `seed`.
+        seed: Seed of the draw.
+        batch: Images a run.
+        max_bad: Unreadable images to tolerate.
+        backends: Engines to compare with PyTorch; empty means all that are installed.
+        threads: Threads of each engine; None is the number of cores.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch: int = 32
+    max_bad: int = 0
+    backends: tuple[str, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        _positive(self, "limit", "batch", "threads")
+
+
+class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to measure latency.
+
+    Attributes:
+        batches: Batch sizes, each measured on its own.
+        rounds: Interleaved rounds; every subject runs once a round.
+        seconds: Shortest time a subject runs in one round.
+        warmup: Runs before the first round, not counted.
+        backends: Engines to measure; empty means all that are installed. The PyTorch original always runs.
+        threads: Threads of each engine; None is the number of cores.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    rounds: int = 10
+    seconds: float = 0.3
+    warmup: int = 5
+    backends: tuple[str, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        _positive(self, "rounds", "threads")
+        if not self.batches or min(self.batches) < 1:
+            raise UsageError("VD2003", f"batches is {self.batches}", fix="give at least one batch size >= 1")
+        if not self.seconds > 0 or self.warmup < 0:
+            raise UsageError("VD2003", f"seconds is {self.seconds} and warmup {self.warmup}", fix="use positive numbers")
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole job.
+
+    Attributes:
+        model: Which model.
+        export: How to export it.
+        validate: How to prove parity and accuracy; None leaves the stage out.
+        bench: How to measure latency; None leaves the stage out.
+    """
+
+    model: ModelConfig
+    export: ExportConfig = ExportConfig()
+    validate: ValidateConfig | None = None
+    bench: BenchConfig | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a recipe; paths in it are taken relative to the recipe's folder.
+
+        Raises:
+            InputError: VD3001, unreadable.
+            UsageError: VD2007 not TOML; VD2002 unknown key (with the nearest name and the line); VD2003 bad value.
+        """
+        recipe = read_toml(path, cls)
+        beside = path.absolute().parent
+
+        def resolve(name: str | None) -> str | None:
+            return str(beside / name) if name is not None and (beside / name).exists() else name
+
+        model = msgspec.structs.replace(recipe.model, source=resolve(recipe.model.source), weights=resolve(recipe.model.weights))
+        validate = recipe.validate and msgspec.structs.replace(recipe.validate, data=resolve(recipe.validate.data))
+        return msgspec.structs.replace(recipe, model=model, validate=validate)
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read a `ModelSpec` from a TOML or JSON file.
+
+    Raises:
+        InputError: VD3001, unreadable.
+        UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `ModelSpec` itself refuses.
+    """
+    return read_toml(path, ModelSpec)
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """Read a TOML (or, by its name, JSON) file as ``kind``, strictly.
+
+    Raises:
+        InputError: VD3001, unreadable.
+        UsageError: VD2007 not TOML; VD2002 unknown key; VD2003 bad value.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError("VD2007", "is not text in UTF-8", file=path) from exc
+    try:
+        table = msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError) as exc:
+        raise UsageError("VD2007", f"is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}", file=path) from exc
+    _check_keys(table, kind, text, path, ())
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as exc:
+        raise UsageError("VD2003", str(exc).replace("`$", "`").replace("`.", "`"), file=path) from exc
+    except UsageError as exc:
+        raise type(exc)(exc.code, exc.message, file=path, fix=exc.fix) from exc
+
+
+def _check_keys(table: object, kind: object, text: str, path: Path, above: tuple[str, ...]) -> None:
+    """Name the first unknown key with its line, before msgspec would name it without."""
+    struct = next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
+    if struct is None or not isinstance(table, dict):
+        return
+    known: dict[str, Any] = get_type_hints(struct)
+    for key, value in table.items():
+        if key not in known:
+            where = ".".join((*above, key))
+            fix = nearest(key, known) or f"known keys: {', '.join(known)}"
+            raise UsageError("VD2002", f"line {_line(text, key, above)}: unknown key {where!r}", file=path, fix=fix)
+        _check_keys(value, known[key], text, path, (*above, key))
+
+
+def _line(text: str, key: str, above: tuple[str, ...]) -> int:
+    """The line where ``key`` is set, looked for behind the heading of its table."""
+    lines, start = text.splitlines(), 0
+    if above:
+        heading = re.compile(rf"\s*\[\s*{re.escape('.'.join(above))}\s*\]")
+        start = next((n for n, line in enumerate(lines) if heading.match(line)), 0)
+    pattern = re.compile(rf"""\s*(\[\s*)?["']?(?:[\w.]*\.)?{re.escape(key)}["']?\s*[=\].:]""")
+    return next((n for n in range(start, len(lines)) if pattern.match(lines[n])), start) + 1
+
+
+def _positive(config: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")

@@ -1,0 +1,266 @@
+"""What a model is, without torch: the architecture's numbers and the contract of its input.
+
+A `ModelSpec` together with a state dict is the whole model. It travels in ``artifact.json`` and in the ONNX file's
+metadata, so that a device knows how to prepare a pixel without the training code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from vitdeploy.errors import UsageError
+
+Position = Literal["learned", "sinusoidal", "sincos2d", "conditional", "none"]
+Rotary = Literal["none", "eva02", "dinov3"]
+Mlp = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "linear"]
+Pool = Literal["cls", "mean", "max", "cls+mean", "map"]
+Head = Literal["none", "linear", "mlp", "distilled"]
+
+
+class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an image file becomes the model's input: the same rule in training, calibration and on the device.
+
+    Order: decode, orient (`exif`), convert to RGB or grey, resize, centre crop, scale by 1/255, normalise.
+
+    Attributes:
+        height: Rows of the model's input, in pixels.
+        width: Columns of the model's input, in pixels.
+        channels: 1 (grey), 3 (RGB), or another number for inputs that are not image files.
+        resize: ``shortest``: the shorter side becomes `resize_to`, the aspect is kept; ``stretch``: exactly
+            height x width, the aspect is lost; ``none``: images must already have the right size.
+        resize_to: Shorter side after ``shortest``, in pixels; None means max(height, width), so that the crop fits.
+        interpolation: Resampling filter; bicubic is a = -0.5 with antialias (Pillow) and a = -0.75 without (torch).
+        antialias: Widen the filter when shrinking, as Pillow does.
+        crop_rounding: Where the centre is when the margin is odd: ``round`` (torchvision, timm) or ``floor``
+            (transformers).
+        exif: Whether the orientation tag of a photo is applied.
+        mean: Per channel, on the scale [0, 1].
+        std: Per channel, on the scale [0, 1].
+        tensor: What the model file takes: normalised ``float32-nchw``, or raw ``uint8-nchw`` / ``uint8-nhwc`` when the
+            normalisation lies inside the model.
+    """
+
+    height: int = 224
+    width: int = 224
+    channels: int = 3
+    resize: Literal["shortest", "stretch", "none"] = "shortest"
+    resize_to: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    antialias: bool = True
+    crop_rounding: Literal["round", "floor"] = "round"
+    exif: Literal["apply", "ignore"] = "ignore"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    tensor: Literal["float32-nchw", "uint8-nchw", "uint8-nhwc"] = "float32-nchw"
+
+    def __post_init__(self) -> None:
+        """Refuse a contract that no image can meet."""
+        if min(self.height, self.width, self.channels) < 1:
+            raise UsageError("VD2003", f"input is {self.channels} x {self.height} x {self.width}; all must be positive")
+        if not len(self.mean) == len(self.std) == self.channels:
+            message = f"{self.channels} channels, but {len(self.mean)} means and {len(self.std)} standard deviations"
+            raise UsageError("VD2003", message)
+        if not all(map(math.isfinite, self.mean)):
+            raise UsageError("VD2003", f"mean is {self.mean}; all must be finite")
+        if not all(s > 0 and math.isfinite(s) for s in self.std):
+            raise UsageError("VD2003", f"std is {self.std}; all must be positive")
+        if self.resize == "shortest" and self.shorter < max(self.height, self.width):
+            message = f"resize_to is {self.shorter}, smaller than the crop {self.height} x {self.width}"
+            raise UsageError("VD2003", message, fix="raise resize_to, or use resize = 'stretch'")
+
+    @property
+    def shorter(self) -> int:
+        """Shorter side after a ``shortest`` resize, in pixels."""
+        return max(self.height, self.width) if self.resize_to is None else self.resize_to
+
+    def resized(self, height: int, width: int) -> InputContract:
+        """The same contract for another input size; the crop share of the resized image is kept."""
+        to = None if self.resize_to is None else round(self.resize_to * max(height, width) / max(self.height, self.width))
+        return msgspec.structs.replace(self, height=height, width=width, resize_to=to)
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which Vision Transformer: enough to build it with nothing else but weights.
+
+    Symbols follow the ViT paper (Dosovitskiy et al. 2021, arXiv:2010.11929): N patches of P x P, width D, L blocks.
+
+    Attributes:
+        name: A variant's name, or the user's.
+        source: Paper or repository that the numbers come from.
+        input: How images become the input; its size is the image size.
+        patch: Patch height and width, in pixels.
+        embed: Patch embedding as a strided convolution or as flatten-and-linear; the same function.
+        patch_bias: Whether the patch embedding has a bias (CLIP's has none).
+        width: D, the token width.
+        depth: L, the number of blocks.
+        heads: Attention heads per block.
+        head_width: Width of one head; None is width / heads. heads x head_width may differ from width; head_width = width
+            gives every head the full width, concatenated and projected back.
+        qkv_bias: Which of the three projections have a bias.
+        qk_norm: LayerNorm on each head's queries and keys.
+        mlp: Activation of the MLP; ``swiglu`` gates, ``linear`` is one Linear layer and no activation.
+        mlp_width: Hidden width of the MLP; None is 4 x width.
+        mlp_norm: LayerNorm on the hidden units, before the last Linear (EVA-02 base).
+        class_token: Prepend a learned class token.
+        distillation_token: Prepend DeiT's second learned token.
+        registers: How many register tokens follow the class token.
+        position: Position information added to the tokens once (``conditional``: after the first block).
+        position_prefix: Whether class and distillation token have positions of their own. Registers never have.
+        position_resample: How a learned table is resampled to another grid: with antialias (timm) or without
+            (transformers); always bicubic.
+        rotary: Rotation of queries and keys by the patch's place: EVA-02's or DINOv3's convention.
+        rotary_grid: The grid that EVA-02's rotary coordinates are scaled to, whatever the image size.
+        norm_eps: Epsilon of every LayerNorm.
+        pre_norm: An extra LayerNorm before the first block (CLIP).
+        final_norm: Where the last LayerNorm stands: on all tokens, on the pooled vector, or nowhere.
+        layer_scale: Initial value of LayerScale; None is no LayerScale.
+        pool: How tokens become one vector; ``map`` is attention pooling with a learned query.
+        head: What follows the pool; ``mlp`` has one hidden layer with tanh, ``distilled`` averages two Linear heads.
+        head_width_hidden: Hidden width of the ``mlp`` head; None is width.
+        head_bias: Whether the head has a bias.
+        classes: Outputs of the head; 0 exactly when head is ``none``.
+        labels: Class names in output order, or nothing.
+    """
+
+    name: str
+    source: str = ""
+    input: InputContract = msgspec.field(default_factory=InputContract)
+    patch: tuple[int, int] = (16, 16)
+    embed: Literal["conv", "linear"] = "conv"
+    patch_bias: bool = True
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    head_width: int | None = None
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    qk_norm: bool = False
+    mlp: Mlp = "gelu"
+    mlp_width: int | None = None
+    mlp_norm: bool = False
+    class_token: bool = True
+    distillation_token: bool = False
+    registers: int = 0
+    position: Position = "learned"
+    position_prefix: bool = True
+    position_resample: Literal["bicubic-antialias", "bicubic"] = "bicubic-antialias"
+    rotary: Rotary = "none"
+    rotary_grid: tuple[int, int] = (16, 16)
+    norm_eps: float = 1e-6
+    pre_norm: bool = False
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    layer_scale: float | None = None
+    pool: Pool = "cls"
+    head: Head = "linear"
+    head_width_hidden: int | None = None
+    head_bias: bool = True
+    classes: int = 1000
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no network has."""
+        _check_sizes(self)
+        _check_tokens(self)
+        _check_head(self)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.input.height // self.patch[0], self.input.width // self.patch[1]
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: class, distillation and registers."""
+        return self.class_token + self.distillation_token + self.registers
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence that the blocks see."""
+        return self.prefix + self.patches
+
+    @property
+    def positions(self) -> int:
+        """Rows of the position table."""
+        return self.patches + (self.class_token + self.distillation_token if self.position_prefix else 0)
+
+    @property
+    def head_size(self) -> int:
+        """d, the width of one head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def inner(self) -> int:
+        """heads x head size, the width of queries, keys and values."""
+        return self.heads * self.head_size
+
+    @property
+    def mlp_size(self) -> int:
+        """Hidden width of the MLP."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled vector."""
+        return self.width * (2 if self.pool == "cls+mean" else 1)
+
+    @property
+    def output(self) -> str:
+        """Name of the main output: ``logits`` [N, classes], or ``pooled`` [N, pooled_size] for a model without head."""
+        return "pooled" if self.head == "none" else "logits"
+
+    def resized(self, height: int, width: int) -> ModelSpec:
+        """The same network for another image size; learned positions are resampled when weights are loaded."""
+        return msgspec.structs.replace(self, input=self.input.resized(height, width))
+
+
+def _check_sizes(spec: ModelSpec) -> None:
+    given = [size for size in (spec.head_width, spec.mlp_width, spec.head_width_hidden) if size is not None]
+    if min(*spec.patch, spec.width, spec.depth, spec.heads, *given) < 1:
+        raise UsageError("VD2003", f"model {spec.name!r} has a size below 1 (patch, width, depth, heads or a hidden width)")
+    if spec.registers < 0 or not spec.norm_eps > 0:
+        raise UsageError("VD2003", f"model {spec.name!r} has {spec.registers} registers and norm_eps {spec.norm_eps}")
+    for side, pixels, patch in zip(("height", "width"), (spec.input.height, spec.input.width), spec.patch, strict=True):
+        if pixels % patch:
+            near = max(patch, round(pixels / patch) * patch)
+            message = f"image {side} {pixels} is not a multiple of the patch {patch}"
+            raise UsageError("VD2004", message, fix=f"use {near}")
+    if (spec.head_width is None or spec.pool == "map") and spec.width % spec.heads:
+        near = [h for h in range(1, spec.width + 1) if spec.width % h == 0]
+        best = min(near, key=lambda h: abs(h - spec.heads))
+        message = f"{spec.heads} heads do not divide the width {spec.width}"
+        other = "" if spec.pool == "map" else ", or give head_width"  # the pool's own heads always divide the width
+        raise UsageError("VD2005", message, fix=f"use {best} heads{other}")
+    if spec.rotary != "none" and spec.head_size % 4:
+        raise UsageError("VD2006", f"rotary positions need a head size divisible by 4, this one is {spec.head_size}")
+    if spec.position == "sincos2d" and spec.width % 4:
+        raise UsageError("VD2006", f"2-D sine-cosine positions need a width divisible by 4, this one is {spec.width}")
+    if spec.position == "sinusoidal" and spec.width % 2:
+        raise UsageError("VD2006", f"sinusoidal positions need an even width, this one is {spec.width}")
+
+
+def _check_tokens(spec: ModelSpec) -> None:
+    if spec.distillation_token and not spec.class_token:
+        raise UsageError("VD2006", "a distillation token needs a class token", fix="set class_token = true")
+    if spec.pool in ("cls", "cls+mean") and not spec.class_token:
+        raise UsageError("VD2006", f"pool {spec.pool!r} needs a class token", fix="set class_token = true, or pool = 'mean'")
+    if spec.mlp_norm and spec.mlp == "linear":
+        raise UsageError("VD2006", "mlp_norm needs an MLP with a hidden layer, not mlp = 'linear'")
+
+
+def _check_head(spec: ModelSpec) -> None:
+    if (spec.head == "none") != (spec.classes == 0):
+        message = f"head is {spec.head!r} but classes is {spec.classes}"
+        raise UsageError("VD2006", message, fix="set head = 'none' and classes = 0 together")
+    if spec.classes < 0:
+        raise UsageError("VD2003", f"classes is {spec.classes}")
+    if spec.head == "distilled" and not (spec.distillation_token and spec.pool == "cls"):
+        raise UsageError("VD2006", "a distilled head needs a distillation token and pool = 'cls'")
+    if spec.labels and len(spec.labels) != spec.classes:
+        raise UsageError("VD2003", f"{len(spec.labels)} labels for {spec.classes} classes")

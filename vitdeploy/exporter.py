@@ -1,0 +1,220 @@
+"""The verb `export`: a ViT and its weights become an ONNX artifact that has been run and compared before it is accepted.
+
+A "dynamic" batch that was only declared is the most common lie of exported ViTs: some constant of the example batch stays in
+the graph. So the file is run at several batch sizes, and every row must equal PyTorch's row and the row run alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitdeploy import files
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
+from vitdeploy.errors import EnvironmentError_, UsageError, library
+from vitdeploy.graph.names import name_by_module, shape_arithmetic
+from vitdeploy.models.freeze import absorb_normalisation, freeze
+from vitdeploy.models.vit import VisionTransformer, build
+from vitdeploy.models.weights import native
+from vitdeploy.progress import Progress, silent
+from vitdeploy.proof import prove
+from vitdeploy.recipe import ExportConfig, ModelConfig, read_spec
+from vitdeploy.spec import ModelSpec
+from vitdeploy.variants import find
+
+MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
+LARGEST_INLINE = 1900 << 20
+"""Bytes of weights above which they go to ``model.onnx.data``: protobuf ends at 2 GiB."""
+STEPS = ("load", "trace", "write", "prove")
+
+
+def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+    """Export a ViT to ONNX and prove that the file computes the same.
+
+    Args:
+        model: Which model and weights.
+        config: How.
+        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        progress: Hears of each step.
+
+    Returns:
+        The artifact: ``model.onnx``, ``weights.safetensors`` (the PyTorch original) and the record with the proof.
+
+    Raises:
+        UsageError: Unknown model, impossible options, unusable ``out``.
+        InputError: Weights that are damaged or do not fit.
+        EnvironmentError_: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
+    """
+    files.check_output(out, ours=RECORD)
+    progress("export: load", 0, len(STEPS))
+    source, origin, parent = load(model, config)
+    spec = _as_exported(source.spec, config)
+    progress("export: trace", 1, len(STEPS))
+    graph = trace(source, spec, config)
+    with files.folder(out, ours=RECORD) as folder:
+        progress("export: write", 2, len(STEPS))
+        state = {name: tensor.contiguous() for name, tensor in source.state_dict().items()}
+        files.need_space(out, 2 * sum(tensor.nbytes for tensor in state.values()))
+        with library("safetensors", out):
+            save_file(state, folder / WEIGHTS)
+        origin["state_sha256"] = files.sha256(folder / WEIGHTS)
+        write(graph, spec, origin, folder / MODEL)
+        progress("export: prove", 3, len(STEPS))
+        proof = prove(source, Artifact(folder, Record(spec=spec, made_by="export")), config)
+        record = Record(
+            spec=spec,
+            weights=WEIGHTS,
+            made_by="export",
+            config=msgspec.to_builtins(config),
+            origin=origin,
+            proof=proof,
+            tools=versions("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"),
+            parent=parent,
+        )
+        record = seal(folder, record)
+    progress("export", len(STEPS), len(STEPS))
+    return Artifact(out, record)
+
+
+def load(model: ModelConfig, config: ExportConfig) -> tuple[VisionTransformer, dict[str, Any], str | None]:
+    """The PyTorch original that is to be exported, at the image size asked for.
+
+    Returns:
+        The model in evaluation mode; where its weights came from; the id of the artifact it was read from, if any.
+
+    Raises:
+        UsageError: VD2001, no variant, spec file or artifact has that name.
+        InputError: The weights are damaged or do not fit.
+    """
+    path, parent, weights = Path(model.source), None, None if model.weights is None else Path(model.weights)
+    if path.is_dir() or path.suffix == ".onnx":
+        artifact = Artifact.open(path)
+        spec, parent, weights = artifact.spec, artifact.id, weights or artifact.weights
+        if weights is None:
+            fix = "give --weights, or the artifact's folder"
+            raise UsageError("VD2010", "has no weights to build the PyTorch original from", file=path, fix=fix)
+    elif path.suffix in (".toml", ".json"):
+        spec = read_spec(path)
+    else:
+        spec = find(model.source)
+    native_spec = spec
+    if config.image_size is not None:
+        spec = spec.resized(*config.image_size)
+    plain = msgspec.structs.replace(spec.input, tensor="float32-nchw")
+    net = build(msgspec.structs.replace(spec, input=plain), seed=model.seed)
+    if weights is None:
+        return net, {"random_seed": model.seed}, parent
+    native.fill(net, native.read(weights), native_spec.grid, file=weights)
+    return net, {"file": weights.name, "sha256": files.sha256(weights)}, parent
+
+
+def trace(source: VisionTransformer, spec: ModelSpec, config: ExportConfig) -> ir.Model:
+    """Trace the frozen model to a cleaned ONNX graph.
+
+    Raises:
+        EnvironmentError_: VD4004 torch's exporter failed; VD4003 the graph computes shapes at run time.
+    """
+    program = Program(source, spec, config)
+    batch = config.batch or 2
+    contract = spec.input
+    shape = (batch, contract.channels, contract.height, contract.width)
+    if contract.tensor == "uint8-nhwc":
+        shape = (batch, contract.height, contract.width, contract.channels)
+    example = torch.zeros(shape, dtype=torch.float32 if contract.tensor == "float32-nchw" else torch.uint8)
+    dynamic = None if config.batch else ({0: torch.export.Dim("batch", min=1)},)
+    noisy = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
+    levels = [logger.level for logger in noisy]
+    with library("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own deprecations; what matters is proven below
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+        try:
+            exported = torch.onnx.export(
+                program,
+                (example,),
+                dynamo=True,
+                opset_version=config.opset,
+                input_names=["pixels"],
+                output_names=list(program.names),
+                dynamic_shapes=dynamic,
+                optimize=True,
+                verbose=False,
+            )
+        finally:
+            for logger, level in zip(noisy, levels, strict=True):
+                logger.setLevel(level)
+    assert exported is not None
+    graph = exported.model
+    name_by_module(graph, root="model")
+    if leftover := shape_arithmetic(graph):
+        message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
+        raise EnvironmentError_("VD4003", message, fix="report this with the model's spec")
+    return graph
+
+
+class Program(nn.Module):
+    """What is traced: the frozen model between the file's input and its named outputs."""
+
+    def __init__(self, source: VisionTransformer, spec: ModelSpec, config: ExportConfig) -> None:
+        super().__init__()
+        self.model = freeze(source)
+        self.tensor, self.top_k = spec.input.tensor, config.top_k
+        if self.tensor != "float32-nchw":
+            absorb_normalisation(self.model)
+        self.names = (spec.output, *(name for name in config.outputs if name != spec.output))
+        self.extra = len(self.names) > 1
+        self.outputs = self.names
+        if self.top_k is not None:
+            self.names += ("top_k_probabilities", "top_k_indices")
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:  # float32 [B, C, H, W], or uint8 [B, H, W, C] or [B, C, H, W]
+        """The named outputs, in the order of `names`."""
+        if self.tensor == "uint8-nhwc":
+            pixels = pixels.permute(0, 3, 1, 2)  # [B, C, H, W]
+        pixels = pixels.float()
+        if self.extra:
+            named = self.model.outputs(pixels)
+            found = [named[name] for name in self.outputs]
+        else:
+            found = [self.model(pixels)]
+        if self.top_k is not None:
+            found += torch.topk(found[0].softmax(-1), self.top_k)  # 2 x [B, K]
+        return tuple(found)
+
+
+def write(graph: ir.Model, spec: ModelSpec, origin: dict[str, Any], path: Path) -> None:
+    """Serialise the graph with its metadata; weights beyond protobuf's limit go to ``<name>.data`` beside it."""
+    graph.metadata_props.clear()
+    graph.metadata_props.update(
+        {
+            METADATA_SPEC: msgspec.json.encode(spec).decode(),
+            "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
+            "vitdeploy.weights_sha256": str(origin["state_sha256"]),
+            "vitdeploy.versions": msgspec.json.encode(versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
+        }
+    )
+    graph.doc_string = None
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    with library("onnx", path):
+        if size > LARGEST_INLINE:
+            ir.save(graph, path, external_data=path.name + ".data")
+        else:
+            path.write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
+
+
+def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
+    """The spec as the file takes its input, after checking options that depend on the model."""
+    if config.top_k is not None and spec.head == "none":
+        raise UsageError("VD2011", f"top-k needs a classification head, {spec.name!r} has none", fix="leave out --top-k")
+    if config.top_k is not None and config.top_k > spec.classes:
+        raise UsageError("VD2011", f"top-k is {config.top_k}, the model has {spec.classes} classes", fix=f"use {spec.classes}")
+    return msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor=config.input))

@@ -1,0 +1,82 @@
+"""A trained model in the form that is exported: the same function, its constants computed once.
+
+Nothing here changes the function; each step says why it is exact. The steps exist because a graph that computes a constant
+at run time (a bias concatenated with zeros, a class token expanded over the batch) is slower, and its shape arithmetic
+is what freezes a "dynamic" batch in other exporters.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from vitdeploy.models.positions import pairs_to_halves
+from vitdeploy.models.vit import Attention, AttentionPool, VisionTransformer
+
+
+@torch.no_grad()
+def freeze(model: VisionTransformer) -> VisionTransformer:
+    """A copy of ``model`` for export, in evaluation mode; the original is untouched.
+
+    * the token table (prefix tokens and positions) becomes one buffer;
+    * a missing key bias becomes zeros in the packed bias: x + 0 = x;
+    * EVA-02's neighbouring pairs become halves, by permuting rows of the query and key projections (and qk-norm) alike:
+      a scalar product does not depend on the order of its terms;
+    * 1/sqrt(d) goes into the query projection, or into the query norm where there is one: (s a) b = s (a b);
+    * attention becomes matmul, softmax, matmul.
+    """
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    table = frozen.token_table()
+    frozen.register_buffer("table", table)
+    frozen.token_table = lambda: frozen.table  # type: ignore[method-assign]
+    for module in frozen.modules():
+        if isinstance(module, Attention):
+            _freeze_attention(module)
+        elif isinstance(module, AttentionPool):
+            module.register_buffer("constant", module.query())
+            module.query = lambda module=module: module.constant  # type: ignore[method-assign,misc]
+    return frozen
+
+
+@torch.no_grad()
+def absorb_normalisation(model: VisionTransformer) -> None:
+    """Let the patch embedding take raw pixels in [0, 255], in place: W ((x/255 - mean) / std) + b = W' x + b'.
+
+    Exact, because the embedding is linear and cuts whole patches without padding: W' = W / (255 std) channel by channel,
+    b' = b - sum over channel and patch of W mean / std. Only a frozen copy is ever changed.
+    """
+    contract, proj = model.spec.input, model.patch_embed.proj
+    mean, std = (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (contract.mean, contract.std))  # [C, 1, 1]
+    weight = proj.weight.double().reshape(model.spec.width, contract.channels, *model.spec.patch)  # [D, C, P_h, P_w]
+    shift = (weight * mean / std).sum((1, 2, 3))  # [D]
+    bias = -shift if proj.bias is None else proj.bias.double() - shift
+    proj.weight.copy_((weight / (255 * std)).reshape(proj.weight.shape))
+    proj.bias = nn.Parameter(bias.float(), requires_grad=False)
+
+
+def _freeze_attention(module: Attention) -> None:
+    linear = nn.Linear(module.qkv.in_features, module.qkv.out_features, bias=module.bias() is not None)
+    query, key, value = module.qkv.weight.unflatten(0, (3, module.heads, module.size))  # [h, d, D] each
+    bias = module.bias()
+    biases = (None, None, None) if bias is None else bias.unflatten(0, (3, module.heads, module.size))  # [h, d] each
+    order = pairs_to_halves(module.size) if module.interleaved else torch.arange(module.size)
+    normed = isinstance(module.q_norm, nn.LayerNorm)
+    scale = 1.0 if normed else module.scale
+    linear.weight.copy_(torch.cat([t.flatten(0, 1) for t in (query[:, order] * scale, key[:, order], value)]))
+    if bias is not None:
+        parts = (biases[0][:, order] * scale, biases[1][:, order], biases[2])
+        linear.bias.copy_(torch.cat([t.flatten() for t in parts]))
+        for name in ("q_bias", "v_bias"):
+            if hasattr(module, name):
+                delattr(module, name)
+    if normed:
+        _scale_norm(module.q_norm, order, module.scale)
+        _scale_norm(module.k_norm, order, 1.0)
+    module.qkv, module.interleaved, module.decomposed = linear.requires_grad_(False), False, True
+
+
+def _scale_norm(layer: nn.Module, order: Tensor, scale: float) -> None:
+    for parameter in (layer.weight, layer.bias):
+        parameter.copy_(parameter[order] * scale)

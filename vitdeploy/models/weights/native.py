@@ -1,0 +1,135 @@
+"""safetensors with our own names, read strictly: every tensor accounted for, nothing loaded in part.
+
+The safetensors library checks offsets and dtypes; duplicate names and non-finite numbers pass it, so they are checked
+here. Separate query, key and value projections are packed; a learned position table moves to the model's grid.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vitdeploy.errors import InputError
+from vitdeploy.files import expect
+from vitdeploy.models import positions
+from vitdeploy.models.vit import VisionTransformer
+
+State = dict[str, Tensor]
+MOST_TENSORS = 20_000
+LARGEST_HEADER = 100 << 20
+_AGAIN = "download or write it again"
+
+
+def read(path: Path) -> State:
+    """Read a safetensors file as float32 tensors.
+
+    Returns:
+        Name to float32 tensor, on the CPU.
+
+    Raises:
+        InputError: VD3001 to VD3005 for what is no safetensors file, VD3006 damaged, VD3007 duplicate names, VD3008
+            NaN or infinity, VD3013 too large a header.
+    """
+    expect(path, "safetensors", what="a safetensors file")
+    _check_header(path)
+    try:
+        state = load_file(path)
+    except safetensors.SafetensorError as exc:
+        raise InputError("VD3006", f"is damaged: {exc}", file=path, fix=_AGAIN) from exc
+    for name, tensor in state.items():
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            message = f"tensor {name!r} has {bad:,} values of {tensor.numel():,} that are NaN or infinite"
+            raise InputError("VD3008", message, file=path, fix="use a checkpoint from before the training diverged")
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise InputError("VD3013", f"has a header of {length:,} bytes", file=path, fix=_AGAIN)
+        if 8 + length > size:
+            raise InputError("VD3006", f"is cut off: {size:,} bytes, the header alone needs {8 + length:,}", file=path, fix=_AGAIN)
+        raw = stream.read(length)
+    twice: list[str] = []
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(items)
+        if len(found) != len(items):
+            names = [name for name, _ in items]
+            twice.extend(sorted({name for name in names if names.count(name) > 1}))
+        return found
+
+    try:
+        header = json.loads(raw, object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as exc:
+        raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
+    if twice:
+        raise InputError("VD3007", f"names the tensor {twice[0]!r} twice in its header", file=path, fix="write it again")
+    if len(header) > MOST_TENSORS:
+        raise InputError("VD3013", f"names {len(header):,} tensors, at most {MOST_TENSORS:,} are read", file=path)
+
+
+def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = None, *, file: Path | None = None) -> None:
+    """Put a state dict into a model: all of it, or an error that names what does not fit.
+
+    Args:
+        model: Built from the spec that the weights belong to, perhaps at another image size.
+        state: Float32 tensors by our names; not changed.
+        grid: Rows and columns of the learned position table in ``state``; None means the model's, or a square.
+        file: For messages.
+
+    Raises:
+        InputError: VD3009, missing, unexpected or mis-shaped tensors (first five of each named).
+    """
+    state = _packed(state)
+    table = state.get("pos_embed")
+    if table is not None and table.ndim == 3 and model.spec.position == "learned":
+        state["pos_embed"] = _moved(table, grid, model)
+    wanted = model.state_dict()
+    flat = state.get("patch_embed.proj.weight")
+    patch = wanted["patch_embed.proj.weight"]
+    if flat is not None and flat.ndim != patch.ndim and flat.numel() == patch.numel():
+        state["patch_embed.proj.weight"] = flat.reshape(patch.shape)  # convolution and Linear: the same function
+    missing = sorted(wanted.keys() - state.keys())
+    unexpected = sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
+    found = [f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})" for kind, names in problems.items() if names]
+    if found:
+        message = f"does not fit the model {model.spec.name!r}: {'; '.join(found)}"
+        raise InputError("VD3009", message, file=file, fix="check that model and weights belong together")
+    model.load_state_dict(state)
+
+
+def _packed(state: State) -> State:
+    """Separate ``attn.q``, ``attn.k``, ``attn.v`` projections as one ``attn.qkv``; anything else as it is."""
+    packed = dict(state)
+    for name in state:
+        stem, dot, kind = name.partition(".attn.q.")
+        parts = [f"{stem}.attn.{part}.{kind}" for part in "qkv"]
+        if dot and all(part in packed for part in parts):
+            packed[f"{stem}.attn.qkv.{kind}"] = torch.cat([packed.pop(part) for part in parts])
+    return packed
+
+
+def _moved(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:
+    extra = model.spec.positions - model.spec.patches
+    patches = table.shape[1] - extra
+    side = math.isqrt(max(patches, 0))
+    old = grid or (model.spec.grid if patches == model.spec.patches else (side, side))
+    if old[0] * old[1] != patches or patches < 1:
+        return table  # the shape check names it
+    return positions.resample(table, old, model.spec)

@@ -1,0 +1,109 @@
+"""The proof that an exported file computes what PyTorch computes, at every batch size it claims to take."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitdeploy import images, synthetic
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends import backend
+from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
+from vitdeploy.errors import EnvironmentError_
+from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.recipe import ExportConfig
+
+Rows = dict[str, NDArray[np.float32]]
+
+
+def prove(source: VisionTransformer, artifact: Artifact, config: ExportConfig) -> dict[str, Any]:
+    """Run the file at each batch size and compare every row with PyTorch's and with the same row in other company.
+
+    For a dynamic batch the other company is none: the row alone. For a static batch it is the batch turned by one place.
+
+    Args:
+        source: The PyTorch original.
+        artifact: The file, opened in ONNX Runtime.
+        config: Batch sizes and tolerance.
+
+    Returns:
+        Batch sizes; largest |difference| from PyTorch and between companies, absolute and as a share of the standard
+        deviation of PyTorch's output, over all rows and outputs.
+
+    Raises:
+        EnvironmentError_: VD4003, a difference is above the tolerance, or NaN.
+    """
+    batches = (config.batch,) if config.batch else tuple(sorted(set(config.prove_batches)))
+    count = max(max(batches), 2) if config.batch is None else config.batch
+    pixels = synthetic.pixels(count, artifact.spec.input)  # [count, H, W, C]
+    truth = _reference(source, pixels, config)
+    tensor = images.to_tensor(pixels, artifact.spec.input)
+    found = {"batches": list(batches), "images": count, "difference": 0.0, "relative": 0.0, "company": 0.0}
+    with closing(backend("onnxruntime").open(artifact, OpenConfig())) as runner:
+        alone = _alone(runner, tensor, config.batch)
+        for batch in batches:
+            rows = runner.run(tensor[:batch])
+            for name, expected in truth.items():
+                spread = float(expected.std())
+                limit = config.tolerance * spread + 1e-6  # the floor is for outputs that are all but constant
+                kinds = (("difference", expected[:batch], "from PyTorch"), ("company", alone[name][:batch], "between batch sizes"))
+                for key, other, words in kinds:
+                    worst = _largest(rows[name], other)
+                    found[key] = float(np.maximum(found[key], worst))  # keeps NaN; max() drops it
+                    if key == "difference":
+                        found["relative"] = float(np.maximum(found["relative"], worst / (spread or 1.0)))
+                    if not worst <= limit:
+                        _refuse(artifact, name, batch, words, (worst, limit))
+            if config.top_k is not None:
+                _check_top_k(artifact, rows, config.top_k)
+    return msgspec.to_builtins(found)
+
+
+def _reference(source: VisionTransformer, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:
+    """PyTorch's outputs, a few rows at a time: float32 [count, ...] each."""
+    contract = source.spec.input
+    names = (source.spec.output, *config.outputs)
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), 8):
+            batch = torch.from_numpy(images.to_tensor(pixels[start : start + 8], contract))
+            outputs = source.outputs(batch) if config.outputs else {names[0]: source(batch)}
+            parts.append({name: outputs[name].numpy() for name in names})
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _alone(runner: Runner, tensor: Tensor, static: int | None) -> Outputs:
+    """Every row in other company: alone, or (static batch) with the whole batch turned by one place."""
+    if static is not None:
+        return {name: np.roll(rows, 1, 0) for name, rows in runner.run(np.roll(tensor, -1, 0)).items()}
+    parts = [runner.run(tensor[index : index + 1]) for index in range(len(tensor))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _largest(rows: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest |difference|; infinite when the shapes differ, NaN when there is one."""
+    if rows.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(rows.astype(np.float64) - expected).max())
+
+
+def _check_top_k(artifact: Artifact, rows: Outputs, k: int) -> None:
+    """The K outputs must be the softmax of the file's own logits, sorted."""
+    logits = rows[artifact.spec.output].astype(np.float64)  # [n, classes]
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    best = np.take_along_axis(shares, rows["top_k_indices"].astype(np.int64), 1)  # [n, k]
+    worst = max(_largest(rows["top_k_probabilities"], np.sort(shares, 1)[:, ::-1][:, :k]), _largest(best, rows["top_k_probabilities"]))
+    if not worst <= 1e-5:
+        _refuse(artifact, "top_k_probabilities", len(logits), "from the softmax of the logits", (worst, 1e-5))
+
+
+def _refuse(artifact: Artifact, name: str, batch: int, words: str, numbers: tuple[float, float]) -> None:
+    worst, limit = numbers
+    message = f"output {name!r} at batch {batch} differs {words} by {worst:.3g}, allowed are {limit:.3g}"
+    raise EnvironmentError_("VD4003", message, file=artifact.model.name, fix="nothing was written; report this with the spec")

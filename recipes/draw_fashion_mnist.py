@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy import files, idx
+from vitdeploy import files
+from vitdeploy.datasets import idx
 
 SEED = 20170825
 """The day of the data set's paper, arXiv:1708.07747."""

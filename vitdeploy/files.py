@@ -115,7 +115,10 @@ def inside(folder: Path, name: str) -> Path:
         TrustError: VD7001, the name is absolute, climbs out, or goes through a symbolic link that leads out.
     """
     root = folder.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (ValueError, RuntimeError, OSError):  # a NUL byte, or a loop of links
+        path = root
     if not name or Path(name).is_absolute() or root not in path.parents:
         raise TrustError("VD7001", f"names the file {name!r}, which lies outside", file=folder)
     return path

@@ -1,0 +1,99 @@
+"""An artifact is what its record says, or an error."""
+
+import json
+
+import pytest
+
+from vitdeploy.artifact import RECORD, Artifact, Record, seal
+from vitdeploy.errors import InputError, TrustError
+from vitdeploy.onnxfile import read_header
+from vitdeploy.spec import ModelSpec
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0aabc")
+    seal(tmp_path, Record(spec=ModelSpec(name="x"), made_by="test"))
+    return tmp_path
+
+
+def test_round_trip(folder) -> None:
+    artifact = Artifact.open(folder)
+    assert artifact.spec == ModelSpec(name="x")
+    assert artifact.model == folder / "model.onnx"
+    assert artifact.weights is None
+    assert artifact.id == Artifact.open(folder).id
+
+
+def change(folder, **values) -> None:
+    table = json.loads((folder / RECORD).read_text()) | values
+    (folder / RECORD).write_text(json.dumps(table))
+
+
+def test_a_changed_file_is_noticed(folder) -> None:
+    (folder / "model.onnx").write_bytes(b"\x08\x0aabd")
+    with pytest.raises(InputError, match="changed after") as caught:
+        Artifact.open(folder)
+    assert caught.value.code == "VD3010"
+    Artifact.open(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"surprise": 1}, "surprise"),
+        ({"kind": "pickle"}, "kind"),
+        ({"entry": "other.onnx"}, "does not list"),
+        ({"files": {"model.onnx": "0", "gone": "0"}}, "changed after"),
+    ],
+)
+def test_a_wrong_record_is_refused(folder, values, words) -> None:
+    change(folder, **values)
+    with pytest.raises(InputError, match=words) as caught:
+        Artifact.open(folder)
+    assert caught.value.code == "VD3010"
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/hostname"])
+def test_a_record_can_not_point_outside(folder, name) -> None:
+    change(folder, files={name: "0"}, entry=name)
+    with pytest.raises(TrustError) as caught:
+        Artifact.open(folder)
+    assert caught.value.code == "VD7001"
+
+
+def test_not_an_artifact(tmp_path) -> None:
+    with pytest.raises(InputError) as caught:
+        Artifact.open(tmp_path)
+    assert caught.value.code == "VD3010"
+    with pytest.raises(InputError) as caught:
+        Artifact.open(tmp_path / "missing")
+    assert caught.value.code == "VD3001"
+
+
+def test_header_of_a_real_file(tiny_artifact) -> None:
+    header = read_header(tiny_artifact.model)
+    assert header.opsets == {"": 20}
+    assert header.ir_version >= 9
+    assert header.producer.startswith("pytorch")
+    assert 0 < header.graph_bytes < tiny_artifact.model.stat().st_size
+
+
+def test_every_cut_of_a_header_is_an_error(tiny_artifact, tmp_path) -> None:
+    """However a download was cut, it is said so; nothing else escapes."""
+    raw = tiny_artifact.model.read_bytes()
+    for length in (1, 2, 3, 5, 9, 20, 100, len(raw) // 2, len(raw) - 1):
+        path = tmp_path / "cut.onnx"
+        path.write_bytes(raw[:length])
+        with pytest.raises(InputError) as caught:
+            read_header(path)
+        assert caught.value.code in ("VD3005", "VD3011")
+
+
+def test_a_foreign_file_has_no_contract(tmp_path) -> None:
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(b"\x08\x0a\x3a\x03abc")
+    with pytest.raises(InputError) as caught:
+        Artifact.open(path)
+    assert caught.value.code == "VD3012"

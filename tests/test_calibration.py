@@ -1,0 +1,97 @@
+"""The data that travel with the source are what their README says, and can be drawn again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from vitdeploy import datasets, files
+from vitdeploy.datasets import idx
+from vitdeploy.spec import InputContract
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "calibration" / "fashion-mnist"
+SETS = {"calibration": 512, "evaluation": 2000}
+
+
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw_fashion_mnist", ROOT / "recipes" / "draw_fashion_mnist.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recorded() -> dict[str, str]:
+    """File name to digest of the unpacked array, as the README records it."""
+    rows = re.findall(r"^ {4}([0-9a-f]{64})  (\S+)$", (DATA / "README.md").read_text(), re.MULTILINE)
+    return {name: digest for digest, name in rows}
+
+
+def test_every_file_is_listed_and_has_its_digest() -> None:
+    listed = dict(reversed(line.split("  ")) for line in (DATA / "SHA256SUMS").read_text().splitlines())
+    present = {path.name for path in DATA.iterdir()} - {"README.md", "SHA256SUMS"}
+    assert set(listed) == present
+    assert {name: files.sha256(DATA / name) for name in listed} == listed
+
+
+def test_arrays_have_the_recorded_digests() -> None:
+    found = {}
+    for name in SETS:
+        for kind, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
+            file = f"{name}-{kind}-ubyte.gz"
+            found[file] = hashlib.sha256(idx.read(DATA / file, dimensions).tobytes()).hexdigest()
+    assert found == recorded()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_counts_and_classes(name: str) -> None:
+    dataset = datasets.open_dataset(DATA, split=name)
+    assert len(dataset) == SETS[name]
+    assert dataset.classes is not None
+    assert dataset.classes[9] == "Ankle boot"
+    assert dataset.labels is not None
+    per_class = np.bincount(dataset.labels, minlength=10)
+    assert per_class.max() - per_class.min() <= 1
+    assert dataset.digest == datasets.open_dataset(DATA / f"{name}-images-idx3-ubyte.gz").digest
+
+
+def test_no_image_is_in_both_sets_or_twice() -> None:
+    images = [image.tobytes() for name in SETS for image in idx.read(DATA / f"{name}-images-idx3-ubyte.gz", 3)]
+    assert len(set(images)) == len(images) == sum(SETS.values())
+
+
+def test_it_feeds_a_model() -> None:
+    contract = InputContract(height=32, width=32, channels=1, mean=(0.5,), std=(0.5,), resize_to=32)
+    dataset = datasets.open_dataset(DATA, split="evaluation")
+    batch = next(dataset.batches(contract, datasets.LoadConfig(batch_size=8, limit=8)))
+    assert batch.pixels.shape == (8, 32, 32, 1)
+    assert batch.pixels.std() > 20, "pictures, not a constant"
+    labels = ("ankle_boot", *(dataset.classes or ())[:9])
+    assert dataset.class_map(labels, 10).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_drawing_again_gives_the_same(tmp_path: Path) -> None:
+    source = Path(os.environ.get("VITDEPLOY_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    if not (source / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"no Fashion-MNIST in {source} (Debian package dataset-fashion-mnist, or VITDEPLOY_FASHION_MNIST)")
+    assert recipe().make(source, tmp_path) == recorded()
+    assert (tmp_path / "classes.txt").read_bytes() == (DATA / "classes.txt").read_bytes()
+
+
+def test_a_draw_is_balanced_and_depends_on_the_seed() -> None:
+    draw = recipe().draw
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 30)
+    taken = draw(labels, "train", 25, 1)
+    assert len(set(taken.tolist())) == 25
+    assert sorted(np.bincount(labels[taken], minlength=10).tolist()) == [2] * 5 + [3] * 5
+    np.testing.assert_array_equal(taken, draw(labels, "train", 25, 1))
+    assert set(taken.tolist()) != set(draw(labels, "train", 25, 2).tolist())

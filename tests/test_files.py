@@ -1,0 +1,129 @@
+"""Files are written whole or not at all, and never outside their folder."""
+
+import errno
+import os
+
+import pytest
+
+from vitdeploy import files
+from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "lfs"),
+        (b"\n <!DOCTYPE html><html></html>", "html"),
+        (b"\xef\xbb\xbf<html>", "html"),
+        (b"PK\x03\x04rest", "zip"),
+        (b"\x80\x02ctorch", "pickle"),
+        (b"7z\xbc\xaf'\x1crest", "7z"),
+        (b"\x1f\x8b\x08rest", "gzip"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{}              ", "safetensors"),
+        (b"\x08\x0a\x12\x07pytorch", "onnx"),
+        (b"hello\n", "text"),
+        (b"\xff\xfe\x00\x01", "unknown"),
+    ],
+)
+def test_sniffing(tmp_path, content, kind) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert files.sniff(path) == kind
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"", "VD3002", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "VD3003", "git lfs pull"),
+        (b"<html>", "VD3004", "HTML page"),
+        (b"PK\x03\x04rest", "VD3005", "zip archive"),
+    ],
+)
+def test_a_wrong_kind_is_named(tmp_path, content, code, words) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        files.expect(path, "onnx", what="an ONNX model")
+    assert (caught.value.code, caught.value.exit_code) == (code, 3)
+
+
+@pytest.mark.parametrize("path", ["missing", "."])
+def test_nothing_to_read(tmp_path, path) -> None:
+    with pytest.raises(InputError) as caught:
+        files.sniff(tmp_path / path)
+    assert caught.value.code == "VD3001"
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "", ".", "a/../../x", "link/x", "loop", "nul\0"])
+def test_names_stay_inside(tmp_path, name) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+    (tmp_path / "folder" / "loop").symlink_to("loop")
+    with pytest.raises(TrustError) as caught:
+        files.inside(tmp_path / "folder", name)
+    assert (caught.value.code, caught.value.exit_code) == ("VD7001", 7)
+
+
+def test_write_replaces_whole_files(tmp_path) -> None:
+    path = tmp_path / "deep" / "report.json"
+    files.write(path, "one")
+    files.write(path, b"two")
+    assert path.read_text() == "two"
+    assert os.listdir(path.parent) == ["report.json"]
+
+
+def test_write_refuses_a_folder(tmp_path) -> None:
+    with pytest.raises(UsageError) as caught:
+        files.write(tmp_path, "x")
+    assert caught.value.code == "VD2008"
+
+
+def test_an_error_inside_the_block_leaves_the_old_folder_and_passes_through(tmp_path) -> None:
+    out = tmp_path / "out"
+    with files.folder(out, ours="record") as new:
+        (new / "record").write_text("old")
+    with pytest.raises(FileNotFoundError, match="theirs"), files.folder(out, ours="record") as new:
+        (new / "record").write_text("new")
+        raise FileNotFoundError("theirs")
+    assert (out / "record").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_without_renameat2_the_folder_is_still_replaced(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    for content in ("old", "new"):
+        with files.folder(tmp_path / "out", ours="record") as new:
+            (new / "record").write_text(content)
+    assert (tmp_path / "out" / "record").read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_temporaries_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path) -> None:
+    dead, living = tmp_path / ".out.tmp-999999999-ab", tmp_path / f".out.tmp-{os.getppid()}-ab"
+    dead.mkdir()
+    living.mkdir()
+    with files.folder(tmp_path / "out", ours="record") as new:
+        (new / "record").write_text("x")
+    assert not dead.exists()
+    assert living.exists()
+
+
+def test_a_full_disk_is_said_in_our_words(tmp_path, monkeypatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.write(tmp_path / "kept", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentError_) as caught:
+        files.write(tmp_path / "kept", "new")
+    assert (caught.value.code, caught.value.exit_code) == ("VD4002", 4)
+    assert (tmp_path / "kept").read_text() == "old"
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_write_that_can_not_fit_is_refused_before_it_begins(tmp_path) -> None:
+    with pytest.raises(EnvironmentError_) as caught:
+        files.need_space(tmp_path / "not" / "yet", 1 << 60)
+    assert caught.value.code == "VD4002"

@@ -1,0 +1,74 @@
+"""Which of the model's classes is which of the data's: by name where both have names, else by number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.errors import InputError
+
+
+def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, path: Path) -> NDArray[np.int64]:
+    """For each class number of a data set, the model's.
+
+    Names are compared exactly first, then regardless of case, spaces, hyphens and underscores. Numbers count when one
+    side has no names, and for a full set of WordNet ids (n01440764 ...), whose order is ImageNet's by convention.
+
+    Args:
+        classes: The data's class names, or only how many there are.
+        labels: The model's class names in output order, or nothing.
+        outputs: Number of the model's classes.
+        path: The data set, for errors.
+
+    Returns:
+        int64 [number of the data's classes], each in [0, outputs).
+
+    Raises:
+        InputError: VD3106, a class that the model does not know or knows twice, or more classes than the model has.
+    """
+    if isinstance(classes, int) or not labels or _is_wordnet(classes, outputs):
+        count = classes if isinstance(classes, int) else len(classes)
+        if count > outputs:
+            message = f"has {count} classes, the model {outputs}"
+            raise InputError("VD3106", message, file=path, fix="use data of the model's classes")
+        return np.arange(count, dtype=np.int64)
+    return _by_name(classes, labels, path)
+
+
+def _is_wordnet(classes: Sequence[str], outputs: int) -> bool:
+    return len(classes) == outputs and all(re.fullmatch(r"n\d{8}", name) for name in classes)
+
+
+def _by_name(classes: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
+    exact = _places(labels, str)
+    loose = _places(labels, _plain)
+    numbers, unknown = [], []
+    for name in classes:
+        places = exact.get(name) or loose.get(_plain(name), [])
+        if len(places) == 1:
+            numbers.append(places[0])
+        else:
+            unknown.append(f"{name!r} ({len(places)} times)" if places else repr(name))
+    twice = len(set(numbers)) != len(numbers)
+    if unknown or twice:
+        some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        message = f"the model does not know, or not once, {len(unknown)} of {len(classes)} classes: {some}"
+        message = message if unknown else "two classes of the data have the same name in the model"
+        fix = f"rename them to the model's, such as {labels[0]!r}"
+        raise InputError("VD3106", message, file=path, fix=fix)
+    return np.array(numbers, np.int64)
+
+
+def _places(labels: Sequence[str], form: Callable[[str], str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        places.setdefault(form(label), []).append(index)
+    return places
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

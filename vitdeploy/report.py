@@ -20,7 +20,8 @@ class Metric(msgspec.Struct, frozen=True):
 
     Attributes:
         value: The number, in `unit`. NaN is allowed and never hidden.
-        unit: ``ms``, ``images/s``, ``dB``, ``share`` (in [0, 1]), ``count``, ``ratio``, ``points``, or "" for none.
+        unit: ``ms``, ``images/s``, ``dB``, ``share`` (in [0, 1]), ``count``, ``ratio``, ``points``
+            (percentage points), ``MiB``, or "" for none.
         low: Lower end of the 95 % interval, if there is one.
         high: Upper end.
     """

@@ -119,7 +119,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         layer_scale: Initial value of LayerScale; None is no LayerScale.
         pool: How tokens become one vector; ``map`` is attention pooling with a learned query.
         head: What follows the pool; ``mlp`` has one hidden layer with tanh, ``distilled`` averages two Linear heads.
-        head_width_hidden: Hidden width of the ``mlp`` head; None is width.
+        head_mlp_width: Hidden width of the ``mlp`` head; None is width.
         head_bias: Whether the head has a bias.
         classes: Outputs of the head; 0 exactly when head is ``none``.
         labels: Class names in output order, or nothing.
@@ -154,7 +154,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layer_scale: float | None = None
     pool: Pool = "cls"
     head: Head = "linear"
-    head_width_hidden: int | None = None
+    head_mlp_width: int | None = None
     head_bias: bool = True
     classes: int = 1000
     labels: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def inner(self) -> int:
-        """heads x head size, the width of queries, keys and values."""
+        """Width of queries, keys and values: heads x head size."""
         return self.heads * self.head_size
 
     @property
@@ -221,7 +221,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def _check_sizes(spec: ModelSpec) -> None:
-    given = [size for size in (spec.head_width, spec.mlp_width, spec.head_width_hidden) if size is not None]
+    given = [size for size in (spec.head_width, spec.mlp_width, spec.head_mlp_width) if size is not None]
     if min(*spec.patch, spec.width, spec.depth, spec.heads, *given) < 1:
         raise UsageError("VD2003", f"model {spec.name!r} has a size below 1 (patch, width, depth, heads or a hidden width)")
     if spec.registers < 0 or not spec.norm_eps > 0:
@@ -232,8 +232,8 @@ def _check_sizes(spec: ModelSpec) -> None:
             message = f"image {side} {pixels} is not a multiple of the patch {patch}"
             raise UsageError("VD2004", message, fix=f"use {near}")
     if (spec.head_width is None or spec.pool == "map") and spec.width % spec.heads:
-        near = [h for h in range(1, spec.width + 1) if spec.width % h == 0]
-        best = min(near, key=lambda h: abs(h - spec.heads))
+        dividers = [h for h in range(1, spec.width + 1) if spec.width % h == 0]
+        best = min(dividers, key=lambda h: abs(h - spec.heads))
         message = f"{spec.heads} heads do not divide the width {spec.width}"
         other = "" if spec.pool == "map" else ", or give head_width"  # the pool's own heads always divide the width
         raise UsageError("VD2005", message, fix=f"use {best} heads{other}")

@@ -234,7 +234,7 @@ def test_manifest_and_a_loop_of_links(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "path\nloop.png\n")
     with pytest.raises(TrustError) as caught:
         open_dataset(path)
-    check(caught.value, "VD7001", tmp_path, "loop.png")
+    check(caught.value, "VD7001", tmp_path, "loop.png", kind=TrustError)
 
 
 def test_classes_file_is_checked(tmp_path: Path) -> None:

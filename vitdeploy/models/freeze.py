@@ -32,7 +32,7 @@ def freeze(model: VisionTransformer) -> VisionTransformer:
     frozen.register_buffer("table", table)
     frozen.token_table = lambda: frozen.table  # type: ignore[method-assign]
     for module in frozen.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention) and not module.decomposed:  # a frozen model stays as it is
             _freeze_attention(module)
         elif isinstance(module, AttentionPool):
             module.register_buffer("constant", module.query())

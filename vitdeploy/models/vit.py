@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """One learned factor a channel on a residual branch (Touvron et al. 2021, CaiT, arXiv:2103.17239, equation 12)."""
+    """One learned factor a channel on a residual branch (Touvron et al. 2021, CaiT, arXiv:2103.17239, section 2)."""
 
     def __init__(self, width: int, value: float) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class MlpHead(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        hidden = spec.head_width_hidden or spec.width
+        hidden = spec.head_mlp_width or spec.width
         self.fc1, self.fc2 = nn.Linear(spec.pooled_size, hidden), nn.Linear(hidden, spec.classes, bias=spec.head_bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, pooled]

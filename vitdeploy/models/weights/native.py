@@ -43,11 +43,15 @@ def read(path: Path) -> State:
     except safetensors.SafetensorError as exc:
         raise InputError("VD3006", f"is damaged: {exc}", file=path, fix=_AGAIN) from exc
     for name, tensor in state.items():
-        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if not tensor.is_floating_point():
+            message = f"tensor {name!r} is of type {str(tensor.dtype)[6:]}, weights are floating-point numbers"
+            raise InputError("VD3009", message, file=path, fix="save the weights alone, before they are quantised")
+        state[name] = tensor.float()  # first: a large float64 becomes infinite, and float8 has no test of its own
+        bad = int((~torch.isfinite(state[name])).sum())
         if bad:
             message = f"tensor {name!r} has {bad:,} values of {tensor.numel():,} that are NaN or infinite"
             raise InputError("VD3008", message, file=path, fix="use a checkpoint from before the training diverged")
-    return {name: tensor.float() for name, tensor in state.items()}
+    return state
 
 
 def _check_header(path: Path) -> None:
@@ -57,7 +61,8 @@ def _check_header(path: Path) -> None:
         if length > LARGEST_HEADER:
             raise InputError("VD3013", f"has a header of {length:,} bytes", file=path, fix=_AGAIN)
         if 8 + length > size:
-            raise InputError("VD3006", f"is cut off: {size:,} bytes, the header alone needs {8 + length:,}", file=path, fix=_AGAIN)
+            message = f"is cut off: {size:,} bytes, the header alone needs {8 + length:,}"
+            raise InputError("VD3006", message, file=path, fix=_AGAIN)
         raw = stream.read(length)
     twice: list[str] = []
 
@@ -95,10 +100,11 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
     if table is not None and table.ndim == 3 and model.spec.position == "learned":
         state["pos_embed"] = _moved(table, grid, model)
     wanted = model.state_dict()
-    flat = state.get("patch_embed.proj.weight")
-    patch = wanted["patch_embed.proj.weight"]
-    if flat is not None and flat.ndim != patch.ndim and flat.numel() == patch.numel():
-        state["patch_embed.proj.weight"] = flat.reshape(patch.shape)  # convolution and Linear: the same function
+    patch = state.get("patch_embed.proj.weight")
+    kernel = (model.spec.width, model.spec.input.channels, *model.spec.patch)
+    if patch is not None and patch.shape in (kernel, (kernel[0], math.prod(kernel[1:]))):
+        wanted_shape = wanted["patch_embed.proj.weight"].shape
+        state["patch_embed.proj.weight"] = patch.reshape(wanted_shape)  # convolution and Linear: the same function
     missing = sorted(wanted.keys() - state.keys())
     unexpected = sorted(state.keys() - wanted.keys())
     shapes = [
@@ -107,7 +113,11 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
         if state[name].shape != wanted[name].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
-    found = [f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})" for kind, names in problems.items() if names]
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
+        for kind, names in problems.items()
+        if names
+    ]
     if found:
         message = f"does not fit the model {model.spec.name!r}: {'; '.join(found)}"
         raise InputError("VD3009", message, file=file, fix="check that model and weights belong together")
@@ -120,7 +130,9 @@ def _packed(state: State) -> State:
     for name in state:
         stem, dot, kind = name.partition(".attn.q.")
         parts = [f"{stem}.attn.{part}.{kind}" for part in "qkv"]
-        if dot and all(part in packed for part in parts):
+        if not (dot and all(part in packed for part in parts)):
+            continue
+        if state[name].ndim and len({packed[part].shape[1:] for part in parts}) == 1:  # else the name check names them
             packed[f"{stem}.attn.qkv.{kind}"] = torch.cat([packed.pop(part) for part in parts])
     return packed
 
@@ -130,6 +142,6 @@ def _moved(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer
     patches = table.shape[1] - extra
     side = math.isqrt(max(patches, 0))
     old = grid or (model.spec.grid if patches == model.spec.patches else (side, side))
-    if old[0] * old[1] != patches or patches < 1:
+    if old[0] * old[1] != patches or patches < 1 or table.shape != (1, extra + patches, model.spec.width):
         return table  # the shape check names it
     return positions.resample(table, old, model.spec)

@@ -1,0 +1,86 @@
+"""Fixtures that several folders of tests share."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from vitdeploy import synthetic
+from vitdeploy.artifact import Artifact, Record
+from vitdeploy.recipe import ExportConfig, ModelConfig
+from vitdeploy.spec import InputContract, ModelSpec
+
+TINY = ModelSpec(
+    name="tiny",
+    input=InputContract(height=16, width=24, channels=3, resize="stretch"),
+    patch=(8, 8),
+    width=32,
+    depth=2,
+    heads=2,
+    classes=12,
+)
+
+
+def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = None) -> Artifact:
+    """A tiny artifact with random weights, three times as large as usual so that classes differ clearly."""
+    import torch
+    from safetensors.torch import save_file
+
+    from vitdeploy.exporter import export
+    from vitdeploy.models.vit import build
+
+    model = build(spec)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    source, weights = folder.parent / "spec.json", folder.parent / "original.safetensors"
+    source.write_bytes(msgspec.json.encode(spec))
+    save_file(model.state_dict(), weights)
+    return export(
+        ModelConfig(source=str(source), weights=str(weights)), config or ExportConfig(prove_batches=(1, 3)), folder
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    """Two blocks of width 32 on 16 x 24 pixels, 12 classes."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory) -> Artifact:
+    """An artifact of `tiny_spec` with a dynamic batch."""
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "tiny", TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_static(tmp_path_factory) -> Artifact:
+    """The same for batches of exactly 4."""
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "static", TINY, ExportConfig(batch=4))
+
+
+@pytest.fixture(scope="session")
+def tiny_headless(tmp_path_factory) -> Artifact:
+    """The same without a head: its output is ``pooled`` [N, 32]."""
+    spec = msgspec.structs.replace(TINY, name="headless", head="none", classes=0)
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "headless", spec)
+
+
+@pytest.fixture(scope="session")
+def tiny_bytes(tmp_path_factory) -> Artifact:
+    """The same with the normalisation inside: takes uint8 [N, H, W, C], and tells the two best classes."""
+    config = ExportConfig(input="uint8-nhwc", top_k=2, prove_batches=(1, 3))
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "bytes", TINY, config)
+
+
+@pytest.fixture
+def bare_artifact(tiny_artifact) -> Artifact:
+    """The exported file alone: no record, no PyTorch original."""
+    return Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pixels() -> np.ndarray:
+    """uint8 [7, 16, 24, 3]."""
+    return synthetic.pixels(7, TINY.input)

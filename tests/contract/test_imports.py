@@ -1,0 +1,71 @@
+"""What may be imported where, each checked in a fresh interpreter in which the forbidden packages do not exist."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "safetensors", "tensorrt", "transformers", "timm")
+LIGHT = (
+    "vitdeploy",
+    "vitdeploy.cli",
+    "vitdeploy.shell",
+    "vitdeploy.doctor",
+    "vitdeploy.artifact",
+    "vitdeploy.images",
+    "vitdeploy.datasets",
+    "vitdeploy.variants",
+    "vitdeploy.cost",
+    "vitdeploy.backends",
+    "vitdeploy.backends.base",
+    "vitdeploy.measure.statistics",
+    "vitdeploy.measure.parity",
+    "vitdeploy.measure.accuracy",
+    "vitdeploy.measure.latency",
+    "vitdeploy.prover",
+    "vitdeploy.predictor",
+    "vitdeploy.pipeline",
+    "vitdeploy.recipe",
+    "vitdeploy.report",
+    "vitdeploy.render.console",
+    "vitdeploy.render.json",
+    "vitdeploy.render.markdown",
+    "vitdeploy.render.progress",
+    "vitdeploy.render.tables",
+)
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("banned", "modules"),
+    [
+        pytest.param(HEAVY, LIGHT, id="without torch, onnx and engines"),
+        pytest.param((*HEAVY, "numpy", "PIL", "rich", "typer", "msgspec"), ("vitdeploy", "vitdeploy.errors"), id="package"),
+        pytest.param((*HEAVY, "numpy", "PIL", "rich", "msgspec"), ("vitdeploy.cli",), id="command line"),
+    ],
+)
+def test_imports_without(banned, modules):
+    """A None in sys.modules makes an import fail, whether or not the package is installed."""
+    imports = "\n".join(f"import {name}" for name in modules)
+    run(f"import sys; sys.modules.update(dict.fromkeys({banned!r}))\n{imports}")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export", "--help"], ["doctor", "--help"]])
+def test_help_needs_only_typer(arguments):
+    banned = (*HEAVY, "numpy", "PIL", "rich", "msgspec")
+    run(
+        f"import sys; sys.modules.update(dict.fromkeys({banned!r}))\n"
+        f"from vitdeploy.cli import main; assert main({arguments!r}) == 0"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["explain"]])
+def test_looking_needs_no_engine(arguments):
+    run(
+        f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
+        f"from vitdeploy.cli import main; assert main({arguments!r}) == 0"
+    )

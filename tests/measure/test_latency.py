@@ -1,0 +1,203 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.errors import EnvironmentError_, InputError
+from vitdeploy.measure import latency
+from vitdeploy.measure.latency import Subject, measure
+from vitdeploy.measure.worker import Worker
+from vitdeploy.recipe import BenchConfig
+
+QUICK = BenchConfig(rounds=5, seconds=0.01, warmup=1, threads=1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+@pytest.fixture
+def worker(tiny_artifact):
+    with Worker("tiny / onnxruntime", tiny_artifact, "onnxruntime", OpenConfig(threads=1)) as started:
+        started.open()
+        yield started
+
+
+def test_rows_and_columns(tiny_artifact):
+    heard = []
+    subjects = [
+        Subject("tiny / pytorch", tiny_artifact, "pytorch", "tiny / pytorch"),
+        Subject("tiny / onnxruntime", tiny_artifact, "onnxruntime", "tiny / pytorch"),
+    ]
+    config = BenchConfig(batches=(3, 1), rounds=5, seconds=0.02, warmup=1, threads=1)
+    rows, _ = measure(subjects, config, progress=lambda *news: heard.append(news))
+    assert [(row.subject, row.settings["batch"]) for row in rows] == [
+        ("tiny / pytorch", 1),
+        ("tiny / onnxruntime", 1),
+        ("tiny / pytorch", 3),
+        ("tiny / onnxruntime", 3),
+    ]
+    for row in rows:
+        found = row.metrics
+        assert 0 < found["p50"].value <= found["p90"].value <= found["p99"].value
+        assert found["throughput"].value == pytest.approx(1000 * row.settings["batch"] / found["mean"].value)
+        assert found["runs"].value >= 5
+        assert found["peak_memory"].value > 10
+        assert found["load"].value > 0
+        assert row.settings["threads"] == 1
+    reference, engine = rows[:2]
+    assert reference.metrics["speedup"].value == 1
+    assert reference.metrics["speedup"].low is None
+    assert engine.metrics["speedup"].low <= engine.metrics["speedup"].value <= engine.metrics["speedup"].high
+    assert heard[0] == ("bench", 0, 20)
+    assert heard[-1] == ("bench", 20, 20)
+    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+
+
+def test_every_subject_takes_every_place(monkeypatch, tiny_artifact):
+    order = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, seconds):
+            order.append(self.name)
+            return [1.0]
+
+    monkeypatch.setattr(latency, "PAUSE_S", 0)
+    workers = {name: Fake(name) for name in "abc"}
+    taken = {name: latency._Times(0.0) for name in "abc"}
+    latency._rounds(workers, taken, BenchConfig(rounds=3), lambda done: None)
+    assert "".join(order) == "abcbcacab"
+
+
+def test_few_rounds_give_no_interval(tiny_artifact):
+    subject = Subject("t", tiny_artifact, "onnxruntime", None)
+    rows, notes = measure([subject], BenchConfig(rounds=2, seconds=0.01, warmup=0, threads=1))
+    assert "speedup" not in rows[0].metrics
+    assert any("too few for intervals" in note for note in notes)
+
+
+def test_noise_and_load_are_noted(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 2.0, 1.0))
+    monkeypatch.setattr(latency, "threads", lambda config: 2)
+    assert latency._busy(BenchConfig(threads=8)) == [
+        "WARNING: the machine was busy: load 3.1 on 2 cores before the first run",
+        "WARNING: 8 threads were asked for, this process may use 2 cores",
+    ]
+    steady, jumpy = latency._Times(0.0, rounds=[[1.0], [1.01]]), latency._Times(0.0, rounds=[[1.0], [2.0]])
+    (note,) = latency._unsteady(4, {"steady": steady, "jumpy": jumpy})
+    assert "jumpy at batch 4: round medians vary by 47 %" in note
+
+
+def test_worker_measures_its_own_peak(tiny_artifact, worker):
+    """A large parent must not show in the child's peak (ru_maxrss would inherit it)."""
+    ballast = np.ones((1 << 29) // 8)  # 512 MiB
+    with Worker("second", tiny_artifact, "onnxruntime", OpenConfig(threads=1)) as second:
+        second.open()
+        assert second.peak_mib() < 400
+    assert ballast.nbytes == 1 << 29
+
+
+def test_worker_runs_for_the_time_asked(worker):
+    assert worker.prepare(2, 1) > 0
+    start = time.monotonic()
+    times = worker.run(0.2)
+    assert 0.2 <= time.monotonic() - start < 2
+    assert all(value > 0 for value in times)
+    assert math.fsum(times) >= 100
+
+
+def test_engines_errors_cross_the_pipe(tiny_static):
+    subject = Subject("static", tiny_static, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"\[4, 3, 16, 24\]") as caught:
+        measure([subject], QUICK)
+    assert caught.value.code == "VD3107"
+    assert caught.value.fix == "use batch 4"
+
+
+def test_a_dead_worker_is_named_with_its_signal(worker):
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(EnvironmentError_, match=r"'tiny / onnxruntime' was ended by SIGKILL") as caught:
+        worker.run(0.1)
+    assert caught.value.code == "VD4005"
+    assert "memory" in caught.value.fix
+
+
+def test_a_worker_that_fails_tells_its_last_words(tiny_artifact):
+    with (
+        Worker("odd", tiny_artifact, "onnxruntime", OpenConfig(threads="two")) as odd,  # type: ignore[arg-type]
+        pytest.raises(EnvironmentError_) as caught,
+    ):
+        odd.open()
+    assert caught.value.code in ("VD4004", "VD4005")
+
+
+def test_leaving_ends_the_process_at_once(tiny_artifact):
+    with Worker("w", tiny_artifact, "onnxruntime", OpenConfig(threads=1)) as started:
+        pid = started._process.pid
+        started.open()
+        assert alive(pid)
+        start = time.monotonic()
+    assert time.monotonic() - start < 1
+    assert gone(pid)
+
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    from vitdeploy.artifact import Artifact
+    from vitdeploy.measure import latency
+    from vitdeploy.measure.worker import Worker
+    from vitdeploy.recipe import BenchConfig
+    artifact = Artifact.open(Path(sys.argv[1]))
+    start = Worker.open
+    def told(worker):
+        opened = start(worker)
+        print(worker._process.pid, flush=True)
+        return opened
+    Worker.open = told
+    subjects = [latency.Subject(name, artifact, "onnxruntime", None) for name in "ab"]
+    latency.measure(subjects, BenchConfig(rounds=1000, seconds=1.0, threads=1))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_child_outlives_the_parent(how, tiny_artifact):
+    """The script has no ``if __name__ == "__main__"``: nothing of it may run again in the children."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tiny_artifact.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        time.sleep(0.3)
+        start = time.monotonic()
+        parent.send_signal(how)
+        parent.wait(10)
+        assert time.monotonic() - start < 3
+        assert all(gone(pid) for pid in children)
+
+
+def test_workers_import_their_own_engine_only(tiny_artifact):
+    code = (
+        "import sys, vitdeploy.measure.worker as w; print({'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,83 @@
+"""vitdeploy: a Vision Transformer, from a PyTorch checkpoint to a proven deployment on an edge box.
+
+    from pathlib import Path
+    import vitdeploy
+
+    artifact = vitdeploy.export(
+        vitdeploy.ModelConfig(source="vit_tiny_patch16_224"), vitdeploy.ExportConfig(), Path("vit")
+    )
+    report = vitdeploy.validate(artifact, vitdeploy.ValidateConfig())
+
+Names are resolved on first use (PEP 562), so that importing the package costs nothing and needs no engine installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitdeploy.artifact import Artifact as Artifact
+    from vitdeploy.errors import EnvironmentError_ as EnvironmentError_
+    from vitdeploy.errors import InputError as InputError
+    from vitdeploy.errors import TrustError as TrustError
+    from vitdeploy.errors import UsageError as UsageError
+    from vitdeploy.errors import VitdeployError as VitdeployError
+    from vitdeploy.exporter import export as export
+    from vitdeploy.pipeline import build as build
+    from vitdeploy.predictor import PredictConfig as PredictConfig
+    from vitdeploy.predictor import Prediction as Prediction
+    from vitdeploy.predictor import predict as predict
+    from vitdeploy.prover import bench as bench
+    from vitdeploy.prover import validate as validate
+    from vitdeploy.recipe import BenchConfig as BenchConfig
+    from vitdeploy.recipe import ExportConfig as ExportConfig
+    from vitdeploy.recipe import ModelConfig as ModelConfig
+    from vitdeploy.recipe import Recipe as Recipe
+    from vitdeploy.recipe import ValidateConfig as ValidateConfig
+    from vitdeploy.report import Report as Report
+    from vitdeploy.spec import InputContract as InputContract
+    from vitdeploy.spec import ModelSpec as ModelSpec
+    from vitdeploy.variants import VARIANTS as VARIANTS
+
+__version__ = "0.1.0"
+
+VERBS = ("export", "validate", "bench", "build", "predict")
+"""The functions that do the work; each is a command of the same name."""
+
+_HOME = {
+    "ModelSpec": "spec",
+    "InputContract": "spec",
+    "VARIANTS": "variants",
+    "Artifact": "artifact",
+    "Report": "report",
+    "Recipe": "recipe",
+    "ModelConfig": "recipe",
+    "ExportConfig": "recipe",
+    "ValidateConfig": "recipe",
+    "BenchConfig": "recipe",
+    "PredictConfig": "predictor",
+    "Prediction": "predictor",
+    "export": "exporter",
+    "validate": "prover",
+    "bench": "prover",
+    "build": "pipeline",
+    "predict": "predictor",
+    "VitdeployError": "errors",
+    "UsageError": "errors",
+    "InputError": "errors",
+    "EnvironmentError_": "errors",
+    "TrustError": "errors",
+}
+
+__all__ = ["VERBS", "__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vitdeploy' has no attribute {name!r}")
+    return getattr(import_module(f"vitdeploy.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

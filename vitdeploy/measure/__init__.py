@@ -1,0 +1,1 @@
+"""Measuring: runners in, numbers out. No thresholds and no opinions; NumPy and the standard library only."""

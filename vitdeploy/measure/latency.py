@@ -1,0 +1,179 @@
+"""Latency of several subjects, measured side by side so that they can be compared.
+
+One subject after the other would compare a cool machine with a hot one. Here every round gives every subject its turn, in an
+order that rotates; ratios are taken over rounds, so that what slowed a whole round cancels. Between turns there is a pause
+in which the last subject's threads stop spinning.
+
+What is timed is `Runner.run`: a prepared tensor in, arrays out, copies included; not decoding, not resizing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig, threads
+from vitdeploy.measure.statistics import median_ratio, percentiles, variation
+from vitdeploy.measure.worker import Opened, Worker
+from vitdeploy.progress import Progress, silent
+from vitdeploy.recipe import BenchConfig
+from vitdeploy.report import Metric, Row
+
+PAUSE_S = 0.1
+"""Pause between turns, in seconds."""
+
+NOISY = 0.10
+"""Coefficient of variation of a subject's round medians from which a note says that the machine was not quiet."""
+
+FEWEST_ROUNDS = 5
+"""Rounds from which a bootstrap interval is given; below, it would pretend to know."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One line of a benchmark.
+
+    Attributes:
+        name: For people, unique.
+        artifact: The model.
+        backend: Which engine.
+        reference: Name of the subject it is compared with, or None; its own name for a reference.
+    """
+
+    name: str
+    artifact: Artifact
+    backend: str
+    reference: str | None = None
+
+
+@dataclass
+class _Times:
+    """One subject at one batch size: a list of run times in ms for each round."""
+
+    first_ms: float
+    peak_mib: float = 0.0
+    rounds: list[list[float]] = field(default_factory=list)
+
+    @property
+    def medians(self) -> list[float]:
+        return [percentiles(times, 0.5)[0] for times in self.rounds]
+
+
+def measure(
+    subjects: Sequence[Subject], config: BenchConfig, *, progress: Progress = silent
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """Measure all subjects at all batch sizes.
+
+    All models are in memory at once, each in its own process; they are loaded one after the other.
+
+    Args:
+        subjects: At least one.
+        config: Batch sizes, rounds, seconds, warm-up, threads. Its backends are not looked at.
+        progress: Hears of every turn.
+
+    Returns:
+        A row for each subject and batch size: ``p50``, ``p90``, ``p99``, ``mean`` in ms over all runs, ``throughput`` in
+        images/s (batch / mean), ``speedup`` (the reference's median of round medians over the subject's own, with interval),
+        ``load`` and ``first_run`` in ms, ``peak_memory`` in MiB (of the process so far, batch sizes ascending), ``runs``.
+        And notes on what makes the numbers doubtful.
+
+    Raises:
+        EnvironmentError_: VD4005, a measuring process died; VD4001, VD4004, VD4006 as its backend.
+        InputError: VD3107, a model does not take a batch size, and whatever its backend refuses.
+    """
+    notes = _busy(config)
+    rows: list[Row] = []
+    batches = sorted(set(config.batches))
+    turns = config.rounds * len(subjects)
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        opened: dict[str, Opened] = {}
+        for subject in subjects:
+            options = OpenConfig(threads=config.threads)
+            workers[subject.name] = stack.enter_context(Worker(subject.name, subject.artifact, subject.backend, options))
+            opened[subject.name] = workers[subject.name].open()
+        for index, batch in enumerate(batches):
+            heard = partial(_heard, progress, index * turns, len(batches) * turns)
+            heard(0)
+            taken = {name: _Times(worker.prepare(batch, config.warmup)) for name, worker in workers.items()}
+            _rounds(workers, taken, config, heard)
+            for subject in subjects:
+                taken[subject.name].peak_mib = workers[subject.name].peak_mib()
+            rows += [_row(subject, batch, taken, opened[subject.name]) for subject in subjects]
+            notes += _unsteady(batch, taken)
+    if config.rounds < FEWEST_ROUNDS:
+        notes.append(f"{config.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
+    return tuple(rows), tuple(notes)
+
+
+def _rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchConfig, heard: Callable[[int], None]) -> None:
+    """All rounds at one batch size; each begins with the next subject."""
+    names = list(workers)
+    for index in range(config.rounds):
+        start = index % len(names)
+        for place, name in enumerate(names[start:] + names[:start]):
+            time.sleep(PAUSE_S)
+            taken[name].rounds.append(workers[name].run(config.seconds))
+            heard(index * len(names) + place + 1)
+
+
+def _heard(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("bench", before + done, total)
+
+
+def _row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Opened) -> Row:
+    own = taken[subject.name]
+    times = [value for part in own.rounds for value in part]
+    p50, p90, p99 = percentiles(times, 0.5, 0.9, 0.99)
+    mean = float(np.mean(times))
+    metrics = {
+        "p50": Metric(p50, "ms"),
+        "p90": Metric(p90, "ms"),
+        "p99": Metric(p99, "ms"),
+        "mean": Metric(mean, "ms"),
+        "throughput": Metric(1000 * batch / mean, "images/s"),
+    }
+    if subject.reference is not None:
+        metrics["speedup"] = _speedup(taken[subject.reference].medians, own.medians, subject.reference == subject.name)
+    metrics["load"] = Metric(opened.load_ms, "ms")
+    metrics["first_run"] = Metric(own.first_ms, "ms")
+    metrics["peak_memory"] = Metric(own.peak_mib, "MiB")
+    metrics["runs"] = Metric(len(times), "count")
+    settings = {**opened.settings, "batch": batch, "artifact": subject.artifact.name, "reference": subject.reference}
+    return Row(subject.name, metrics, settings)
+
+
+def _speedup(reference: list[float], own: list[float], same: bool) -> Metric:
+    value = float(np.median(reference) / np.median(own))
+    if same or len(own) < FEWEST_ROUNDS:
+        return Metric(value, "ratio")
+    return Metric(value, "ratio", *median_ratio(reference, own))
+
+
+def _busy(config: BenchConfig) -> list[str]:
+    """A note if others used the machine in the minute before."""
+    load, cores = os.getloadavg()[0], threads(OpenConfig())
+    found = []
+    if load > cores / 2:
+        found.append(f"WARNING: the machine was busy: load {load:.1f} on {cores} cores before the first run")
+    if config.threads is not None and config.threads > cores:
+        found.append(f"WARNING: {config.threads} threads were asked for, this process may use {cores} cores")
+    return found
+
+
+def _unsteady(batch: int, taken: dict[str, _Times]) -> list[str]:
+    """A note for each subject whose rounds differ much."""
+    spread = {name: variation(times.medians) for name, times in taken.items()}
+    return [
+        f"WARNING: {name} at batch {batch}: round medians vary by {100 * value:.0f} % (coefficient of variation); "
+        "the machine was not quiet"
+        for name, value in spread.items()
+        if value > NOISY
+    ]

@@ -1,0 +1,165 @@
+"""Intervals and tests for the comparisons made here; all intervals are 95 %, two-sided, unless another level is given.
+
+Chosen for how they behave where models are compared: shares near 1, hardly any discordant image, a handful of rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+LEVEL = 0.95
+RESAMPLES = 5000
+
+
+class Interval(NamedTuple):
+    """A confidence interval.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+    """
+
+    low: float
+    high: float
+
+
+def wilson(successes: int, count: int, level: float = LEVEL) -> Interval:
+    """Score interval of a share; never leaves [0, 1] and is not empty at 0 or 1.
+
+    Args:
+        successes: How many of ``count``.
+        count: How many were tried; 0 gives [0, 1], for nothing is known.
+        level: Confidence level.
+
+    Source: E. B. Wilson (1927), JASA 22:209-212; recommended by Brown, Cai and DasGupta (2001), Statistical Science
+    16:101-133.
+    """
+    if count == 0:
+        return Interval(0.0, 1.0)
+    z = _quantile(level)
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)  # exact there; rounding would leave 1e-18
+    high = 1.0 if successes == count else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+def paired_difference(gained: int, lost: int, count: int, level: float = LEVEL) -> Interval:
+    """Score interval of the difference of two shares that were measured on the same images.
+
+    Without any discordant image it is +-z^2 / (count + z^2), not +-0: a thousand equal answers do not prove equality.
+
+    Args:
+        gained: Images that only the candidate got right.
+        lost: Images that only the reference got right.
+        count: All images; 0 gives [-1, 1].
+        level: Confidence level.
+
+    Returns:
+        Interval of candidate's share minus reference's, in [-1, 1].
+
+    Source: T. Tango (1998), Statistics in Medicine 17:891-908; recommended for paired shares by Fagerland, Lydersen and
+    Laake (2014), Statistics in Medicine 33:2850-2875. Solved by bisection.
+    """
+    if count == 0:
+        return Interval(-1.0, 1.0)
+    z = _quantile(level)
+    estimate = (gained - lost) / count
+    low = -1.0 if estimate == -1 else _bisect(lambda d: _score(d, gained, lost, count) > z, -1.0, estimate)
+    high = 1.0 if estimate == 1 else _bisect(lambda d: _score(d, gained, lost, count) > -z, estimate, 1.0)
+    return Interval(low, high)
+
+
+def _score(difference: float, gained: int, lost: int, count: int) -> float:
+    """Tango's statistic: how many standard errors the data lie above ``difference``, under that difference."""
+    a = 2 * count
+    b = -gained - lost + (2 * count - gained + lost) * difference
+    c = -lost * difference * (1 - difference)
+    other = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)  # likeliest share of lost images, given the difference
+    variance = count * (2 * other + difference * (1 - difference))
+    distance = gained - lost - count * difference
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:
+    """Where ``above`` turns from True to False."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if above(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value for "both are right equally often", from the discordant images alone.
+
+    Args:
+        gained: Images that only the candidate got right.
+        lost: Images that only the reference got right.
+
+    Returns:
+        Probability in [0, 1]; 1 without discordant images.
+
+    Source: Q. McNemar (1947), Psychometrika 12:153-157; the exact form is the binomial test with share 1/2.
+    """
+    discordant = gained + lost
+    term = tail = 1  # comb(discordant, i), and its sum
+    for i in range(min(gained, lost)):
+        term = term * (discordant - i) // (i + 1)
+        tail += term
+    return float(min(1.0, 2 * tail / 2**discordant))
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Interval:
+    """Bootstrap interval of median(numerator) / median(denominator) over rounds measured side by side.
+
+    Whole rounds are drawn, so a slow spell of the machine that hit both stays in both and cancels.
+
+    Args:
+        numerator: One positive number a round.
+        denominator: The other subject's, of the same rounds.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: The lengths differ, or there is no round.
+
+    Source: B. Efron and R. Tibshirani (1993), An Introduction to the Bootstrap, section 13.3 (percentile interval).
+    """
+    top, bottom = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    if len(top) != len(bottom) or not len(top):
+        raise ValueError(f"{len(top)} and {len(bottom)} rounds")
+    drawn = np.random.default_rng(seed).integers(len(top), size=(RESAMPLES, len(top)))  # [RESAMPLES, rounds]
+    ratios = np.median(top[drawn], axis=1) / np.median(bottom[drawn], axis=1)
+    return Interval(*percentiles(ratios, (1 - LEVEL) / 2, (1 + LEVEL) / 2))
+
+
+def percentiles(values: ArrayLike, *shares: float) -> tuple[float, ...]:
+    """Quantiles by linear interpolation.
+
+    Args:
+        values: At least one number.
+        shares: In [0, 1], such as 0.5 for the median.
+
+    Source: R. Hyndman and Y. Fan (1996), The American Statistician 50:361-365, definition 7.
+    """
+    found: NDArray[np.float64] = np.quantile(np.asarray(values, np.float64), shares)
+    return tuple(float(value) for value in found)
+
+
+def variation(values: ArrayLike) -> float:
+    """Coefficient of variation: the sample's standard deviation (n - 1) over its mean; 0 for fewer than two values."""
+    array = np.asarray(values, np.float64)
+    return float(array.std(ddof=1) / array.mean()) if array.size > 1 else 0.0
+
+
+def _quantile(level: float) -> float:
+    """The z such that a normal variable lies within +-z with probability ``level``; 1.96 for 0.95."""
+    return NormalDist().inv_cdf((1 + level) / 2)

@@ -1,0 +1,309 @@
+"""The verb `build`: a recipe's line from model to report, redoing only what changed.
+
+Every finished stage leaves its result and, in ``build.json``, a key: the SHA-256 of everything the result was made from. A
+stage whose key and result are unchanged is skipped. Keys hold contents, not paths: the bytes of a spec file, the digest of
+weights and data, the artifact's record, the versions of the libraries, and the machine where numbers are taken on it.
+Results and keys are written whole, so a killed build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from vitdeploy import __version__, files
+from vitdeploy.artifact import RECORD, Artifact, versions
+from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line
+from vitdeploy.progress import Progress, silent
+from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
+from vitdeploy.render import markdown
+from vitdeploy.render.json import text
+from vitdeploy.report import Report, this_machine
+
+LEDGER, RECIPE, EXPORT = "build.json", "recipe.toml", "export"
+STAGES = ("export", "validate", "bench")
+SCHEMA = 1
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A finished stage.
+
+    Attributes:
+        key: Digest of everything it was made from.
+        digest: Digest of its result.
+    """
+
+    key: str
+    digest: str
+
+
+class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What ``build.json`` says: the finished stages.
+
+    Attributes:
+        schema_version: Version of this record.
+        stages: Stage to what it left.
+    """
+
+    schema_version: int = SCHEMA
+    stages: dict[str, Done] = {}
+
+
+def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress = silent) -> Report:
+    """Run a recipe: export, validate, bench, report; stages that are done and unchanged are skipped.
+
+    Args:
+        recipe: The job. Relative paths are taken from the current folder.
+        out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/`` (the artifact),
+            ``validate.json``, ``bench.json``, ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one
+            that an earlier build wrote.
+        force: Do every stage again.
+        progress: Hears of each stage, skipped ones included.
+
+    Returns:
+        The whole report; its parts are the stages' reports. Also written as ``report.json`` and ``report.md``.
+
+    Raises:
+        UsageError: VD2008, ``out`` can't be used; and what the verbs refuse.
+        InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
+        EnvironmentError_: See the verbs.
+    """
+    recipe = located(recipe)
+    model, data = model_digest(recipe.model), data_digest(recipe.validate)  # before any work: a typo must not cost minutes
+    line = _Line(out, force, progress)
+    files.write(out / RECIPE, to_toml(recipe))
+    artifact = _export(line, recipe, model)
+    parts = _measured(line, recipe, artifact, data)
+    report = _report(recipe, artifact, parts)
+    files.write(out / "report.json", text(report))
+    files.write(out / "report.md", markdown.document(report))
+    progress("report: written", 1, 1)
+    return report
+
+
+class _Line:
+    """The output folder with what is already done in it."""
+
+    def __init__(self, out: Path, force: bool, progress: Progress) -> None:
+        files.check_output(out, ours=LEDGER)
+        self.out, self.force, self.progress = out, force, progress
+        self.ledger = read_ledger(out / LEDGER) if (out / LEDGER).exists() and not force else Ledger()
+        self._write()  # from now on the folder is ours, also when this process is killed
+
+    def result(self, stage: str) -> Path:
+        return self.out / (EXPORT if stage == "export" else f"{stage}.json")
+
+    def digest(self, stage: str) -> str:
+        """Digest of a stage's result as it lies on disk; "" when it is missing or damaged."""
+        path = self.result(stage)
+        try:
+            if stage == "export":
+                Artifact.open(path)  # compares every file with the record
+                path = path / RECORD
+            return files.sha256(path)
+        except (OSError, VitdeployError):
+            return ""
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Whether the stage can be skipped; says so, or removes what will no longer be true."""
+        done = self.ledger.stages.get(stage)
+        if done is not None and done.key == key and self.digest(stage) == done.digest:
+            self.progress(f"{stage}: unchanged, skipped", 1, 1)
+            return True
+        for name in ("report.json", "report.md"):
+            (self.out / name).unlink(missing_ok=True)
+        return False
+
+    def finish(self, stage: str, key: str) -> None:
+        """Record a stage; when its result is another than before, later results are of something else and go."""
+        old, digest = self.ledger.stages.get(stage), self.digest(stage)
+        self.ledger.stages[stage] = Done(key, digest)
+        if old is None or old.digest != digest:
+            for later in STAGES[STAGES.index(stage) + 1 :]:
+                self.drop(later)
+        self._write()
+
+    def drop(self, stage: str) -> None:
+        """Remove a stage that is not, or no longer, part of the build."""
+        self.ledger.stages.pop(stage, None)
+        self.result(stage).unlink(missing_ok=True)
+        self._write()
+
+    def _write(self) -> None:
+        files.write(self.out / LEDGER, text(self.ledger))
+
+
+def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
+    tools = versions("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+    key = key_of("export", recipe.export, {"model": model, "tools": tools})
+    if line.is_done("export", key):
+        return Artifact.open(line.result("export"), verify=False)
+    from vitdeploy.exporter import export
+
+    artifact = export(recipe.model, recipe.export, line.result("export"), progress=line.progress)
+    line.finish("export", key)
+    return artifact
+
+
+def _measured(line: _Line, recipe: Recipe, artifact: Artifact, data: str) -> tuple[Report, ...]:
+    """The reports of the stages that measure, as far as the recipe names them."""
+    found = []
+    inputs = {"artifact": files.sha256(artifact.folder / RECORD), "machine": msgspec.to_builtins(this_machine())}
+    for stage in STAGES[1:]:
+        config = getattr(recipe, stage)
+        if config is None:
+            line.drop(stage)
+            continue
+        key = key_of(stage, config, inputs | ({"data": data} if stage == "validate" else {}))
+        if not line.is_done(stage, key):
+            report = _measure(artifact, config, line.progress)
+            files.write(line.result(stage), text(report))
+            line.finish(stage, key)
+        found.append(read_report(line.result(stage)))
+    return tuple(found)
+
+
+def _measure(artifact: Artifact, config: ValidateConfig | BenchConfig, progress: Progress) -> Report:
+    from vitdeploy.prover import bench, validate
+
+    if isinstance(config, ValidateConfig):
+        return validate(artifact, config, progress=progress)
+    return bench([artifact], config, progress=progress)
+
+
+def _report(recipe: Recipe, artifact: Artifact, parts: tuple[Report, ...]) -> Report:
+    """The whole report: nothing in it depends on which stages were skipped, so an unchanged build writes the same bytes."""
+    settings: dict[str, Any] = {"model": artifact.spec.name, "artifact": artifact.id, "origin": artifact.record.origin}
+    settings |= {"stages": ["export", *(part.title for part in parts)], "opset": recipe.export.opset}
+    whole = Report(title="build", settings=settings, parts=parts)
+    if not parts:
+        return whole
+    return msgspec.structs.replace(whole, machine=parts[0].machine, taken=max(part.taken for part in parts))
+
+
+def key_of(stage: str, config: msgspec.Struct, inputs: dict[str, Any]) -> str:
+    """SHA-256, in hex, of everything a stage's result depends on; where data lie does not count, what they are does."""
+    settings = msgspec.to_builtins(config)
+    settings.pop("data", None)
+    everything = {"vitdeploy": __version__, "stage": stage, "config": settings, "inputs": inputs}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def model_digest(model: ModelConfig) -> str:
+    """SHA-256, in hex, of what the model's name and weights stand for.
+
+    Raises:
+        UsageError: VD2001, no model has that name.
+        InputError: VD3001, a named file is missing.
+    """
+    path = Path(model.source)
+    if path.is_dir():
+        source = Artifact.open(path).id
+    elif path.suffix in (".onnx", ".toml", ".json"):
+        source = _file_digest(path)
+    else:
+        from vitdeploy.variants import find
+
+        source = msgspec.json.encode(find(model.source)).decode()
+    weights = "" if model.weights is None else _file_digest(Path(model.weights))
+    return hashlib.sha256(json.dumps([source, weights, model.seed]).encode()).hexdigest()
+
+
+def data_digest(config: ValidateConfig | None) -> str:
+    """Digest of the images that `validate` will read; "" when it reads none.
+
+    Raises:
+        InputError: The data source is missing or damaged.
+    """
+    if config is None or config.data is None:
+        return ""
+    from vitdeploy.datasets import open_dataset
+
+    return open_dataset(Path(config.data), split=config.split).digest
+
+
+def _file_digest(path: Path) -> str:
+    files.sniff(path)  # a missing file, or a folder, in our words
+    return files.sha256(path)
+
+
+def read_report(path: Path) -> Report:
+    """A report that `build`, `validate` or `bench` wrote as JSON.
+
+    Raises:
+        InputError: VD3001, missing; VD3010, not a report.
+    """
+    return _read(path, Report)
+
+
+def read_ledger(path: Path) -> Ledger:
+    """``build.json`` of a build's folder.
+
+    Raises:
+        InputError: VD3010, damaged, or of another version.
+    """
+    ledger = _read(path, Ledger)
+    if ledger.schema_version != SCHEMA:
+        message = f"has schema version {ledger.schema_version}, this vitdeploy reads {SCHEMA}"
+        raise InputError("VD3010", message, file=path, fix="use --force, or another folder")
+    return ledger
+
+
+_Record = TypeVar("_Record", Report, Ledger)
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record:
+    try:
+        # not strict: numbers that JSON does not have were written as strings
+        return msgspec.convert(json.loads(path.read_bytes()), kind, strict=False)
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+    except (ValueError, RecursionError, msgspec.ValidationError) as exc:
+        message = f"is not a record that vitdeploy wrote: {first_line(exc)}"
+        raise InputError("VD3010", message, file=path, fix="make it again") from exc
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that what ``recipe.toml`` names does not depend on where it lies."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+
+    weights = recipe.model.weights and whole(recipe.model.weights)
+    model = msgspec.structs.replace(recipe.model, source=whole(recipe.model.source), weights=weights)
+    validate = recipe.validate
+    if validate is not None:
+        validate = msgspec.structs.replace(validate, data=validate.data and whole(validate.data))
+    return msgspec.structs.replace(recipe, model=model, validate=validate)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A recipe as the TOML that `Recipe.load` reads back as the same recipe.
+
+    Raises:
+        UsageError: VD2003, a path in it is not UTF-8.
+    """
+    lines = []
+    for section, table in msgspec.to_builtins(recipe).items():
+        if table is not None:
+            lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value is not None), ""]
+    whole = "\n".join(lines)
+    try:
+        whole.encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError("VD2003", "a path in the recipe is not UTF-8", fix="rename it") from exc
+    return whole
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's one escape beyond JSON's
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return repr(value)  # int and float; nan and inf are TOML's own words

@@ -1,0 +1,104 @@
+"""Results on stdout: tables as wide as the terminal allows, and whole when there is no terminal.
+
+A table that does not fit the terminal is written as one block a row, since a folded number is read wrongly. Into a pipe or
+a file nothing is cut off or folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as Grid
+from rich.text import Text
+
+from vitdeploy.errors import printable
+from vitdeploy.render import tables
+from vitdeploy.render.tables import Table
+from vitdeploy.report import Report
+
+_UNBOUNDED = 100_000  # columns; a pipe has no edge
+
+
+def console(stream: IO[str] | None = None) -> Console:
+    """A console on ``stream`` (stdout): the terminal's width, or no edge at all. NO_COLOR is honoured."""
+    screen = Console(file=stream, highlight=False, emoji=False, markup=False)
+    if not screen.is_terminal:
+        screen.width = _UNBOUNDED
+    return screen
+
+
+def report(result: Report, stream: IO[str] | None = None) -> None:
+    """Print a report with its parts: the tables, what must not be missed, and where it was taken."""
+    screen = console(stream)
+    for part in tables.all_of(result):
+        if part.rows:
+            _print(screen, tables.of_report(part))
+        if part.reference:
+            screen.print(_text(f"compared with {part.reference}"))
+        for note in part.notes:
+            screen.print(_text(f"note: {note}"), soft_wrap=True)
+    machine = result.machine
+    screen.print(_text(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"), soft_wrap=True)
+
+
+def show(content: Sequence[Table], stream: IO[str] | None = None) -> None:
+    """Print tables."""
+    screen = console(stream)
+    for table in content:
+        _print(screen, table)
+
+
+def text(content: str, stream: IO[str] | None = None) -> None:
+    """Print lines of text; control characters except the line breaks are spelled out."""
+    screen = console(stream)
+    for line in content.split("\n"):
+        screen.print(_text(line), soft_wrap=True)
+
+
+def _print(screen: Console, table: Table) -> None:
+    if table.title:
+        screen.print(_text(table.title, "bold"))
+    grid = _grid(table)
+    natural = Measurement.get(screen, screen.options.update(max_width=_UNBOUNDED), grid).maximum
+    if natural <= screen.width or len(table.headings) < 3:
+        _lay(screen, grid)
+        return
+    for row in table.rows:
+        screen.print(_text(row[0], "bold"))
+        cells = zip(table.headings[1:], row[1:], strict=True)
+        _lay(screen, _grid(Table("", ("", ""), tuple(cell for cell in cells if cell[1]))))
+
+
+def _lay(screen: Console, grid: Grid) -> None:
+    """Print a grid; off a terminal without the blanks that fill its lines."""
+    if screen.is_terminal:
+        screen.print(grid)
+        return
+    with screen.capture() as captured:
+        screen.print(grid)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    screen.file.write("".join(f"{line}\n" for line in lines if line))
+
+
+def _grid(table: Table) -> Grid:
+    headed = any(table.headings)
+    grid = Grid(box=box.SIMPLE_HEAD if headed else None, show_header=headed, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, heading in enumerate(table.headings):
+        right = headed and all(_is_number(row[number]) for row in table.rows)
+        grid.add_column(_text(heading), justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in table.rows:
+        grid.add_row(*(_text(cell) for cell in row))
+    return grid
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or cell.startswith(("-", "NaN", "inf"))
+
+
+def _text(content: str, style: str = "") -> Text:
+    """Text without any markup in it, and without what could move the cursor."""
+    return Text(printable(content), style)

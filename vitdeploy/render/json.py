@@ -1,0 +1,35 @@
+"""Records as JSON text, for ``--json`` and for files.
+
+JSON has no NaN and no infinity, and a missing number must not pass for one that was measured: such numbers are written as
+the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` (as protobuf's JSON mapping does), and read back as numbers.
+Everything outside ASCII is escaped, so that no terminal is moved by a file name and no locale can make the writing fail.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import msgspec
+
+
+def text(record: object) -> str:
+    """A record (struct, dict, list) as indented JSON with a line break at the end."""
+    return json.dumps(_finite(msgspec.to_builtins(record, enc_hook=_plain)), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: object) -> str:
+    """Strings of another class than str, as torch's version is one; nothing else passes for text."""
+    if isinstance(value, str):
+        return "".join(value)
+    raise NotImplementedError
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,56 @@
+"""A report as Markdown (GitHub's dialect), for a file beside the numbers or for a CI summary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from vitdeploy.errors import printable
+from vitdeploy.render import tables
+from vitdeploy.render.tables import Table
+from vitdeploy.report import Report
+
+_SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{c: "\\" + c for c in "\\|`*[]~"}}
+
+_NUMBERS = re.compile(r"\\\[([-\d., ]+)\\\]")  # intervals stay readable: brackets around numbers are no link
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, no new table cell, no control character."""
+    return _NUMBERS.sub(r"[\1]", "".join(_SPECIAL.get(c, c) for c in printable(text)))
+
+
+def document(report: Report) -> str:
+    """A whole report with its parts: tables, settings, notes and the machine; ends with a line break."""
+    lines = [f"# {escape(report.title)}", "", f"Taken {escape(report.taken)}."]
+    for part in tables.all_of(report):
+        if part is not report:
+            lines += ["", f"## {escape(part.title)}"]
+        lines += _part(part)
+    lines += ["", "## machine", *_table(tables.of_machine(report.machine))]
+    return "\n".join(lines) + "\n"
+
+
+def _part(report: Report) -> Iterator[str]:
+    if report.rows:
+        yield from _table(tables.of_report(report))
+    if report.reference:
+        yield from ("", f"Compared with: {escape(report.reference)}.")
+    if report.settings:
+        yield from _table(tables.of_settings(report))
+    if report.notes:
+        yield ""
+        yield from (f"- {escape(note)}" for note in report.notes)
+
+
+def _table(table: Table) -> Iterator[str]:
+    """The table's lines; names are left, numbers right, as on a terminal."""
+    numbers = "---:" if any(table.headings) else "---"
+    yield ""
+    yield _row(table.headings)
+    yield _row(("---", *(numbers for _ in table.headings[1:])), raw=True)
+    yield from (_row(row) for row in table.rows)
+
+
+def _row(cells: tuple[str, ...], *, raw: bool = False) -> str:
+    return "| " + " | ".join(cell if raw else escape(cell) for cell in cells) + " |"

@@ -1,0 +1,234 @@
+"""Records as plain tables of text, before anything decides how a table looks.
+
+A number is written with its unit, with as many digits as it deserves, and with its interval: ``93.1 % [92.0, 94.1]``. A NaN
+is written as NaN; an absent number is an empty cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy import cost
+from vitdeploy.report import Machine, Metric, Report
+
+if TYPE_CHECKING:
+    from vitdeploy.artifact import Artifact
+    from vitdeploy.doctor import Checkup
+    from vitdeploy.predictor import Prediction
+    from vitdeploy.variants import Variant
+
+_SUFFIX = {"share": " %", "ratio": "x", "count": "", "": ""}
+_TINY = 1e-3  # numbers without unit below this are differences and tolerances: written as powers of ten
+_MOST_DECIMALS = 4
+_NEARLY_ONE, _MOST_NINES = 0.999, 9
+_SHA256 = 64  # hexadecimal digits
+
+
+class Table(NamedTuple):
+    """A table of text, not yet escaped.
+
+    Attributes:
+        title: What it shows, or "".
+        headings: One a column.
+        rows: As many cells as headings, each.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def metric(number: Metric) -> str:
+    """A number with unit and interval: ``1.23 ms``, ``2.41x [2.38, 2.44]``, ``99.97 %``, ``NaN ms``."""
+    scale = 100.0 if number.unit == "share" else 1.0
+    values = [None if v is None else v * scale for v in (number.value, number.low, number.high)]
+    value, low, high = values
+    assert value is not None
+    style = _style(value, number.unit)
+    suffix = _SUFFIX.get(number.unit, f" {number.unit}")
+    interval = "" if low is None or high is None else f" [{_write(low, style)}, {_write(high, style)}]"
+    return f"{_write(value, style)}{suffix}{interval}"
+
+
+def _style(value: float, unit: str) -> str:
+    """The format for a value and its interval: all three get the digits that the value deserves."""
+    if not math.isfinite(value):
+        return ",.3g"
+    if unit == "count" and value == round(value):
+        return ",.0f"
+    if unit == "share":
+        return f",.{_share_decimals(value)}f"
+    if unit in ("dB", "points"):
+        return ",.2f" if unit == "points" else ",.1f"
+    if value == 0:
+        return ",.0f"
+    if unit == "" and abs(value) < _TINY:
+        return ".2e"
+    if unit == "" and _NEARLY_ONE < value < 1:  # a cosine: what counts is how much is missing
+        return f".{min(_MOST_NINES, math.ceil(-math.log10(1 - value)) + 1)}f"
+    return f",.{max(0, 2 - math.floor(math.log10(abs(value))))}f"
+
+
+def short(value: float) -> str:
+    """Three digits that count, or all before the point: ``0.0284``, ``5.72``, ``1,136``."""
+    return _write(value, _style(value, "number"))
+
+
+def _head(value: object) -> object:
+    """The first digits of a SHA-256; people compare those."""
+    return value[:12] if isinstance(value, str) and len(value) == _SHA256 and value.isalnum() else value
+
+
+def _share_decimals(value: float) -> int:
+    """One decimal, or as many as keep 99.97 % from being called 100.0 %."""
+    for decimals in range(1, _MOST_DECIMALS):
+        if round(value, decimals) not in (0.0, 100.0) or value in (0.0, 100.0):
+            return decimals
+    return _MOST_DECIMALS
+
+
+def _write(value: float, style: str) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return format(value, style) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+
+
+def of_report(report: Report) -> Table:
+    """A report's own rows: one line a subject, one column a metric, in the order in which metrics first appear."""
+    names = tuple(dict.fromkeys(name for row in report.rows for name in row.metrics))
+    rows = tuple(
+        (row.subject, *(metric(row.metrics[name]) if name in row.metrics else "" for name in names)) for row in report.rows
+    )
+    return Table(report.title, ("subject", *(name.replace("_", " ") for name in names)), rows)
+
+
+def all_of(report: Report) -> Iterator[Report]:
+    """A report and its parts, outermost first."""
+    yield report
+    for part in report.parts:
+        yield from all_of(part)
+
+
+def of_settings(report: Report) -> Table:
+    """What held for all rows."""
+    return pairs("settings", {key: plain(value) for key, value in report.settings.items()})
+
+
+def of_machine(machine: Machine) -> Table:
+    """Where the numbers were taken."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    rows = {
+        "CPU": machine.cpu,
+        "cores": str(machine.cores),
+        "memory": f"{machine.memory_gib:.1f} GiB",
+        "system": machine.system,
+        "Python": machine.python,
+        "packages": versions or "none",
+    }
+    return pairs("machine", rows)
+
+
+def pairs(title: str, rows: dict[str, str]) -> Table:
+    """Names and values as a table of two columns without headings."""
+    return Table(title, ("", ""), tuple(rows.items()))
+
+
+def plain(value: object) -> str:
+    """A setting for people: ``1, 8`` for a list, ``a = 1, b = 2`` for a table, ``none`` for nothing."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {plain(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(plain(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def of_artifact(artifact: Artifact) -> Table:
+    """What an export wrote, and what was proven of it."""
+    record, spec = artifact.record, artifact.spec
+    size = sum(path.stat().st_size for path in artifact.folder.glob(f"{record.entry}*")) / 2**20
+    height, width, channels = spec.input.height, spec.input.width, spec.input.channels
+    rows = {
+        "artifact": str(artifact.folder),
+        "model": spec.name,
+        "cost": f"{short(cost.parameters(spec) / 1e6)} M parameters, {short(cost.macs(spec) / 1e9)} GMAC an image",
+        "file": f"{record.entry}, {size:,.1f} MiB, {record.precision}",
+        "input": f"{spec.input.tensor}, {channels} x {height} x {width}",
+        "weights": plain({key: _head(value) for key, value in record.origin.items()}),
+        "proof": plain(record.proof),
+    }
+    return pairs("", rows)
+
+
+def of_predictions(predictions: Sequence[Prediction]) -> Table:
+    """One line an image and class, the most probable first."""
+    rows = tuple(
+        (item.image if not place else "", score.label, f"{score.probability * 100:.1f} %")
+        for item in predictions
+        for place, score in enumerate(item.classes)
+    )
+    return Table("", ("image", "class", "probability"), rows)
+
+
+def variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
+    """Known models with what they cost: parameters, multiply-accumulates an image, and where they come from."""
+    return [
+        {
+            "name": name,
+            "parameters": cost.parameters(variant.spec),
+            "macs": cost.macs(variant.spec),
+            "image_size": [variant.spec.input.height, variant.spec.input.width],
+            "patch": list(variant.spec.patch),
+            "source": variant.spec.source,
+        }
+        for name, variant in known.items()
+    ]
+
+
+def of_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The known models for people."""
+    headings = ("model", "M parameters", "GMAC", "image", "patch")
+    return Table(
+        "",
+        headings,
+        tuple(
+            (
+                row["name"],
+                short(row["parameters"] / 1e6),
+                short(row["macs"] / 1e9),
+                _sides(row["image_size"]),
+                _sides(row["patch"]),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _sides(pair: Sequence[int]) -> str:
+    return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
+
+
+def of_checkup(checkup: Checkup) -> list[Table]:
+    """What `doctor` found, as three tables: the machine, packages, engines."""
+    sets = checkup.instruction_sets
+    machine = {key: value for key, value in of_machine(checkup.machine).rows if key != "packages"}
+    machine |= {
+        "instruction sets": ", ".join(name for name, there in sets.items() if there) or "unknown",
+        "missing sets": ", ".join(name for name, there in sets.items() if not there) or "none",
+        "CPU quota": "none" if checkup.quota_cores is None else f"{checkup.quota_cores:g} cores",
+        "memory limit": "none" if checkup.memory_limit_gib is None else f"{checkup.memory_limit_gib:.1f} GiB",
+        "frequency governor": checkup.governor or "unknown",
+        "disk free here": f"{checkup.disk_free_gib:,.1f} GiB",
+    }
+    packages = {name: version or "not installed" for name, version in checkup.packages.items()}
+    engines = tuple(
+        (s.name, "yes" if s.installed else "no", "yes" if s.usable else "NO", s.detail) for s in checkup.backends
+    )
+    return [
+        pairs("machine", machine),
+        pairs("packages", packages),
+        Table("backends", ("backend", "installed", "runs", "version or reason"), engines),
+    ]

@@ -1,0 +1,246 @@
+"""How every command is registered, run and ended: shared options, help in groups, results, errors, signals.
+
+Commands return an `Outcome`; only this file prints it, and only this file turns an error into a message and an exit status:
+
+    0 done; 1 a gate failed; 2 to 7 the class of the error; 8 a mistake of ours, with a crash file; 130 interrupted
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+from vitdeploy import __version__
+from vitdeploy.errors import INTERRUPTED, EnvironmentError_, UsageError, VitdeployError, first_line, printable
+
+INTERNAL, PIPE_CLOSED = 8, 141
+GROUPS = BUILD, PROVE, SHIP, LOOK = "Build", "Prove", "Ship", "Look"
+_CLICK: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""click's own error. typer carries click inside or depends on it, as its version will; this name is right for both."""
+
+
+class Outcome(NamedTuple):
+    """What a command leaves for `main` to print.
+
+    Attributes:
+        record: What ``--json`` prints.
+        show: Prints the same for people.
+        hint: Where the result lies and the next command to try.
+        exit: Exit status.
+    """
+
+    record: object
+    show: Callable[[], None]
+    hint: str = ""
+    exit: int = 0
+
+
+class Groups(TyperGroup):
+    """Help with the commands under their group, without markup: typer groups them only when it draws boxes."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (click's types, which typer moved)
+        """Write a section a group, commands in the order in which they were registered."""
+        for group in GROUPS:
+            found = [(name, command) for name, command in self.commands.items() if _group_of(command) == group]
+            with formatter.section(group):
+                formatter.write_dl([(name.ljust(8), command.get_short_help_str(90)) for name, command in found])
+
+
+def _group_of(command: object) -> object:
+    return getattr(command, "rich_help_panel", "")
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")]
+Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback too.")]
+_SHARED: dict[str, Any] = {"json": Json, "quiet": Quiet, "debug": Debug}
+
+
+class _Finished(NamedTuple):
+    outcome: Outcome
+    json: bool
+    quiet: bool
+
+
+def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
+    """Register a command with its examples and the options that all commands have, so that none can lack them.
+
+    A parameter ``progress`` is no option: the command gets a listener that is closed when it ends.
+    """
+
+    def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        works = "progress" in inspect.signature(function).parameters
+
+        def run(context: typer.Context, *, json: bool, quiet: bool, debug: bool, **options: object) -> _Finished:
+            quiet = quiet or context.obj["quiet"]
+            if not works:
+                return _Finished(function(**options), json, quiet)
+            from vitdeploy.render.progress import listening
+
+            with listening(quiet=quiet) as progress:
+                return _Finished(function(**options, progress=progress), json, quiet)
+
+        run.__signature__ = _signature(function)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in _signature(function).parameters.values()}
+        lines = "\n".join(f"  {example}" for example in examples)
+        text = f"{inspect.getdoc(function)}\n\n\b\nExamples:\n{lines}"
+        app.command(function.__name__, help=text, rich_help_panel=group)(run)
+        return function
+
+    return register
+
+
+def _signature(function: Callable[..., Outcome]) -> inspect.Signature:
+    """What typer reads: the command's own parameters, the context, and the shared options."""
+    hints = get_type_hints(function, include_extras=True)
+    own = [p for p in inspect.signature(function).parameters.values() if p.name != "progress"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [
+            inspect.Parameter("context", kind, annotation=typer.Context),
+            *(p.replace(annotation=hints[p.name]) for p in own),
+            *(inspect.Parameter(name, kind, default=False, annotation=option) for name, option in _SHARED.items()),
+        ]
+    )
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and print its result or its error.
+
+    Args:
+        app: The commands.
+        arguments: What was typed behind the program's name; the process's own when None.
+
+    Returns:
+        The exit status.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    talk = _Talk("--json" in given, "--debug" in given)
+    try:
+        with _termination_as_interrupt():
+            result = typer.main.get_command(app).main(given, "vitdeploy", standalone_mode=False)
+            if not isinstance(result, _Finished):  # --help, --version, or Ctrl-C as typer reports it
+                return talk.interrupted() if result == INTERRUPTED else int(result or 0)
+            return _finish(result)
+    except VitdeployError as error:
+        return talk.failed(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return talk.interrupted()
+    except BrokenPipeError:
+        return _pipe_closed()
+    except _CLICK as error:
+        return talk.misused(error)
+    except Exception as error:  # noqa: BLE001 (the last door: what gets here is a mistake of ours)
+        return talk.failed(known) if (known := _known(error)) else talk.crashed(error, given)
+
+
+def _finish(finished: _Finished) -> int:
+    outcome = finished.outcome
+    if finished.json:
+        from vitdeploy.render.json import text
+
+        sys.stdout.write(text(outcome.record))
+    else:
+        outcome.show()
+    sys.stdout.flush()
+    if outcome.hint and not finished.quiet:
+        _say(outcome.hint)
+    return outcome.exit
+
+
+class _Talk(NamedTuple):
+    """How to end badly. Read from the raw arguments, since those may be what is wrong."""
+
+    json: bool
+    debug: bool
+
+    def failed(self, error: VitdeployError) -> int:
+        if self.debug:
+            traceback.print_exception(error)
+        self._record(error.record())
+        _say(str(error))
+        return error.exit_code
+
+    def misused(self, error: Any) -> int:  # noqa: ANN401 (click's error, see _CLICK)
+        """Options and arguments that typer refuses: its own words, which name the nearest option."""
+        code = {"NoSuchOption": "VD2002", "MissingParameter": "VD2010"}.get(type(error).__name__, "VD2003")
+        if self.json:
+            self._record(UsageError(code, error.format_message(), fix="see --help").record())
+        error.show()
+        return UsageError.exit_code
+
+    def interrupted(self) -> int:
+        self._record({"code": "interrupted", "file": None, "message": "interrupted", "fix": "", "exit": INTERRUPTED})
+        _say("interrupted; nothing half-written was left")
+        return INTERRUPTED
+
+    def crashed(self, error: Exception, given: list[str]) -> int:
+        trace = "".join(traceback.format_exception(error))
+        with tempfile.NamedTemporaryFile("w", prefix="vitdeploy-crash-", suffix=".txt", delete=False) as stream:
+            stream.write(f"vitdeploy {__version__}, Python {sys.version}\narguments: {given!r}\n\n{trace}")
+        if self.debug:
+            sys.stderr.write(trace)
+        message, fix = f"internal error: {type(error).__name__}: {first_line(error)}", "please report it with this file"
+        self._record({"code": "internal", "file": stream.name, "message": message, "fix": fix, "exit": INTERNAL})
+        _say(f"{message}; the traceback is in {stream.name}; {fix}")
+        return INTERNAL
+
+    def _record(self, error: dict[str, object]) -> None:
+        if self.json:
+            from vitdeploy.render.json import text
+
+            sys.stdout.write(text({"schema_version": 1, "error": error}))
+            sys.stdout.flush()
+
+
+def _known(error: Exception) -> VitdeployError | None:
+    """A full disk or memory, met where no seam translated it; None for a mistake of ours."""
+    if isinstance(error, MemoryError):
+        return EnvironmentError_("VD4006", "out of memory", fix="use a smaller batch or model")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentError_("VD4002", "no space left on the device", file=error.filename, fix="free some disk")
+    return None
+
+
+def _say(line: str) -> None:
+    """A line on stderr; when nobody listens there any more, that is no error."""
+    with suppress(BrokenPipeError):
+        sys.stderr.write(printable(line) + "\n")
+        sys.stderr.flush()
+
+
+def _pipe_closed() -> int:
+    """The reader went away (``| head``): stop quietly, with the status that shells give for SIGPIPE."""
+    with suppress(OSError, ValueError):  # a stdout without a file descriptor needs no rescue
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush does not fail
+    return PIPE_CLOSED
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: temporary files are removed, finished stages stay."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

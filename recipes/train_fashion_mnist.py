@@ -66,8 +66,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, spec: ModelSpec) 
     """Share of images whose largest logit is their label's."""
     model.eval()
     right = sum(
-        int((model(normalise(x, spec)).argmax(1) == y).sum())
-        for x, y in zip(images.split(500), labels.split(500), strict=True)
+        int((model(normalise(x, spec)).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
     )
     return right / len(labels)
 

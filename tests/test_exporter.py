@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.cases import CASES
 
+from tests.models.cases import CASES
 from vitdeploy import exporter, images, proof, synthetic
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
@@ -111,7 +111,9 @@ def test_nodes_and_parameters_follow_the_module_path(artifact) -> None:
 def test_equal_parameters_of_different_modules_stay_apart(tmp_path) -> None:
     (tmp_path / "spec.json").write_bytes(msgspec.json.encode(SMALL))  # fresh weights: all norms are equal
     artifact = export(ModelConfig(source=str(tmp_path / "spec.json")), ExportConfig(), tmp_path / "out")
-    uses = [name for node in onnx.load(artifact.model).graph.node if node.op_type == "LayerNormalization" for name in node.input[1:]]
+    uses = [
+        name for node in onnx.load(artifact.model).graph.node if node.op_type == "LayerNormalization" for name in node.input[1:]
+    ]
     assert len(uses) == len(set(uses)) == 10
     assert artifact.record.origin["random_seed"] == 0
 

@@ -139,9 +139,9 @@ class Artifact:
             if verify and (found := sha256(path)) != digest:
                 message = f"changed after {record.made_by!r} wrote it ({found[:12]}, expected {digest[:12]})"
                 raise InputError("VD3010", message, file=path, fix="make it again")
-        for name in (record.entry, record.weights):
-            if name is not None and name not in record.files:
-                raise InputError("VD3010", f"does not list its file {name}", file=folder / RECORD, fix="make it again")
+        for needed in (record.entry, record.weights):
+            if needed is not None and needed not in record.files:
+                raise InputError("VD3010", f"does not list its file {needed}", file=folder / RECORD, fix="make it again")
         return cls(folder, record)
 
 

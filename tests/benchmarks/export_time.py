@@ -36,7 +36,9 @@ def main() -> None:
                     subprocess.run(command, check=True, capture_output=True)
                     seconds[name].append(time.perf_counter() - start)
         for name, runs in seconds.items():
-            print(f"{variant:24} {name:18} median {statistics.median(runs):5.1f} s, runs {', '.join(f'{run:.1f}' for run in runs)}")
+            print(
+                f"{variant:24} {name:18} median {statistics.median(runs):5.1f} s, runs {', '.join(f'{run:.1f}' for run in runs)}"
+            )
 
 
 if __name__ == "__main__":

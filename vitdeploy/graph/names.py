@@ -105,7 +105,7 @@ def _name_constants(node: ir.Node, path: str, graph: ir.Graph, taken: set[str]) 
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    old, value.name = value.name, name
+    old, value.name = str(value.name), name
     if old in graph.initializers:  # the table of initializers is keyed by name
         graph.initializers[name] = graph.initializers.pop(old)
 

@@ -8,6 +8,8 @@ is what freezes a "dynamic" batch in other exporters.
 from __future__ import annotations
 
 import copy
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +32,13 @@ def freeze(model: VisionTransformer) -> VisionTransformer:
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     table = frozen.token_table()
     frozen.register_buffer("table", table)
-    frozen.token_table = lambda: frozen.table  # type: ignore[method-assign]
+    frozen.token_table = lambda: cast(Tensor, frozen.table)  # type: ignore[method-assign]
     for module in frozen.modules():
         if isinstance(module, Attention) and not module.decomposed:  # a frozen model stays as it is
             _freeze_attention(module)
         elif isinstance(module, AttentionPool):
             module.register_buffer("constant", module.query())
-            module.query = lambda module=module: module.constant  # type: ignore[method-assign,misc]
+            module.query = partial(_constant, module)  # type: ignore[method-assign]
     return frozen
 
 
@@ -56,27 +58,29 @@ def absorb_normalisation(model: VisionTransformer) -> None:
     proj.bias = nn.Parameter(bias.float(), requires_grad=False)
 
 
+def _constant(module: AttentionPool) -> Tensor:
+    return cast(Tensor, module.constant)
+
+
 def _freeze_attention(module: Attention) -> None:
-    linear = nn.Linear(module.qkv.in_features, module.qkv.out_features, bias=module.bias() is not None)
-    query, key, value = module.qkv.weight.unflatten(0, (3, module.heads, module.size))  # [h, d, D] each
-    bias = module.bias()
-    biases = (None, None, None) if bias is None else bias.unflatten(0, (3, module.heads, module.size))  # [h, d] each
     order = pairs_to_halves(module.size) if module.interleaved else torch.arange(module.size)
-    normed = isinstance(module.q_norm, nn.LayerNorm)
-    scale = 1.0 if normed else module.scale
-    linear.weight.copy_(torch.cat([t.flatten(0, 1) for t in (query[:, order] * scale, key[:, order], value)]))
+    norms = [layer for layer in (module.q_norm, module.k_norm) if isinstance(layer, nn.LayerNorm)]
+    for layer, scale in zip(norms, (module.scale, 1.0), strict=False):  # none, or two
+        layer.weight.copy_(layer.weight[order] * scale)
+        layer.bias.copy_(layer.bias[order] * scale)
+    scale = 1.0 if norms else module.scale
+    bias = module.bias()
+    packed = nn.Linear(module.qkv.in_features, module.qkv.out_features, bias=bias is not None)
+    packed.weight.copy_(_turned(module.qkv.weight, module, order, scale))
     if bias is not None:
-        parts = (biases[0][:, order] * scale, biases[1][:, order], biases[2])
-        linear.bias.copy_(torch.cat([t.flatten() for t in parts]))
-        for name in ("q_bias", "v_bias"):
-            if hasattr(module, name):
-                delattr(module, name)
-    if normed:
-        _scale_norm(module.q_norm, order, module.scale)
-        _scale_norm(module.k_norm, order, 1.0)
-    module.qkv, module.interleaved, module.decomposed = linear.requires_grad_(False), False, True
+        packed.bias.copy_(_turned(bias, module, order, scale))
+    for name in ("q_bias", "v_bias"):
+        if hasattr(module, name):
+            delattr(module, name)
+    module.qkv, module.interleaved, module.decomposed = packed.requires_grad_(False), False, True
 
 
-def _scale_norm(layer: nn.Module, order: Tensor, scale: float) -> None:
-    for parameter in (layer.weight, layer.bias):
-        parameter.copy_(parameter[order] * scale)
+def _turned(packed: Tensor, module: Attention, order: Tensor, scale: float) -> Tensor:
+    """Rows of a packed projection [3 h d, ...] with queries scaled, queries and keys in the new order of channels."""
+    query, key, value = packed.unflatten(0, (3, module.heads, module.size))  # [h, d, ...] each
+    return torch.cat([part.flatten(0, 1) for part in (query[:, order] * scale, key[:, order], value)])

@@ -222,7 +222,8 @@ class VisionTransformer(nn.Module):
         if spec.pool == "map":
             self.attn_pool = AttentionPool(spec)
         linear = partial(nn.Linear, spec.pooled_size, spec.classes, bias=spec.head_bias)
-        self.head = {"none": nn.Identity, "mlp": partial(MlpHead, spec)}.get(spec.head, linear)()
+        heads: dict[str, Callable[[], nn.Module]] = {"none": nn.Identity, "mlp": partial(MlpHead, spec)}
+        self.head = heads.get(spec.head, linear)()
         if spec.head == "distilled":
             self.head_dist = linear()
         self.apply(_initialise)
@@ -234,16 +235,19 @@ class VisionTransformer(nn.Module):
         table = torch.cat([*prefix, self.patch_embed.proj.weight.new_zeros(1, spec.patches, spec.width)], 1)  # [1, T, D]
         if spec.position in ("none", "conditional"):
             return table
-        places = {
-            "learned": lambda: self.pos_embed,
-            "sinusoidal": lambda: positions.sinusoidal(spec.positions, spec.width),
-            "sincos2d": lambda: functional.pad(
-                positions.sincos2d(spec.grid, spec.width), (0, 0, spec.positions - spec.patches, 0)
-            ),  # zeros for class tokens, as in MAE
-        }[spec.position]().to(table)  # [1, positions, D]
+        places = self.places().to(table)  # [1, positions, D]
         own = spec.positions - spec.patches  # prefix tokens with a position; registers stand between and have none
         gap = spec.prefix - own
         return table + torch.cat((places[:, :own], places.new_zeros(1, gap, spec.width), places[:, own:]), 1)
+
+    def places(self) -> Tensor:
+        """E_pos, float32 [1, positions, D]: learned, or fixed (with zeros for class tokens in two dimensions, as in MAE)."""
+        spec = self.spec
+        if spec.position == "learned":
+            return self.pos_embed
+        if spec.position == "sinusoidal":
+            return positions.sinusoidal(spec.positions, spec.width)
+        return functional.pad(positions.sincos2d(spec.grid, spec.width), (0, 0, spec.positions - spec.patches, 0))
 
     def sequence(self, pixels: Tensor) -> Tensor:  # [B, C, H, W]
         """z_L of equation 3, float32 [B, T, D]."""
@@ -273,9 +277,7 @@ class VisionTransformer(nn.Module):
         return self.fc_norm(torch.cat((x[:, 0], patches.mean(1)), -1))  # [B, 2 D]
 
     def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Every named output: ``tokens`` [B, T, D] after the last norm, ``pooled`` [B, pooled_size] and, with a head,
-        ``logits`` [B, classes].
-        """
+        """``tokens`` [B, T, D] after the last norm, ``pooled`` [B, pooled_size] and, with a head, ``logits`` [B, classes]."""
         x = self.sequence(pixels)
         found = {"tokens": self.norm(x), "pooled": self.pool(x)}
         if self.spec.head != "none":

@@ -114,9 +114,7 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
     ]
     problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
     found = [
-        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
-        for kind, names in problems.items()
-        if names
+        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})" for kind, names in problems.items() if names
     ]
     if found:
         message = f"does not fit the model {model.spec.name!r}: {'; '.join(found)}"

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy import datasets
-from vitdeploy.datasets import idx, sources
-from vitdeploy.datasets import LoadConfig, open_dataset
+from vitdeploy.datasets import LoadConfig, idx, open_dataset, sources
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
 

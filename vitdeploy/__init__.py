@@ -76,7 +76,10 @@ __all__ = ["VERBS", "__version__", *_HOME]
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'vitdeploy' has no attribute {name!r}")
-    return getattr(import_module(f"vitdeploy.{_HOME[name]}"), name)
+    from vitdeploy.errors import needs
+
+    with needs("export" if _HOME[name] == "exporter" else "all"):  # without torch: one line with the pip command
+        return getattr(import_module(f"vitdeploy.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -106,14 +106,13 @@ def load(model: ModelConfig, config: ExportConfig) -> tuple[VisionTransformer, d
         spec = read_spec(path)
     else:
         spec = find(model.source)
-    native_spec = spec
+    grid = spec.grid
     if config.image_size is not None:
         spec = spec.resized(*config.image_size)
-    plain = msgspec.structs.replace(spec.input, tensor="float32-nchw")
-    net = build(msgspec.structs.replace(spec, input=plain), seed=model.seed)
+    spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor="float32-nchw"))
     if weights is None:
-        return net, {"random_seed": model.seed}, parent
-    native.fill(net, native.read(weights), native_spec.grid, file=weights)
+        return build(spec, seed=model.seed), {"random_seed": model.seed}, parent
+    net = native.assemble(spec, native.read(weights), grid, file=weights)
     return net, {"file": weights.name, "sha256": files.sha256(weights)}, parent
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from vitdeploy import __version__, files
 from vitdeploy.artifact import RECORD, Artifact, versions
-from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line
+from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
@@ -142,7 +142,8 @@ def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
     key = key_of("export", recipe.export, {"model": model, "tools": tools})
     if line.is_done("export", key):
         return Artifact.open(line.result("export"), verify=False)
-    from vitdeploy.exporter import export
+    with needs("export"):
+        from vitdeploy.exporter import export
 
     artifact = export(recipe.model, recipe.export, line.result("export"), progress=line.progress)
     line.finish("export", key)

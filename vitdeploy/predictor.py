@@ -134,6 +134,4 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def _best(logits: NDArray[np.float32], labels: tuple[str, ...], top: int) -> tuple[ClassScore, ...]:
     shares = softmax(logits)
     order = np.argsort(-shares, kind="stable")[:top]
-    return tuple(
-        ClassScore(label=labels[i] if labels else str(i), index=int(i), probability=float(shares[i])) for i in order
-    )
+    return tuple(ClassScore(label=labels[i] if labels else str(i), index=int(i), probability=float(shares[i])) for i in order)

@@ -211,9 +211,7 @@ def _generated(counts: Counts, contract: InputContract, config: ValidateConfig) 
         yield Batch(part, None, tuple(f"generated {start + place}" for place in range(len(part))))
 
 
-def _of_data(
-    data: Dataset | None, counts: Counts, config: ValidateConfig, trial: _Trial
-) -> tuple[dict[str, Any], list[str]]:
+def _of_data(data: Dataset | None, counts: Counts, config: ValidateConfig, trial: _Trial) -> tuple[dict[str, Any], list[str]]:
     """Settings and notes about the images."""
     settings: dict[str, Any] = {"data": "generated", "images": counts.used, "seed": config.seed, "batch": config.batch}
     if data is None:

@@ -63,6 +63,19 @@ def test_help_needs_only_typer(arguments):
     )
 
 
+@pytest.mark.parametrize("command", ["export", "build"])
+def test_a_missing_extra_is_one_line_with_the_pip_command(command, tmp_path):
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
+        f"from vitdeploy.cli import main; sys.exit(main([{command!r}, 'vit_tiny_patch16_224', '-o', {str(tmp_path / 'x')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1
+    assert "VD4001" in done.stderr
+    assert "pip install 'vitdeploy[export]'" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["models"], ["explain"]])
 def test_looking_needs_no_engine(arguments):
     run(

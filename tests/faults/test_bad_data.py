@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy import images
-from vitdeploy.datasets import idx
-from vitdeploy.datasets import Batches, LoadConfig, open_dataset
+from vitdeploy.datasets import Batches, LoadConfig, idx, open_dataset
 from vitdeploy.errors import InputError, TrustError, VitdeployError
 from vitdeploy.spec import InputContract
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.datasets import idx, shards, sources
 from vitdeploy.datasets.classes import align
+from vitdeploy.datasets.sources import Listing
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images import Pixels
-from vitdeploy.datasets.sources import Listing
 from vitdeploy.spec import InputContract
 
 _BAD_IMAGE = frozenset(("VD3001", "VD3102", "VD3103", "VD3108"))  # about one image; other codes are about the job
@@ -223,9 +223,7 @@ class Dataset:
         return align(self.classes or used, labels, outputs, self.path)
 
 
-def _stream(
-    dataset: Dataset, contract: InputContract, config: LoadConfig, counts: Counts
-) -> Generator[Batch, None, None]:
+def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, counts: Counts) -> Generator[Batch, None, None]:
     """The pass itself: results in order, bad images counted, full batches given out."""
     shape = (config.batch_size, contract.height, contract.width, contract.channels)
     pixels = np.empty(shape, np.uint8)
@@ -294,9 +292,7 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _read_or_error(
-    read: Callable[[int, InputContract], Pixels], contract: InputContract, index: int
-) -> Pixels | InputError:
+def _read_or_error(read: Callable[[int, InputContract], Pixels], contract: InputContract, index: int) -> Pixels | InputError:
     try:
         return read(index, contract)
     except InputError as exc:

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import files, images
+from vitdeploy.datasets.sources import Listing, check_numbers, class_names, digest_of
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images import Pixels
-from vitdeploy.datasets.sources import Listing, check_numbers, class_names, digest_of
 from vitdeploy.spec import InputContract
 
 MAX_BYTES = 1 << 31

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import msgspec
 
 from vitdeploy import images
+from vitdeploy.datasets.sources import IMAGE_SUFFIXES, Listing, class_names, digest_of, file_row, numbered
 from vitdeploy.errors import InputError, TrustError, first_line
 from vitdeploy.images import Pixels
-from vitdeploy.datasets.sources import IMAGE_SUFFIXES, Listing, class_names, digest_of, file_row, numbered
 from vitdeploy.spec import InputContract
 
 MAX_IMAGE = 256 << 20

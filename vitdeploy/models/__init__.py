@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitdeploy.models.vit import VisionTransformer, build
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import native
 from vitdeploy.spec import ModelSpec
 
@@ -13,8 +13,6 @@ def original(spec: ModelSpec, weights: Path) -> VisionTransformer:
     """The PyTorch model of an artifact, rebuilt from its spec and its state dict, in evaluation mode.
 
     Raises:
-        InputError: See `native.read` and `native.fill`.
+        InputError: See `native.read` and `native.assemble`.
     """
-    model = build(spec)
-    native.fill(model, native.read(weights), file=weights)
-    return model
+    return native.assemble(spec, native.read(weights), file=weights)

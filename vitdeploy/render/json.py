@@ -22,7 +22,7 @@ def _plain(value: object) -> str:
     """Strings of another class than str, as torch's version is one; nothing else passes for text."""
     if isinstance(value, str):
         return "".join(value)
-    raise NotImplementedError
+    raise TypeError(f"{type(value).__name__} is not a value of a record")
 
 
 def _finite(value: object) -> object:

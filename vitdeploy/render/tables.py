@@ -224,9 +224,7 @@ def of_checkup(checkup: Checkup) -> list[Table]:
         "disk free here": f"{checkup.disk_free_gib:,.1f} GiB",
     }
     packages = {name: version or "not installed" for name, version in checkup.packages.items()}
-    engines = tuple(
-        (s.name, "yes" if s.installed else "no", "yes" if s.usable else "NO", s.detail) for s in checkup.backends
-    )
+    engines = tuple((s.name, "yes" if s.installed else "no", "yes" if s.usable else "NO", s.detail) for s in checkup.backends)
     return [
         pairs("machine", machine),
         pairs("packages", packages),

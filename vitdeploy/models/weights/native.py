@@ -19,6 +19,7 @@ from vitdeploy.errors import InputError
 from vitdeploy.files import expect
 from vitdeploy.models import positions
 from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.spec import ModelSpec
 
 State = dict[str, Tensor]
 MOST_TENSORS = 20_000
@@ -46,7 +47,7 @@ def read(path: Path) -> State:
         if not tensor.is_floating_point():
             message = f"tensor {name!r} is of type {str(tensor.dtype)[6:]}, weights are floating-point numbers"
             raise InputError("VD3009", message, file=path, fix="save the weights alone, before they are quantised")
-        state[name] = tensor.float()  # first: a large float64 becomes infinite, and float8 has no test of its own
+        state[name] = tensor.to(torch.float32, copy=True)  # ours, not a view of the file; first: a large float64 becomes infinite, and float8 has no test of its own
         bad = int((~torch.isfinite(state[name])).sum())
         if bad:
             message = f"tensor {name!r} has {bad:,} values of {tensor.numel():,} that are NaN or infinite"
@@ -83,12 +84,28 @@ def _check_header(path: Path) -> None:
         raise InputError("VD3013", f"names {len(header):,} tensors, at most {MOST_TENSORS:,} are read", file=path)
 
 
+def assemble(
+    spec: ModelSpec, state: State, grid: tuple[int, int] | None = None, *, file: Path | None = None
+) -> VisionTransformer:
+    """The model of a spec around a state dict, in evaluation mode; nothing is drawn or copied that the weights replace.
+
+    Raises:
+        InputError: VD3009, see `fill`.
+    """
+    with torch.device("meta"):
+        model = VisionTransformer(spec)
+    if spec.rotary != "none":
+        model.cos, model.sin = positions.rotary(spec)
+    fill(model, state, grid, file=file)
+    return model.eval()
+
+
 def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = None, *, file: Path | None = None) -> None:
     """Put a state dict into a model: all of it, or an error that names what does not fit.
 
     Args:
         model: Built from the spec that the weights belong to, perhaps at another image size.
-        state: Float32 tensors by our names; not changed.
+        state: Float32 tensors by our names; a model on the meta device keeps them, any other copies.
         grid: Rows and columns of the learned position table in ``state``; None means the model's, or a square.
         file: For messages.
 
@@ -119,7 +136,7 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
     if found:
         message = f"does not fit the model {model.spec.name!r}: {'; '.join(found)}"
         raise InputError("VD3009", message, file=file, fix="check that model and weights belong together")
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=any(tensor.is_meta for tensor in wanted.values()))  # meta: nothing to copy into
 
 
 def _packed(state: State) -> State:

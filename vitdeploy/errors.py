@@ -50,6 +50,8 @@ CODES: dict[str, str] = {
     "VD3011": "The file is not an ONNX model, or holds no graph.",
     "VD3012": "The ONNX file carries no input contract, so pixels can't be prepared for it.",
     "VD3013": "The safetensors header is too large or names too many tensors.",
+    "VD3014": "The checkpoint is of no source library that is known.",
+    "VD3015": "The checkpoint does not say which architecture it is, or its configuration is one that is not supported.",
     # 31xx: images and data
     "VD3101": "No images were found.",
     "VD3102": "An image can't be decoded: it is damaged, empty, of a format that is not accepted, or not an image.",

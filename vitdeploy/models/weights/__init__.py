@@ -1,1 +1,60 @@
-"""Weights from files: one module a source. Today: safetensors with our own names (`native`)."""
+"""Weights from wherever they come: read safely, recognised, converted by a table, and every tensor accounted for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from vitdeploy.errors import InputError
+from vitdeploy.models.weights.source import Checkpoint, Loaded, Source
+from vitdeploy.models.weights.table import convert
+
+SOURCES = ("huggingface", "torchvision", "clip", "jax", "meta", "timm")
+"""Modules of this package with a `SOURCE`, in the order in which they are asked; each recognises only its own."""
+
+
+def load(path: Path, architecture: str | None = None, *, trust: str | None = None) -> Loaded:
+    """Read a checkpoint of any source that is known, offline.
+
+    Args:
+        path: A folder (Hugging Face, timm, or a hub cache) or a file (.safetensors, .pth, .pt, .bin, .npz).
+        architecture: The architecture's name, for files that do not say it.
+        trust: SHA-256 of a pickle that may run code; see `vitdeploy.models.weights.pickles`.
+
+    Raises:
+        InputError: The file is damaged (VD3001 to VD3008), of no known source (VD3014), or does not fit (VD3009).
+        UsageError: The file does not say which architecture it is, and none was given.
+        TrustError: The file would run code.
+    """
+    from vitdeploy.models.weights.checkpoint import read
+
+    checkpoint = read(path, trust=trust)
+    source = recognise(checkpoint)
+    spec = source.spec(checkpoint, architecture)
+    converted = convert(checkpoint.state, source.rules(checkpoint, spec))
+    origin = {
+        "source": source.name,
+        "files": checkpoint.files,
+        "notes": list(checkpoint.notes),
+        "left_out": converted.left_out,
+        "architecture": architecture or spec.name,
+    }
+    return Loaded(spec, converted.state, source.grid(checkpoint), origin)
+
+
+def recognise(checkpoint: Checkpoint) -> Source:
+    """The source library of a checkpoint.
+
+    Raises:
+        InputError: VD3014, none recognises it.
+    """
+    for name in SOURCES:
+        source: Source = import_module(f"vitdeploy.models.weights.{name}").SOURCE
+        if source.recognise(checkpoint):
+            return source
+    first = ", ".join(list(checkpoint.state)[:5])
+    fix = "write a mapping file (see README, 'Your own names'), or use --module"
+    raise InputError("VD3014", f"is of no known source; its first tensors are {first}", file=checkpoint.path, fix=fix)
+
+
+__all__ = ["Checkpoint", "Loaded", "Source", "load", "recognise"]

@@ -24,6 +24,11 @@ from vitdeploy.spec import ModelSpec
 State = dict[str, Tensor]
 MOST_TENSORS = 20_000
 LARGEST_HEADER = 100 << 20
+_SEPARATE = (
+    (".attn.q.", (".attn.k.", ".attn.v."), ".attn.qkv."),
+    (".mlp.fc1_g.", (".mlp.fc1_x.",), ".mlp.fc1."),
+)
+"""Name of the first part, of the others in order, and of the whole."""
 _AGAIN = "download or write it again"
 
 
@@ -47,7 +52,8 @@ def read(path: Path) -> State:
         if not tensor.is_floating_point():
             message = f"tensor {name!r} is of type {str(tensor.dtype)[6:]}, weights are floating-point numbers"
             raise InputError("VD3009", message, file=path, fix="save the weights alone, before they are quantised")
-        state[name] = tensor.to(torch.float32, copy=True)  # ours, not a view of the file; first: a large float64 becomes infinite, and float8 has no test of its own
+        # a copy, so that nobody can change it behind us; before the test, since a large float64 becomes infinite here
+        state[name] = tensor.to(torch.float32, copy=True)
         bad = int((~torch.isfinite(state[name])).sum())
         if bad:
             message = f"tensor {name!r} has {bad:,} values of {tensor.numel():,} that are NaN or infinite"
@@ -140,15 +146,16 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
 
 
 def _packed(state: State) -> State:
-    """Separate ``attn.q``, ``attn.k``, ``attn.v`` projections as one ``attn.qkv``; anything else as it is."""
+    """Separate projections as one: query, key, value as ``attn.qkv``; SwiGLU's gate and value as ``mlp.fc1``."""
     packed = dict(state)
     for name in state:
-        stem, dot, kind = name.partition(".attn.q.")
-        parts = [f"{stem}.attn.{part}.{kind}" for part in "qkv"]
-        if not (dot and all(part in packed for part in parts)):
-            continue
-        if state[name].ndim and len({packed[part].shape[1:] for part in parts}) == 1:  # else the name check names them
-            packed[f"{stem}.attn.qkv.{kind}"] = torch.cat([packed.pop(part) for part in parts])
+        for first, others, whole in _SEPARATE:
+            stem, dot, kind = name.partition(first)
+            parts = [f"{stem}{part}{kind}" for part in (first, *others)]
+            if not (dot and all(part in packed for part in parts)):
+                continue
+            if state[name].ndim and len({packed[part].shape[1:] for part in parts}) == 1:  # else the name check names them
+                packed[f"{stem}{whole}{kind}"] = torch.cat([packed.pop(part) for part in parts])
     return packed
 
 

@@ -119,11 +119,11 @@ class _Line:
         return False
 
     def finish(self, stage: str, key: str) -> None:
-        """Record a stage; when its result is another than before, later results are of something else and go."""
+        """Record a stage; when the artifact is another than before, the numbers that lie here are of another model and go."""
         old, digest = self.ledger.stages.get(stage), self.digest(stage)
         self.ledger.stages[stage] = Done(key, digest)
-        if old is None or old.digest != digest:
-            for later in STAGES[STAGES.index(stage) + 1 :]:
+        if stage == "export" and (old is None or old.digest != digest):
+            for later in STAGES[1:]:
                 self.drop(later)
         self._write()
 

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -104,13 +104,13 @@ def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[
 
 def _signature(function: Callable[..., Outcome]) -> inspect.Signature:
     """What typer reads: the command's own parameters, the context, and the shared options."""
-    hints = get_type_hints(function, include_extras=True)
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "progress"]
+    # not typing.get_type_hints: before Python 3.11 it hides an option whose default is None inside an Optional
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "progress"]
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature(
         [
             inspect.Parameter("context", kind, annotation=typer.Context),
-            *(p.replace(annotation=hints[p.name]) for p in own),
+            *own,
             *(inspect.Parameter(name, kind, default=False, annotation=option) for name, option in _SHARED.items()),
         ]
     )

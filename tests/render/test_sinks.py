@@ -1,0 +1,116 @@
+"""Tables on a terminal and off it, Markdown, JSON: hostile names stay text, NaN stays visible."""
+
+import io
+import json
+import math
+import re
+
+import pytest
+
+from vitdeploy.render import console, markdown
+from vitdeploy.render.json import text
+from vitdeploy.render.tables import Table
+from vitdeploy.report import Metric, Report, Row
+
+HOSTILE = ["\x1b[31mred\x1b[0m", "a\rb", "x\x9b2J", "::error::\nfile", "[bold]b[/bold]", "|cell|", "<script>", "`rm`", ":smile:"]
+
+
+def report(subject: str = "a / b", columns: int = 2) -> Report:
+    metrics = {f"metric_{n}": Metric(1.5 + n, "ms", 1.4, 1.6) for n in range(columns)}
+    rows = (Row(subject, metrics), Row("other", {"metric_0": Metric(math.nan, "ms")}))
+    part = Report(title="bench", reference=subject, rows=rows, notes=(subject,), settings={"key": subject})
+    return Report(title="build", parts=(part,), settings={"k": subject})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_control_character_reaches_a_sink(name, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    console.report(report(name), stream)
+    console.text(name, stream)
+    found = stream.getvalue() + markdown.document(report(name)) + text(report(name))
+    assert [c for c in found if c != "\n" and not c.isprintable()] == []
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_json_gives_the_name_back(name):
+    assert json.loads(text({"name": name}))["name"] == name
+    assert text({"name": name}).isascii()
+
+
+def test_markup_is_text_on_the_console():
+    stream = io.StringIO()
+    console.report(report("[bold]b[/bold] :smile:"), stream)
+    assert "[bold]b[/bold] :smile:" in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_markdown_keeps_its_cells_and_shows_no_html(name):
+    lines = markdown.document(report(name)).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table if "metric" in line or "ms" in line}
+    assert widths == {4}
+    assert not re.search(r"<[a-z/]", "\n".join(lines))
+    assert not re.search(r"(?<!\\)`", "\n".join(lines))
+
+
+def test_markdown_escapes_links_but_not_intervals():
+    assert markdown.escape("[x](http://y)") == "\\[x\\](http://y)"
+    assert markdown.escape("93.1 % [92.0, 94.1]") == "93.1 % [92.0, 94.1]"
+    assert markdown.escape("a\\|b &lt;") == "a\\\\\\|b &amp;lt;"
+
+
+def test_off_a_terminal_nothing_is_folded_or_padded():
+    stream = io.StringIO()
+    console.report(report("s" * 300, columns=30), stream)
+    lines = stream.getvalue().splitlines()
+    assert any(line.startswith(" " + "s" * 300) and line.count("ms") == 30 for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+    assert "\x1b" not in stream.getvalue()
+    assert "NaN ms" in stream.getvalue()
+
+
+def test_a_narrow_terminal_gets_blocks(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    console.report(report(columns=12), stream)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+    table = plain.split("compared with")[0]
+    assert max(map(len, table.splitlines())) <= 60
+    assert len(re.findall(r"metric \d+ +\d", plain)) == 12  # all numbers whole, each with its name
+    assert not re.search(r"\x1b\[3\dm", stream.getvalue())  # no colour
+
+
+def test_numbers_are_right_aligned_and_words_left():
+    stream = io.StringIO()
+    console.show([Table("", ("name", "number", "word"), (("a", "1", "x"), ("b", "100", "yyy")))], stream)
+    head, _, first, second = stream.getvalue().splitlines()
+    assert first.index("1") == second.index("100") + 2
+    assert first.index("x") == second.index("yyy") == head.index("word")
+
+
+def test_json_keeps_nan_and_infinity_apart():
+    assert json.loads(text([math.nan, math.inf, -math.inf, 1.5, (2,), {"a": math.nan}])) == [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        1.5,
+        [2],
+        {"a": "NaN"},
+    ]
+
+
+def test_json_takes_strings_of_a_class_of_their_own_but_nothing_strange():
+    class Version(str):
+        __slots__ = ()
+
+    assert json.loads(text({"version": Version("2.0")})) == {"version": "2.0"}
+    with pytest.raises(TypeError):
+        text({"stream": io.StringIO()})

@@ -86,8 +86,8 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Name for tables: the folder's, or the bare file's."""
-        return self.folder.resolve().name if self.record.files else self.model.name
+        """Name for tables: the model's."""
+        return self.spec.name
 
     @property
     def id(self) -> str:

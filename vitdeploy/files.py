@@ -160,7 +160,8 @@ def check_output(out: Path, *, ours: str) -> None:
         UsageError: VD2008.
     """
     if out.is_dir():
-        if any(out.iterdir()) and not (out / ours).is_file():
+        foreign = [path for path in out.iterdir() if not path.name.startswith(f".{ours}.tmp-")]  # a first write that was killed
+        if foreign and not (out / ours).is_file():
             message = f"exists and was not written by vitdeploy (no {ours} in it)"
             raise UsageError("VD2008", message, file=out, fix="choose another folder")
     elif out.exists() or out.is_symlink():

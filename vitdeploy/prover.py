@@ -65,8 +65,9 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
             trial.add(batch, runners)
         settings = {name: runner.settings for name, runner in runners.items()}
     progress("validate", total, total)
-    rows = tuple(Row(f"{artifact.name} / {name}", trial.metrics(name), settings[name]) for name in names)
+    rows = tuple(Row(name, trial.metrics(name), settings[name]) for name in names)
     found, remarks = _of_data(data, batches.counts, config, trial)
+    found = {"artifact": artifact.name, **found}
     notes += [*remarks, *trial.warnings()]
     return Report(title="validate", reference=rows[0].subject, rows=rows, settings=found, notes=tuple(notes))
 
@@ -93,19 +94,27 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
     subjects: list[Subject] = []
     originals: dict[bytes, str] = {}
     notes: list[str] = []
-    for artifact, label in zip(artifacts, _labels(artifacts), strict=True):
+    labels = _labels(artifacts)
+    for artifact, label in zip(artifacts, labels, strict=True):
+        before = f"{label} / " if len(artifacts) > 1 else ""
         key = _origin(artifact)
         if key is not None and key not in originals and REFERENCE in installed():
-            originals[key] = f"{label} / {REFERENCE}"
+            originals[key] = f"{before}{REFERENCE}"
             subjects.append(Subject(originals[key], artifact, REFERENCE, originals[key]))
         reference = None if key is None else originals.get(key)
         if reference is None:
             notes.append(f"{label}: no speed-up, {_why_not(artifact)}")
-        subjects += [Subject(f"{label} / {engine}", artifact, engine, reference) for engine in engines]
+        subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in engines]
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
     rows, remarks = latency.measure(subjects, config, progress=progress)
-    settings = {"rounds": config.rounds, "seconds": config.seconds, "warmup": config.warmup, "pause": latency.PAUSE_S}
+    settings: dict[str, Any] = {
+        "artifact": ", ".join(labels),
+        "rounds": config.rounds,
+        "seconds": config.seconds,
+        "warmup": config.warmup,
+        "pause": latency.PAUSE_S,
+    }
     return Report(title="bench", reference=subjects[0].name, rows=rows, settings=settings, notes=(*notes, *remarks))
 
 
@@ -239,8 +248,11 @@ def _origin(artifact: Artifact) -> bytes | None:
 
 
 def _labels(artifacts: Sequence[Artifact]) -> list[str]:
-    """A name for each artifact, unique: the folder's, or the path where two are alike."""
+    """A name for each artifact, unique: the model's, or the path where two are alike."""
     names = [artifact.name for artifact in artifacts]
     pairs = zip(names, artifacts, strict=True)
-    places = [name if names.count(name) == 1 else str(artifact.model.parent) for name, artifact in pairs]
+    places = [
+        name if names.count(name) == 1 else str(artifact.folder if artifact.record.files else artifact.model)
+        for name, artifact in pairs
+    ]
     return [place if places.count(place) == 1 else f"{place} #{index + 1}" for index, place in enumerate(places)]

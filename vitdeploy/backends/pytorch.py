@@ -56,7 +56,7 @@ class PyTorchRunner:
         self._output = spec.output
         self.settings: dict[str, Any] = {
             "backend": PyTorch.name,
-            "version": torch.__version__,
+            "version": str(torch.__version__),
             "threads": torch.get_num_threads(),
             "device": "cpu",
             "precision": "fp32",

@@ -134,6 +134,7 @@ def _row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Opened)
     p50, p90, p99 = percentiles(times, 0.5, 0.9, 0.99)
     mean = float(np.mean(times))
     metrics = {
+        "batch": Metric(batch, "count"),
         "p50": Metric(p50, "ms"),
         "p90": Metric(p90, "ms"),
         "p99": Metric(p99, "ms"),

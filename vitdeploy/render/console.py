@@ -1,7 +1,7 @@
 """Results on stdout: tables as wide as the terminal allows, and whole when there is no terminal.
 
-A table that does not fit the terminal is written as one block a row, since a folded number is read wrongly. Into a pipe or
-a file nothing is cut off or folded.
+A table that does not fit is turned (a line a number); one that does not fit even so is written as one block a line, since a
+folded number is read wrongly. Into a pipe or a file nothing is cut off or folded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vitdeploy.render import tables
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
+_READABLE = 130  # columns; off a terminal a wider table is turned, if that makes it narrower
 _UNBOUNDED = 100_000  # columns; a pipe has no edge
 
 
@@ -62,15 +63,20 @@ def text(content: str, stream: IO[str] | None = None) -> None:
 def _print(screen: Console, table: Table) -> None:
     if table.title:
         screen.print(_text(table.title, "bold"))
-    grid = _grid(table)
-    natural = Measurement.get(screen, screen.options.update(max_width=_UNBOUNDED), grid).maximum
-    if natural <= screen.width or len(table.headings) < 3:
-        _lay(screen, grid)
+    edge = screen.width if screen.is_terminal else _READABLE
+    if _width(screen, table) > edge and len(table.headings) > 3:
+        table = min(table, tables.turned(table), key=lambda one: _width(screen, one))
+    if not screen.is_terminal or _width(screen, table) <= edge or len(table.headings) < 3:
+        _lay(screen, _grid(table))
         return
     for row in table.rows:
         screen.print(_text(row[0], "bold"))
         cells = zip(table.headings[1:], row[1:], strict=True)
         _lay(screen, _grid(Table("", ("", ""), tuple(cell for cell in cells if cell[1]))))
+
+
+def _width(screen: Console, table: Table) -> int:
+    return Measurement.get(screen, screen.options.update(max_width=_UNBOUNDED), _grid(table)).maximum
 
 
 def _lay(screen: Console, grid: Grid) -> None:

@@ -10,6 +10,7 @@ from vitdeploy.render import tables
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
+_COLUMNS = 8  # a page has no room for more
 _SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{c: "\\" + c for c in "\\|`*[]~"}}
 
 _NUMBERS = re.compile(r"\\\[([-\d., ]+)\\\]")  # intervals stay readable: brackets around numbers are no link
@@ -33,7 +34,8 @@ def document(report: Report) -> str:
 
 def _part(report: Report) -> Iterator[str]:
     if report.rows:
-        yield from _table(tables.of_report(report))
+        table = tables.of_report(report)
+        yield from _table(tables.turned(table) if len(table.headings) > max(_COLUMNS, len(table.rows) + 1) else table)
     if report.reference:
         yield from ("", f"Compared with: {escape(report.reference)}.")
     if report.settings:

@@ -101,7 +101,17 @@ def of_report(report: Report) -> Table:
     rows = tuple(
         (row.subject, *(metric(row.metrics[name]) if name in row.metrics else "" for name in names)) for row in report.rows
     )
-    return Table(report.title, ("subject", *(name.replace("_", " ") for name in names)), rows)
+    about = report.settings.get("artifact", "")
+    title = f"{report.title}: {about}" if about else report.title
+    return Table(title, ("subject", *(name.replace("_", " ") for name in names)), rows)
+
+
+def turned(table: Table) -> Table:
+    """The same table with a line a column: for many numbers on few subjects."""
+    columns = zip(*table.rows, strict=True)
+    first = next(columns, ())
+    lines = tuple((heading, *column) for heading, column in zip(table.headings[1:], columns, strict=True))
+    return Table(table.title, (table.headings[0], *first), lines)
 
 
 def all_of(report: Report) -> Iterator[Report]:
@@ -113,7 +123,7 @@ def all_of(report: Report) -> Iterator[Report]:
 
 def of_settings(report: Report) -> Table:
     """What held for all rows."""
-    return pairs("settings", {key: plain(value) for key, value in report.settings.items()})
+    return pairs("settings", {key: plain(_head(value)) for key, value in report.settings.items()})
 
 
 def of_machine(machine: Machine) -> Table:
@@ -157,10 +167,23 @@ def of_artifact(artifact: Artifact) -> Table:
         "cost": f"{short(cost.parameters(spec) / 1e6)} M parameters, {short(cost.macs(spec) / 1e9)} GMAC an image",
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision}",
         "input": f"{spec.input.tensor}, {channels} x {height} x {width}",
-        "weights": plain({key: _head(value) for key, value in record.origin.items()}),
-        "proof": plain(record.proof),
+        "weights": _weights(record.origin),
+        "proof": _proof(record.proof),
     }
     return pairs("", rows)
+
+
+def _weights(origin: Mapping[str, Any]) -> str:
+    if "random_seed" in origin:
+        return f"RANDOM (seed {origin['random_seed']}): good for latency and parity, not for accuracy; give --weights"
+    return f"{origin.get('file', 'unknown')}, sha256 {_head(origin.get('sha256', 'unknown'))}"
+
+
+def _proof(proof: Mapping[str, Any]) -> str:
+    if not proof:
+        return "none"
+    apart = f"{proof['difference']:.1e}, {proof['relative']:.1e} of its standard deviation"
+    return f"at batch {plain(proof['batches'])}: largest difference from PyTorch {apart}"
 
 
 def of_predictions(predictions: Sequence[Prediction]) -> Table:

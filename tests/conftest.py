@@ -37,9 +37,7 @@ def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = 
     source, weights = folder.parent / "spec.json", folder.parent / "original.safetensors"
     source.write_bytes(msgspec.json.encode(spec))
     save_file(model.state_dict(), weights)
-    return export(
-        ModelConfig(source=str(source), weights=str(weights)), config or ExportConfig(prove_batches=(1, 3)), folder
-    )
+    return export(ModelConfig(source=str(source), weights=str(weights)), config or ExportConfig(prove_batches=(1, 3)), folder)
 
 
 @pytest.fixture(scope="session")

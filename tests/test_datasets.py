@@ -288,9 +288,7 @@ def test_digest_follows_the_data(tmp_path: Path, change: str) -> None:
     assert open_dataset(tmp_path).digest != before
 
 
-@pytest.mark.parametrize(
-    "bad", [{"batch_size": 0}, {"limit": 0}, {"max_bad": -1}, {"workers": -1}, {"workers": 65}], ids=str
-)
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"limit": 0}, {"max_bad": -1}, {"workers": -1}, {"workers": 65}], ids=str)
 def test_config_refuses(bad: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         LoadConfig(**bad)

@@ -57,9 +57,7 @@ def require(*packages: str) -> None:
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("rule", ["shortest", "stretch"])
 @pytest.mark.parametrize("size", SIZES)
-def test_equals_torchvision_on_a_jpeg_file(
-    tmp_path: Path, size: tuple[int, int], rule: str, interpolation: str
-) -> None:
+def test_equals_torchvision_on_a_jpeg_file(tmp_path: Path, size: tuple[int, int], rule: str, interpolation: str) -> None:
     require("torch", "torchvision")
     from torchvision import transforms
 
@@ -87,9 +85,7 @@ def test_equals_transformers_on_a_jpeg_file(tmp_path: Path, size: tuple[int, int
     path = tmp_path / "photo.jpg"
     Image.fromarray(picture(*size, seed=3)).save(path, quality=92)
     resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
-    stretch = InputContract(
-        resize="stretch", interpolation=interpolation, mean=(0.5,) * 3, std=(0.5,) * 3, crop_rounding="floor"
-    )
+    stretch = InputContract(resize="stretch", interpolation=interpolation, mean=(0.5,) * 3, std=(0.5,) * 3, crop_rounding="floor")
     shortest = InputContract(resize_to=235, interpolation=interpolation, crop_rounding="floor")
     vit = ViTImageProcessorPil(resample=resample, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     clip = CLIPImageProcessorPil(
@@ -112,9 +108,7 @@ def test_without_antialias_equals_torch_interpolate(size: tuple[int, int], inter
     pixels = picture(*size, seed=5)
     contract = pixel_contract(resize="stretch", height=112, width=160, interpolation=interpolation, antialias=False)
     tensor = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))[None]
-    theirs = torch.nn.functional.interpolate(
-        tensor, (112, 160), mode=interpolation, align_corners=False, antialias=False
-    )
+    theirs = torch.nn.functional.interpolate(tensor, (112, 160), mode=interpolation, align_corners=False, antialias=False)
     theirs_u8 = theirs.round().clamp(0, 255)[0].numpy().transpose(1, 2, 0)
     difference = np.abs(images.resize_and_crop(pixels, contract) - theirs_u8)
     assert difference.max() <= 1

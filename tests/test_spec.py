@@ -20,9 +20,7 @@ def test_a_spec_survives_json(name: str) -> None:
 def test_a_spec_is_read_from_toml(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\npatch = [8, 16]\nwidth = 48\nheads = 3\n[input]\nheight = 32\nwidth = 48\n')
-    assert read_spec(path) == ModelSpec(
-        name="mine", patch=(8, 16), width=48, heads=3, input=InputContract(height=32, width=48)
-    )
+    assert read_spec(path) == ModelSpec(name="mine", patch=(8, 16), width=48, heads=3, input=InputContract(height=32, width=48))
 
 
 def test_the_default_is_vit_base() -> None:

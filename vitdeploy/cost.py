@@ -15,6 +15,7 @@ def parameters(spec: ModelSpec) -> int:
     * patches: C P_h P_w D, and D for the bias;
     * tokens and positions: D for each prefix token and each row of a learned table; 10 D for a conditional 3 x 3 filter;
     * L blocks: two norms of 2 D; 3 D h d, with h d for each projection that has a bias; 4 d for norms of queries and keys;
+      2 h d for a norm of what the heads give;
       h d D + D; the MLP; 2 D for LayerScale;
     * MLP: D M + M, twice that when gated, then M D + D; or D D + D when it is one Linear layer; 2 M for its norm;
     * pool and head: `map` has D, 4 D D + 4 D, a norm and an MLP.
@@ -25,7 +26,7 @@ def parameters(spec: ModelSpec) -> int:
     patch = spec.input.channels * spec.patch[0] * spec.patch[1] * width + spec.patch_bias * width
     rows = spec.prefix + {"learned": spec.positions, "conditional": 10}.get(spec.position, 0)
     biases = {"qkv": 3, "qv": 2, "none": 0}[spec.qkv_bias] * spec.inner
-    attention = 4 * width * spec.inner + biases + width + spec.qk_norm * 4 * spec.head_size
+    attention = 4 * width * spec.inner + biases + width + spec.qk_norm * 4 * spec.head_size + spec.attn_norm * 2 * spec.inner
     scales = 0 if spec.layer_scale is None else 2 * width
     block = 2 * norm + attention + _mlp_parameters(spec) + scales
     last = {"tokens": norm, "pooled": 2 * spec.pooled_size, "none": 0}[spec.final_norm]

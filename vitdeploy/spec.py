@@ -101,6 +101,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             gives every head the full width, concatenated and projected back.
         qkv_bias: Which of the three projections have a bias.
         qk_norm: LayerNorm on each head's queries and keys.
+        attn_norm: LayerNorm on what the heads give together, before their projection (EVA-02's CLIP towers, BEiT-3).
         mlp: Activation of the MLP; ``swiglu`` gates, ``linear`` is one Linear layer and no activation.
         mlp_width: Hidden width of the MLP; None is 4 x width.
         mlp_norm: LayerNorm on the hidden units, before the last Linear (EVA-02 base).
@@ -108,7 +109,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         distillation_token: Prepend DeiT's second learned token.
         registers: How many register tokens follow the class token.
         position: Position information added to the tokens once (``conditional``: after the first block).
-        position_prefix: Whether class and distillation token have positions of their own. Registers never have.
+        position_prefix: Whether class and distillation token have positions of their own.
+        position_registers: Whether registers have positions too, after those of the class token (timm's so150m).
         position_resample: How a learned table is resampled to another grid: with antialias (timm) or without
             (transformers); always bicubic.
         rotary: Rotation of queries and keys by the patch's place: EVA-02's or DINOv3's convention.
@@ -137,6 +139,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     head_width: int | None = None
     qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
     qk_norm: bool = False
+    attn_norm: bool = False
     mlp: Mlp = "gelu"
     mlp_width: int | None = None
     mlp_norm: bool = False
@@ -145,6 +148,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     registers: int = 0
     position: Position = "learned"
     position_prefix: bool = True
+    position_registers: bool = False
     position_resample: Literal["bicubic-antialias", "bicubic"] = "bicubic-antialias"
     rotary: Rotary = "none"
     rotary_grid: tuple[int, int] = (16, 16)
@@ -188,7 +192,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def positions(self) -> int:
         """Rows of the position table."""
-        return self.patches + (self.class_token + self.distillation_token if self.position_prefix else 0)
+        own = self.class_token + self.distillation_token if self.position_prefix else 0
+        return self.patches + own + (self.registers if self.position_registers else 0)
 
     @property
     def head_size(self) -> int:
@@ -250,6 +255,9 @@ def _check_tokens(spec: ModelSpec) -> None:
         raise UsageError("VD2006", "a distillation token needs a class token", fix="set class_token = true")
     if spec.pool in ("cls", "cls+mean") and not spec.class_token:
         raise UsageError("VD2006", f"pool {spec.pool!r} needs a class token", fix="set class_token = true, or pool = 'mean'")
+    if spec.position_registers and not spec.position_prefix:
+        message = "registers have positions only where the class token has one"
+        raise UsageError("VD2006", message, fix="set position_prefix = true")
     if spec.mlp_norm and spec.mlp == "linear":
         raise UsageError("VD2006", "mlp_norm needs an MLP with a hidden layer, not mlp = 'linear'")
 

@@ -113,9 +113,7 @@ def test_another_device_is_refused(name, tiny_artifact):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_compute_the_original(engine, tiny_artifact, tensor):
     options = OpenConfig(threads=1)
-    found, truth = (
-        backends.backend(each).open(tiny_artifact, options).run(tensor)["logits"] for each in (engine, "pytorch")
-    )
+    found, truth = (backends.backend(each).open(tiny_artifact, options).run(tensor)["logits"] for each in (engine, "pytorch"))
     assert truth.std() > 0.01
     np.testing.assert_allclose(found, truth, atol=1e-4 * truth.std())
 

@@ -110,9 +110,7 @@ def test_not_finite(value: float, kind: torch.dtype, tmp_path: Path) -> None:
     save_file(state, path)
     with pytest.raises(InputError) as caught:
         native.read(path)
-    check(
-        caught, "VD3008", "'blocks.1.mlp.fc1.weight' has 2 values of 1,536 that are NaN or infinite; use a checkpoint", path
-    )
+    check(caught, "VD3008", "'blocks.1.mlp.fc1.weight' has 2 values of 1,536 that are NaN or infinite; use a checkpoint", path)
 
 
 def test_float64_beyond_float32_is_not_finite(tmp_path: Path) -> None:

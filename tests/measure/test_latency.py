@@ -197,7 +197,5 @@ def test_no_child_outlives_the_parent(how, tiny_artifact):
 
 
 def test_workers_import_their_own_engine_only(tiny_artifact):
-    code = (
-        "import sys, vitdeploy.measure.worker as w; print({'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
-    )
+    code = "import sys, vitdeploy.measure.worker as w; print({'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -91,9 +91,7 @@ def test_tango_covers():
     assert 0.92 <= np.mean(held) <= 0.98
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "p"), [(1, 7, 0.0703), (6, 16, 0.0525), (0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625)]
-)
+@pytest.mark.parametrize(("gained", "lost", "p"), [(1, 7, 0.0703), (6, 16, 0.0525), (0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625)])
 def test_mcnemar_values(gained, lost, p):
     assert s.mcnemar(gained, lost) == pytest.approx(p, abs=5e-5)
 

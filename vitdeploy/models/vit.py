@@ -69,6 +69,7 @@ class Attention(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(spec.inner))
         norm = partial(nn.LayerNorm, spec.head_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
+        self.norm = nn.LayerNorm(spec.inner, eps=spec.norm_eps) if spec.attn_norm else nn.Identity()
         self.proj = nn.Linear(spec.inner, spec.width)
 
     def bias(self) -> Tensor | None:
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         else:
             rate = self.dropout if self.training else 0.0
             x = functional.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=self.scale)  # [B, h, T, d]
-        return self.proj(x.transpose(1, 2).flatten(2))  # [B, T, h, d] -> [B, T, h d] -> [B, T, D]
+        return self.proj(self.norm(x.transpose(1, 2).flatten(2)))  # [B, T, h, d] -> [B, T, h d] -> [B, T, D]
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, h, T, d], [T, d], [T, d]
         """Turn channel pairs by the token's angle; EVA-02's neighbours are first brought to the "half" layout."""

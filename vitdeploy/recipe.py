@@ -21,6 +21,8 @@ if sys.version_info >= (3, 11):
 else:  # JetPack 6 has Python 3.10
     import tomli as tomllib
 
+FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".bin", ".npz"))
+"""Endings by which a model's source is a file, not a name."""
 OPSETS = (18, 19, 20, 21, 22)
 T = TypeVar("T")
 
@@ -157,12 +159,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         recipe = read_toml(path, cls)
         beside = path.absolute().parent
-
-        def resolve(name: str | None) -> str | None:
-            return str(beside / name) if name is not None and (beside / name).exists() else name
-
-        model = msgspec.structs.replace(recipe.model, source=resolve(recipe.model.source), weights=resolve(recipe.model.weights))
-        validate = recipe.validate and msgspec.structs.replace(recipe.validate, data=resolve(recipe.validate.data))
+        source = recipe.model.source
+        if (beside / source).exists() or "/" in source or Path(source).suffix in FILES:
+            source = str(beside / source)
+        weights = recipe.model.weights and str(beside / recipe.model.weights)
+        validate = recipe.validate
+        if validate is not None and validate.data is not None:
+            validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
+        model = msgspec.structs.replace(recipe.model, source=source, weights=weights)
         return msgspec.structs.replace(recipe, model=model, validate=validate)
 
 

@@ -86,7 +86,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
     recipe = load(tmp_path, GOOD + 'weights = "w.safetensors"\n[validate]\ndata = "elsewhere"\n')
     assert recipe.model.weights == str(tmp_path / "w.safetensors")
     assert recipe.model.source == "vit_tiny_patch16_224"
-    assert recipe.validate.data == "elsewhere"
+    assert recipe.validate.data == str(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)

@@ -18,13 +18,14 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,8 +47,8 @@ def normalise(images: Tensor, spec: ModelSpec) -> Tensor:
     return (images[:, None].float() / 255 - spec.input.mean[0]) / spec.input.std[0]
 
 
-def augment(images: Tensor) -> Tensor:
-    """Flip, shift by up to 2 pixels and erase a patch, each image on its own; uint8 [N, 28, 28] in and out."""
+def augment(images: Tensor, *, gentle: bool) -> Tensor:
+    """Flip, shift by up to 2 pixels and (not when gentle) erase a patch, each image on its own; uint8 [N, 28, 28]."""
     count, side = images.shape[:2]
     flip = torch.rand(count) < 0.5
     images = torch.where(flip[:, None, None], images.flip(2), images)
@@ -55,6 +56,8 @@ def augment(images: Tensor) -> Tensor:
     rows = torch.randint(0, 5, (count, 1)) + torch.arange(side)  # [N, 28]
     columns = torch.randint(0, 5, (count, 1)) + torch.arange(side)  # [N, 28]
     images = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]  # [N, 28, 28]
+    if gentle:
+        return images
     centre, half = torch.randint(0, side, (2, count, 1)), torch.randint(2, 6, (2, count, 1))
     near = (torch.arange(side) - centre).abs() < half  # [2, N, 28]
     erase = (near[0][:, :, None] & near[1][:, None, :]) & (torch.rand(count) < 0.4)[:, None, None]
@@ -95,7 +98,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Na
             share = min(1.0, step / (0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             for group in chosen.param_groups:
                 group["lr"] = options.rate * share
-            logits = model(normalise(augment(images[index]), model.spec))  # [batch, 10]
+            logits = model(normalise(augment(images[index], gentle=options.gentle), model.spec))  # [batch, 10]
             loss = functional.cross_entropy(logits, labels[index], label_smoothing=0.1)
             chosen.zero_grad(set_to_none=True)
             loss.backward()
@@ -122,6 +125,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--hold-out", type=int, default=0, help="training images kept aside, to settle the recipe")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="weights to go on from, instead of random ones")
+    parser.add_argument("--gentle", action="store_true", help="no erasing and no stochastic depth: for the last epochs")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model: a third faster, needs a C++ compiler")
     options = parser.parse_args()
 
@@ -129,7 +134,9 @@ def main() -> None:
     spec = msgspec.toml.decode(options.spec.read_bytes(), type=ModelSpec)
     images, labels = (read_idx(options.data / f"train-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
     labels, kept = labels.long(), len(images) - options.hold_out
-    model = VisionTransformer(spec, dropout=0.0, drop_path=0.1)
+    model = VisionTransformer(spec, drop_path=0.0 if options.gentle else 0.1)
+    if options.start is not None:
+        model.load_state_dict(load_file(options.start))
     start = time.monotonic()
     model = train(model, images[:kept], labels[:kept], options)
     minutes = (time.monotonic() - start) / 60
@@ -140,8 +147,8 @@ def main() -> None:
     top1 = accuracy(model, test, truth.long(), spec)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, options.out)
     record = {
-        "command": f"python recipes/train_fashion_mnist.py --epochs {options.epochs} --batch {options.batch} "
-        f"--rate {options.rate} --seed {options.seed}" + (" --compile" if options.compile else ""),
+        "command": " ".join(["python", "recipes/train_fashion_mnist.py", *sys.argv[1:]]),
+        "start_sha256": options.start and hashlib.sha256(options.start.read_bytes()).hexdigest(),
         "test_images": len(truth),
         "test_top1": top1,
         "parameters": sum(p.numel() for p in model.parameters()),

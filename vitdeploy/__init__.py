@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
     from vitdeploy.exporter import export as export
+    from vitdeploy.inspector import Inspection as Inspection
+    from vitdeploy.inspector import inspect as inspect
     from vitdeploy.pipeline import build as build
     from vitdeploy.predictor import PredictConfig as PredictConfig
     from vitdeploy.predictor import Prediction as Prediction
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-VERBS = ("export", "validate", "bench", "build", "predict")
+VERBS = ("export", "validate", "bench", "build", "predict", "inspect")
 """The functions that do the work; each is a command of the same name."""
 
 _HOME = {
@@ -63,6 +65,8 @@ _HOME = {
     "bench": "prover",
     "build": "pipeline",
     "predict": "predictor",
+    "Inspection": "inspector",
+    "inspect": "inspector",
     "VitdeployError": "errors",
     "UsageError": "errors",
     "InputError": "errors",

@@ -21,7 +21,7 @@ from vitdeploy.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, com
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
-    from vitdeploy.recipe import Recipe
+    from vitdeploy.recipe import ModelConfig, Recipe
     from vitdeploy.report import Report
 
 T = TypeVar("T")
@@ -35,6 +35,11 @@ class InputKind(str, Enum):
     uint8_nhwc = "uint8-nhwc"
     uint8 = "uint8"
 
+    @property
+    def kind(self) -> str:
+        """The value as a contract has it."""
+        return "uint8-nhwc" if self is InputKind.uint8 else self.value
+
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
 
@@ -44,6 +49,14 @@ Examples:
   vitdeploy export vit_tiny_patch16_224 -o vit          one step alone
   vitdeploy predict vit cat.jpg                         use the result
 """
+
+
+class Kind(str, Enum):
+    """Values of ``--prefer``."""
+
+    ema = "ema"
+    plain = "plain"
+
 
 app = typer.Typer(
     cls=shell.Groups,
@@ -78,16 +91,23 @@ def _known_models(incomplete: str) -> list[str]:
 
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A name from `vitdeploy models`, a spec file (.toml, .json), or an artifact.",
+        help="A checkpoint (Hugging Face or timm folder, or a file), a name from `vitdeploy models` or timm's, a spec or mapping "
+        "file (.toml), or an artifact.",
         autocompletion=_known_models,
     ),
 ]
 ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that `export` wrote, or its .onnx file.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
-Weights = Annotated[str | None, typer.Option("--weights", help="safetensors with vitdeploy's names; else random ones.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="The checkpoint of a MODEL that is a name or a spec; else random.")
+]
+Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
+Contract = Annotated[str | None, typer.Option(help="Input contract (.toml) of a --module.")]
+Trust = Annotated[str | None, typer.Option(help="SHA-256 of a pickle that MAY RUN CODE; recorded.")]
+Prefer = Annotated[Kind | None, typer.Option(help="Averaged or plain weights, where a checkpoint has both.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn.")]
 Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards or IDX files.")]
 Split = Annotated[str | None, typer.Option("--split", help="Which part of the data, where there are several.")]
@@ -100,14 +120,19 @@ ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write
 @command(
     app,
     BUILD,
-    "vitdeploy export vit_tiny_patch16_224 --weights vit.safetensors -o vit",
+    "vitdeploy export facebook_dinov2-small/ -o vit",
+    "vitdeploy export vit_tiny_patch16_224.augreg_in21k_ft_in1k --weights vit.safetensors -o vit",
     "vitdeploy export vit_small_patch16_224 --input uint8 --image-size 224x320 -o vit-bytes",
 )
 def export(
     *,
-    model: Model,
+    model: Model = None,
     out: Out,
     weights: Weights = None,
+    module: Module = None,
+    contract: Contract = None,
+    trust_pickle: Trust = None,
+    prefer: Prefer = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set, 18 to 22; default 20.")] = None,
     batch: Annotated[int | None, typer.Option(help="The one batch size the file takes; default: any.")] = None,
     image_size: Annotated[str | None, typer.Option(help="N or HxW, in pixels; default: the model's own.")] = None,
@@ -120,10 +145,9 @@ def export(
     """Export a ViT to ONNX, and prove that the file computes the same."""
     import vitdeploy as vd
 
-    kind = "uint8-nhwc" if input is InputKind.uint8 else input.value
-    more: dict[str, Any] = {"input": kind, "image_size": _size(image_size), "outputs": outputs and outputs.split(",")}
+    more: dict[str, Any] = {"input": input.kind, "image_size": _size(image_size), "outputs": outputs and outputs.split(",")}
     config = _settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
-    source = _settings(vd.ModelConfig, source=model, weights=weights, seed=seed)
+    source = _source(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
     return _exported(vd.export(source, config, out, progress=progress))
 
 
@@ -237,6 +261,18 @@ def models(*, text: Annotated[str, typer.Argument(metavar="TEXT", help="Only nam
     return Outcome(record, lambda: console.show([tables.of_variants(rows)]), hint)
 
 
+@command(app, LOOK, "vitdeploy inspect model.onnx", "vitdeploy inspect facebook_dinov2-small/ --json")
+def inspect(
+    *, path: Annotated[Path, typer.Argument(metavar="PATH", help="A model, checkpoint, artifact, recipe, image or data.")]
+) -> Outcome:
+    """Say what a file or folder is, without running anything of it."""
+    import vitdeploy as vd
+    from vitdeploy.render import console, tables
+
+    found = vd.inspect(path)
+    return Outcome(found, lambda: console.show(tables.of_inspection(found)))
+
+
 @command(app, LOOK, "vitdeploy explain VD3003", "vitdeploy explain")
 def explain(
     *, code: Annotated[str | None, typer.Argument(metavar="CODE", help="As in error[CODE]; default: all.")] = None
@@ -279,6 +315,14 @@ def _settings(kind: type[T], **values: object) -> T:
         return msgspec.convert({name: value for name, value in values.items() if value is not None}, kind)
     except msgspec.ValidationError as exc:
         raise UsageError("VD2003", str(exc).replace("`$.", "`--")) from exc
+
+
+def _source(model: str | None, module: str | None, **more: object) -> ModelConfig:
+    import vitdeploy as vd
+
+    if (model is None) == (module is None):
+        raise UsageError("VD2010", "give MODEL or --module, one of them", fix="run: vitdeploy export --help")
+    return _settings(vd.ModelConfig, source=model or module, module=module is not None, **more)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ def parameters(spec: ModelSpec) -> int:
 
     * patches: C P_h P_w D, and D for the bias;
     * tokens and positions: D for each prefix token and each row of a learned table; 10 D for a conditional 3 x 3 filter;
+      h for each row of a table of relative positions;
     * L blocks: two norms of 2 D; 3 D h d, with h d for each projection that has a bias; 4 d for norms of queries and keys;
       2 h d for a norm of what the heads give;
       h d D + D; the MLP; 2 D for LayerScale;
@@ -25,13 +26,14 @@ def parameters(spec: ModelSpec) -> int:
     width, norm = spec.width, 2 * spec.width
     patch = spec.input.channels * spec.patch[0] * spec.patch[1] * width + spec.patch_bias * width
     rows = spec.prefix + {"learned": spec.positions, "conditional": 10}.get(spec.position, 0)
+    tables = {"none": 0, "shared": 1, "blocks": spec.depth}[spec.relative_positions] * spec.distances * spec.heads
     biases = {"qkv": 3, "qv": 2, "none": 0}[spec.qkv_bias] * spec.inner
     attention = 4 * width * spec.inner + biases + width + spec.qk_norm * 4 * spec.head_size + spec.attn_norm * 2 * spec.inner
     scales = 0 if spec.layer_scale is None else 2 * width
     block = 2 * norm + attention + _mlp_parameters(spec) + scales
     last = {"tokens": norm, "pooled": 2 * spec.pooled_size, "none": 0}[spec.final_norm]
     pool = width + 4 * (width * width + width) + norm + _mlp_parameters(spec) if spec.pool == "map" else 0
-    return patch + rows * width + spec.depth * block + spec.pre_norm * norm + last + pool + _head(spec, 1)
+    return patch + rows * width + tables + spec.depth * block + spec.pre_norm * norm + last + pool + _head(spec, 1)
 
 
 def macs(spec: ModelSpec) -> int:

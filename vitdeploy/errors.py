@@ -36,22 +36,31 @@ CODES: dict[str, str] = {
     "VD2009": "The named backend does not exist.",
     "VD2010": "The command needs something that was not given (data, a contract, weights), or was given twice.",
     "VD2011": "A setting is outside what this command supports (opset, batch, top-k, outputs).",
+    "VD2012": "There is no such Python module or name, or what it gives is not a torch.nn.Module.",
     # 30xx: files and weights
     "VD3001": "The file or folder does not exist, or can't be read.",
     "VD3002": "The file is empty.",
     "VD3003": "The file is a git-lfs pointer: the small text stub that git keeps instead of a large file.",
     "VD3004": "The file is an HTML page, most often a log-in or error page saved under the name of a model.",
     "VD3005": "The file is not of the kind that its name or the command says.",
-    "VD3006": "The safetensors file is cut off or its header does not fit its contents.",
+    "VD3006": "The weights file is cut off or damaged, or its header does not fit its contents.",
     "VD3007": "The safetensors header names the same tensor twice; which one counts is undefined.",
     "VD3008": "Weights hold NaN or infinity.",
     "VD3009": "The weights' names or shapes do not match the model. Nothing is loaded in part.",
     "VD3010": "The artifact's record is missing, unreadable or of another version, or a file changed after it was made.",
     "VD3011": "The file is not an ONNX model, or holds no graph.",
     "VD3012": "The ONNX file carries no input contract, so pixels can't be prepared for it.",
-    "VD3013": "The safetensors header is too large or names too many tensors.",
+    "VD3013": "The header of the weights file is too large or names too many tensors, or the archive unpacks to far too much.",
     "VD3014": "The checkpoint is of no source library that is known.",
     "VD3015": "The checkpoint does not say which architecture it is, or its configuration is one that is not supported.",
+    "VD3016": "The file is a whole pickled module: its class, not only its weights. Reading it would run the class's code.",
+    "VD3017": "The file is a TorchScript archive, which is a program; the weights alone are needed.",
+    "VD3018": "The checkpoint carries Python objects (arguments, a configuration) beside its weights; none is ever loaded.",
+    "VD3019": "A JSON file beside the weights is damaged, too large, or not an object.",
+    "VD3020": "A checkpoint in several files is not complete, or its index and its files disagree.",
+    "VD3021": "No weights were found, or several sets of which none is known to be the one that counts.",
+    "VD3022": "The network of a Python module can't be exported: its output is not one row of logits an image, the same in "
+    "every run and for every image alone.",
     # 31xx: images and data
     "VD3101": "No images were found.",
     "VD3102": "An image can't be decoded: it is damaged, empty, of a format that is not accepted, or not an image.",
@@ -68,8 +77,12 @@ CODES: dict[str, str] = {
     "VD4004": "A library that vitdeploy calls (torch, onnxruntime, openvino) failed.",
     "VD4005": "A measuring process ended before it answered.",
     "VD4006": "Out of memory.",
+    "VD4007": "A child process died of a signal (a crash in native code, or killed for want of memory) or gave no answer.",
+    "VD4008": "A child process took longer than it may, and was killed.",
     # 70xx: trust
     "VD7001": "A path inside an archive or record points outside its folder, or through a link.",
+    "VD7002": "The pickle would run code if it were loaded.",
+    "VD7003": "The file's SHA-256 is not the one that was said to be trusted.",
 }
 """Code to what it means, as printed by `vitdeploy explain CODE`."""
 

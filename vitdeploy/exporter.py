@@ -10,7 +10,7 @@ import hashlib
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import onnx_ir as ir
@@ -22,14 +22,13 @@ from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
 from vitdeploy.errors import EnvironmentError_, UsageError, library
 from vitdeploy.graph.names import name_by_module, shape_arithmetic
+from vitdeploy.loader import load
 from vitdeploy.models.freeze import absorb_normalisation, freeze
-from vitdeploy.models.vit import VisionTransformer, build
-from vitdeploy.models.weights import native
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof import prove
-from vitdeploy.recipe import ExportConfig, ModelConfig, read_spec
+from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.spec import ModelSpec
-from vitdeploy.variants import find
 
 MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
 LARGEST_INLINE = 1900 << 20
@@ -56,67 +55,46 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
     """
     files.check_output(out, ours=RECORD)
     progress("export: load", 0, len(STEPS))
-    source, origin, parent = load(model, config)
+    source = load(model, config.image_size)
+    origin = dict(source.origin)
     spec = _as_exported(source.spec, config)
     progress("export: trace", 1, len(STEPS))
-    graph = trace(source, spec, config)
+    graph = trace(source.net, spec, config)
     with files.folder(out, ours=RECORD) as folder:
         progress("export: write", 2, len(STEPS))
-        state = {name: tensor.contiguous() for name, tensor in source.state_dict().items()}
-        files.need_space(out, 2 * sum(tensor.nbytes for tensor in state.values()))
-        with library("safetensors", out):
-            save_file(state, folder / WEIGHTS)
-        origin["state_sha256"] = files.sha256(folder / WEIGHTS)
+        weights = _write_original(source.net, folder)
+        if weights is not None:
+            origin["state_sha256"] = files.sha256(folder / weights)
         write(graph, spec, origin, folder / MODEL)
         progress("export: prove", 3, len(STEPS))
-        proof = prove(source, Artifact(folder, Record(spec=spec, made_by="export")), config)
+        proof = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
         record = Record(
             spec=spec,
-            weights=WEIGHTS,
+            weights=weights,
             made_by="export",
             config=msgspec.to_builtins(config),
             origin=origin,
             proof=proof,
             tools=versions("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"),
-            parent=parent,
+            parent=source.parent,
         )
         record = seal(folder, record)
     progress("export", len(STEPS), len(STEPS))
     return Artifact(out, record)
 
 
-def load(model: ModelConfig, config: ExportConfig) -> tuple[VisionTransformer, dict[str, Any], str | None]:
-    """The PyTorch original that is to be exported, at the image size asked for.
-
-    Returns:
-        The model in evaluation mode; where its weights came from; the id of the artifact it was read from, if any.
-
-    Raises:
-        UsageError: VD2001, no variant, spec file or artifact has that name.
-        InputError: The weights are damaged or do not fit.
-    """
-    path, parent, weights = Path(model.source), None, None if model.weights is None else Path(model.weights)
-    if path.is_dir() or path.suffix == ".onnx":
-        artifact = Artifact.open(path)
-        spec, parent, weights = artifact.spec, artifact.id, weights or artifact.weights
-        if weights is None:
-            fix = "give --weights, or the artifact's folder"
-            raise UsageError("VD2010", "has no weights to build the PyTorch original from", file=path, fix=fix)
-    elif path.suffix in (".toml", ".json"):
-        spec = read_spec(path)
-    else:
-        spec = find(model.source)
-    grid = spec.grid
-    if config.image_size is not None:
-        spec = spec.resized(*config.image_size)
-    spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor="float32-nchw"))
-    if weights is None:
-        return build(spec, seed=model.seed), {"random_seed": model.seed}, parent
-    net = native.assemble(spec, native.read(weights), grid, file=weights)
-    return net, {"file": weights.name, "sha256": files.sha256(weights)}, parent
+def _write_original(net: nn.Module, folder: Path) -> str | None:
+    """The PyTorch original's weights beside the model; None for a network of the user's own code, which no spec rebuilds."""
+    if not isinstance(net, VisionTransformer):
+        return None
+    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    files.need_space(folder, 2 * sum(tensor.nbytes for tensor in state.values()))
+    with library("safetensors", folder):
+        save_file(state, folder / WEIGHTS)
+    return WEIGHTS
 
 
-def trace(source: VisionTransformer, spec: ModelSpec, config: ExportConfig) -> ir.Model:
+def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     """Trace the frozen model to a cleaned ONNX graph.
 
     Raises:
@@ -154,7 +132,7 @@ def trace(source: VisionTransformer, spec: ModelSpec, config: ExportConfig) -> i
     assert exported is not None
     graph = exported.model
     name_by_module(graph, root="model")
-    if leftover := shape_arithmetic(graph):
+    if spec.network == "vit" and (leftover := shape_arithmetic(graph)):
         message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
         raise EnvironmentError_("VD4003", message, fix="report this with the model's spec")
     return graph
@@ -163,25 +141,28 @@ def trace(source: VisionTransformer, spec: ModelSpec, config: ExportConfig) -> i
 class Program(nn.Module):
     """What is traced: the frozen model between the file's input and its named outputs."""
 
-    def __init__(self, source: VisionTransformer, spec: ModelSpec, config: ExportConfig) -> None:
+    def __init__(self, source: nn.Module, spec: ModelSpec, config: ExportConfig) -> None:
         super().__init__()
-        self.model = freeze(source)
-        self.tensor, self.top_k = spec.input.tensor, config.top_k
-        if self.tensor != "float32-nchw":
+        self.model = freeze(source) if isinstance(source, VisionTransformer) else source
+        self.tensor, self.top_k, self.scaled = spec.input.tensor, config.top_k, False
+        if self.tensor != "float32-nchw" and isinstance(self.model, VisionTransformer):
             absorb_normalisation(self.model)
-        self.names = (spec.output, *(name for name in config.outputs if name != spec.output))
-        self.extra = len(self.names) > 1
-        self.outputs = self.names
-        if self.top_k is not None:
-            self.names += ("top_k_probabilities", "top_k_indices")
+        elif self.tensor != "float32-nchw":  # nothing is known of the first layer: the normalisation stays an operation
+            self.scaled = True
+            for name, values in (("mean", spec.input.mean), ("std", spec.input.std)):
+                self.register_buffer(name, 255 * torch.tensor(values)[:, None, None])  # [C, 1, 1]
+        self.outputs = (spec.output, *(name for name in config.outputs if name != spec.output))
+        self.names = self.outputs + (() if config.top_k is None else ("top_k_probabilities", "top_k_indices"))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:  # float32 [B, C, H, W], or uint8 [B, H, W, C] or [B, C, H, W]
         """The named outputs, in the order of `names`."""
         if self.tensor == "uint8-nhwc":
             pixels = pixels.permute(0, 3, 1, 2)  # [B, C, H, W]
         pixels = pixels.float()
-        if self.extra:
-            named = self.model.outputs(pixels)
+        if self.scaled:
+            pixels = (pixels - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        if len(self.outputs) > 1:
+            named = cast(VisionTransformer, self.model).outputs(pixels)
             found = [named[name] for name in self.outputs]
         else:
             found = [self.model(pixels)]
@@ -197,7 +178,7 @@ def write(graph: ir.Model, spec: ModelSpec, origin: dict[str, Any], path: Path) 
         {
             METADATA_SPEC: msgspec.json.encode(spec).decode(),
             "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
-            "vitdeploy.weights_sha256": str(origin["state_sha256"]),
+            "vitdeploy.weights_sha256": str(origin.get("state_sha256", "")),
             "vitdeploy.versions": msgspec.json.encode(versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
         }
     )
@@ -216,4 +197,7 @@ def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
         raise UsageError("VD2011", f"top-k needs a classification head, {spec.name!r} has none", fix="leave out --top-k")
     if config.top_k is not None and config.top_k > spec.classes:
         raise UsageError("VD2011", f"top-k is {config.top_k}, the model has {spec.classes} classes", fix=f"use {spec.classes}")
+    if config.outputs and spec.network == "module":
+        message = f"a module has one output, {', '.join(config.outputs)} can't be had"
+        raise UsageError("VD2011", message, fix="leave out --outputs")
     return msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor=config.input))

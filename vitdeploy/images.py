@@ -231,8 +231,9 @@ def _colour(image: Image.Image, channels: int) -> Image.Image:
 def resize_and_crop(image: Pixels, contract: InputContract) -> Pixels:
     """An image brought to the contract's height and width.
 
-    ``shortest`` makes the shorter side ``resize_to`` and the longer int(resize_to * long / short), then cuts the centre
-    out: it begins at int(round(margin / 2)) with crop ``round`` and at margin // 2 with ``floor``.
+    ``shortest`` makes the shorter side ``resize_to`` and the longer int(resize_to * long / short); ``stretch`` makes both
+    sides the contract's times ``resize_to`` / max(height, width). Then the centre is cut out: it begins at
+    int(round(margin / 2)) with crop ``round`` and at margin // 2 with ``floor``.
 
     Args:
         image: uint8 [H, W, C] with 1 or 3 channels.
@@ -264,7 +265,8 @@ def resize_and_crop(image: Pixels, contract: InputContract) -> Pixels:
 def _resized(height: int, width: int, contract: InputContract) -> tuple[int, int]:
     """Height and width after the resize, before the crop."""
     if contract.resize == "stretch":
-        return contract.height, contract.width
+        share = contract.shorter / max(contract.height, contract.width)
+        return round(contract.height * share), round(contract.width * share)
     if contract.resize == "none":
         if (height, width) != (contract.height, contract.width):
             takes = f"{contract.width} x {contract.height}"

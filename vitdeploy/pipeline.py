@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import secrets
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ from vitdeploy import __version__, files
 from vitdeploy.artifact import RECORD, Artifact, versions
 from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
 from vitdeploy.progress import Progress, silent
-from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
+from vitdeploy.recipe import FILES, BenchConfig, ModelConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
 from vitdeploy.render.json import text
 from vitdeploy.report import Report, this_machine
@@ -202,16 +204,20 @@ def model_digest(model: ModelConfig) -> str:
         InputError: VD3001, a named file is missing.
     """
     path = Path(model.source)
-    if path.is_dir():
+    if model.module:
+        source = secrets.token_hex()  # what a module's code will do can't be known from a digest: done each time
+    elif (path / RECORD).is_file():
         source = Artifact.open(path).id
-    elif path.suffix in (".onnx", ".toml", ".json"):
-        source = _file_digest(path)
+    elif path.exists() or path.suffix in FILES:
+        source = _digest(path)
+    elif model.weights is not None:
+        source = model.source  # the checkpoint says the rest
     else:
         from vitdeploy.variants import find
 
         source = msgspec.json.encode(find(model.source)).decode()
-    weights = "" if model.weights is None else _file_digest(Path(model.weights))
-    return hashlib.sha256(json.dumps([source, weights, model.seed]).encode()).hexdigest()
+    others = [_digest(Path(name)) for name in (model.weights, model.contract) if name is not None]
+    return hashlib.sha256(json.dumps([source, *others, model.seed]).encode()).hexdigest()
 
 
 def data_digest(config: ValidateConfig | None) -> str:
@@ -227,9 +233,14 @@ def data_digest(config: ValidateConfig | None) -> str:
     return open_dataset(Path(config.data), split=config.split).digest
 
 
-def _file_digest(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """Of a file, with the spec file that a mapping file names; of a folder, every file in it."""
+    if path.is_dir():
+        rows = [[str(file.relative_to(path)), files.sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     files.sniff(path)  # a missing file, or a folder, in our words
-    return files.sha256(path)
+    named = re.findall(r'^spec\s*=\s*"(.+)"', path.read_text(errors="replace"), re.M) if path.suffix == ".toml" else []
+    return files.sha256(path) + "".join(files.sha256(file) for name in named if (file := path.parent / name).is_file())
 
 
 def read_report(path: Path) -> Report:

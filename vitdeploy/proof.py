@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from vitdeploy import images, synthetic
 from vitdeploy.artifact import Artifact
@@ -16,11 +18,12 @@ from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
 from vitdeploy.errors import EnvironmentError_
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.recipe import ExportConfig
+from vitdeploy.spec import ModelSpec
 
 Rows = dict[str, NDArray[np.float32]]
 
 
-def prove(source: VisionTransformer, artifact: Artifact, config: ExportConfig) -> dict[str, Any]:
+def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> dict[str, Any]:
     """Run the file at each batch size and compare every row with PyTorch's and with the same row in other company.
 
     For a dynamic batch the other company is none: the row alone. For a static batch it is the batch turned by one place.
@@ -39,7 +42,7 @@ def prove(source: VisionTransformer, artifact: Artifact, config: ExportConfig) -
     """
     batches = (config.batch,) if config.batch else tuple(sorted(set(config.prove_batches)))
     pixels = synthetic.pixels(max(batches), artifact.spec.input)  # [count, H, W, C]
-    truth = _reference(source, pixels, config)
+    truth = _reference(source, artifact.spec, pixels, config)
     tensor = images.to_tensor(pixels, artifact.spec.input)
     worst = {"difference": 0.0, "relative": 0.0, "company": 0.0}
     with closing(backend("onnxruntime").open(artifact, OpenConfig())) as runner:
@@ -59,15 +62,15 @@ def prove(source: VisionTransformer, artifact: Artifact, config: ExportConfig) -
     return {"batches": list(batches), "images": len(pixels), **worst}
 
 
-def _reference(source: VisionTransformer, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:
+def _reference(source: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:
     """PyTorch's outputs, a few rows at a time: float32 [count, ...] each."""
-    contract = source.spec.input
-    names = (source.spec.output, *config.outputs)
+    contract = msgspec.structs.replace(spec.input, tensor="float32-nchw")
+    names = (spec.output, *config.outputs)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), 8):
             batch = torch.from_numpy(images.to_tensor(pixels[start : start + 8], contract))
-            outputs = source.outputs(batch) if config.outputs else {names[0]: source(batch)}
+            outputs = cast(VisionTransformer, source).outputs(batch) if config.outputs else {names[0]: source(batch)}
             parts.append({name: outputs[name].numpy() for name in names})
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 

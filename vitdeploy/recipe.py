@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import msgspec
 
 from vitdeploy.errors import InputError, UsageError, nearest
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,14 +31,26 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Which model.
 
     Attributes:
-        source: A variant's name (`vitdeploy models`), a spec file (.toml or .json), or an artifact.
-        weights: safetensors with our names; None takes the artifact's own, or random weights from `seed`.
+        source: A checkpoint that says what it is (a Hugging Face or timm folder, a file), an artifact, an architecture's
+            name (`vitdeploy models`, or timm's), a spec file (.toml or .json), or a mapping file (.toml). With `module`, the
+            ``package.file:factory`` that makes the network.
+        weights: The checkpoint's file or folder, for a source that is not one itself; None takes the artifact's own, or
+            random weights from `seed`.
         seed: Seed of random weights.
+        module: Import `source` and run its code to get the network.
+        contract: File (.toml or .json) with the input contract, for a module.
+        trust_pickle: SHA-256 of a pickled checkpoint that may run code.
+        prefer: Which weights to take from a checkpoint that has an averaged copy beside the plain ones; None takes the
+            average when it is complete, and says so.
     """
 
     source: str
     weights: str | None = None
     seed: int = 0
+    module: bool = False
+    contract: str | None = None
+    trust_pickle: str | None = None
+    prefer: Literal["ema", "plain"] | None = None
 
 
 class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,11 +174,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         source = recipe.model.source
         if (beside / source).exists() or "/" in source or Path(source).suffix in FILES:
             source = str(beside / source)
-        weights = recipe.model.weights and str(beside / recipe.model.weights)
+        weights, contract = (name and str(beside / name) for name in (recipe.model.weights, recipe.model.contract))
         validate = recipe.validate
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
-        model = msgspec.structs.replace(recipe.model, source=source, weights=weights)
+        model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
         return msgspec.structs.replace(recipe, model=model, validate=validate)
 
 
@@ -178,6 +190,16 @@ def read_spec(path: Path) -> ModelSpec:
         UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `ModelSpec` itself refuses.
     """
     return read_toml(path, ModelSpec)
+
+
+def read_contract(path: Path) -> InputContract:
+    """Read an `InputContract` from a TOML or JSON file.
+
+    Raises:
+        InputError: VD3001, unreadable.
+        UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `InputContract` itself refuses.
+    """
+    return read_toml(path, InputContract)
 
 
 def read_toml(path: Path, kind: type[T]) -> T:

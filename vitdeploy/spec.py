@@ -30,8 +30,10 @@ class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         width: Columns of the model's input, in pixels.
         channels: 1 (grey), 3 (RGB), or another number for inputs that are not image files.
         resize: ``shortest``: the shorter side becomes `resize_to`, the aspect is kept; ``stretch``: exactly
-            height x width, the aspect is lost; ``none``: images must already have the right size.
-        resize_to: Shorter side after ``shortest``, in pixels; None means max(height, width), so that the crop fits.
+            height x width, or that enlarged to `resize_to`, the aspect is lost; ``none``: images must already have the
+            right size.
+        resize_to: In pixels, before the crop: the shorter side after ``shortest``, the longer side after ``stretch``; None
+            means max(height, width), so that the crop fits.
         interpolation: Resampling filter; bicubic is a = -0.5 with antialias (Pillow) and a = -0.75 without (torch).
         antialias: Widen the filter when shrinking, as Pillow does.
         crop_rounding: Where the centre is when the margin is odd: ``round`` (torchvision, timm) or ``floor``
@@ -67,13 +69,13 @@ class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise UsageError("VD2003", f"mean is {self.mean}; all must be finite")
         if not all(s > 0 and math.isfinite(s) for s in self.std):
             raise UsageError("VD2003", f"std is {self.std}; all must be positive")
-        if self.resize == "shortest" and self.shorter < max(self.height, self.width):
+        if self.resize != "none" and self.shorter < max(self.height, self.width):
             message = f"resize_to is {self.shorter}, smaller than the crop {self.height} x {self.width}"
-            raise UsageError("VD2003", message, fix="raise resize_to, or use resize = 'stretch'")
+            raise UsageError("VD2003", message, fix="raise resize_to, or leave it out")
 
     @property
     def shorter(self) -> int:
-        """Shorter side after a ``shortest`` resize, in pixels."""
+        """`resize_to`, or what it means when it is None, in pixels."""
         return max(self.height, self.width) if self.resize_to is None else self.resize_to
 
     def resized(self, height: int, width: int) -> InputContract:
@@ -89,6 +91,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         name: A variant's name, or the user's.
+        network: ``vit``, or ``module`` for a network of the user's own code, of which only input, classes and labels are
+            known here.
         source: Paper or repository that the numbers come from.
         input: How images become the input; its size is the image size.
         patch: Patch height and width, in pixels.
@@ -111,8 +115,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         position: Position information added to the tokens once (``conditional``: after the first block).
         position_prefix: Whether class and distillation token have positions of their own.
         position_registers: Whether registers have positions too, after those of the class token (timm's so150m).
-        position_resample: How a learned table is resampled to another grid: with antialias (timm) or without
-            (transformers); always bicubic.
+        position_resample: How a learned table is resampled to another grid: with antialias (timm), without (transformers), or
+            without and with a tenth of a patch added to the new size (Meta's DINOv2); always bicubic.
+        relative_positions: A learned bias on the attention of each head for each distance between two patches (BEiT): one
+            table a block, or one that all blocks share.
         rotary: Rotation of queries and keys by the patch's place: EVA-02's or DINOv3's convention.
         rotary_grid: The grid that EVA-02's rotary coordinates are scaled to, whatever the image size.
         norm_eps: Epsilon of every LayerNorm.
@@ -128,6 +134,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     name: str
+    network: Literal["vit", "module"] = "vit"
     source: str = ""
     input: InputContract = msgspec.field(default_factory=InputContract)
     patch: tuple[int, int] = (16, 16)
@@ -149,7 +156,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     position: Position = "learned"
     position_prefix: bool = True
     position_registers: bool = False
-    position_resample: Literal["bicubic-antialias", "bicubic"] = "bicubic-antialias"
+    position_resample: Literal["bicubic-antialias", "bicubic", "bicubic-offset"] = "bicubic-antialias"
+    relative_positions: Literal["none", "blocks", "shared"] = "none"
     rotary: Rotary = "none"
     rotary_grid: tuple[int, int] = (16, 16)
     norm_eps: float = 1e-6
@@ -165,8 +173,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has."""
-        _check_sizes(self)
-        _check_tokens(self)
+        if self.network == "vit":
+            _check_sizes(self)
+            _check_tokens(self)
         _check_head(self)
 
     @property
@@ -194,6 +203,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Rows of the position table."""
         own = self.class_token + self.distillation_token if self.position_prefix else 0
         return self.patches + own + (self.registers if self.position_registers else 0)
+
+    @property
+    def distances(self) -> int:
+        """Rows of a table of relative positions: each distance between two patches, and three for prefix tokens."""
+        return (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3
 
     @property
     def head_size(self) -> int:

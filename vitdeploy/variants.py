@@ -132,7 +132,7 @@ _DINOV2_GIANT = {"width": 1536, "heads": 24, "mlp": "swiglu", "mlp_width": 4096}
 _DINOV2 = _Family(
     source="Oquab et al. 2023, DINOv2, arXiv:2304.07193",
     input=_DINOV2_INPUT,
-    spec={**_FEATURES, "layer_scale": 1e-5, "position_resample": "bicubic"},  # dinov2/hub: interpolate_antialias=False
+    spec={**_FEATURES, "layer_scale": 1e-5, "position_resample": "bicubic-offset"},  # dinov2/hub: interpolate_offset=0.1
     rows={
         "vit_small_patch14_dinov2": 22.06,
         "vit_base_patch14_dinov2": 86.58,

@@ -1,6 +1,6 @@
 """How long an export with its proof takes, start to end, in a fresh process, beside torch.onnx.export alone.
 
-    python tests/benchmarks/export_time.py [VARIANT ...]          (vit_small_patch16_224 and vit_base_patch16_224 when none is named)
+    python tests/benchmarks/export_time.py [VARIANT ...]        (ViT-S/16 and ViT-B/16 at 224 pixels when none is named)
 
 The peer does half the work: it writes a file and compares nothing. The ratio says what the proof, the original's copy and the
 digests cost. Three interleaved rounds; the promise is at most 30 s for ViT-B/16 on two cores.

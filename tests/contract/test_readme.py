@@ -53,6 +53,31 @@ def test_python_runs(block, place) -> None:
     assert run([sys.executable, "-c", block], place).stdout
 
 
+def test_the_worked_example_of_a_mapping(place) -> None:
+    """The two files as they stand in the README, on a network of torch's own layers with those names."""
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 48, 0.0, "gelu", batch_first=True, norm_first=True)
+    parts = {
+        "to_patches": torch.nn.Conv2d(3, 32, 8, 8),
+        "encoder": torch.nn.TransformerEncoder(layer, 2, torch.nn.LayerNorm(32), enable_nested_tensor=False),
+        "classify": torch.nn.Linear(32, 6),
+        "decoder": torch.nn.Linear(32, 192),
+    }
+    state = torch.nn.ModuleDict(parts).state_dict() | {"cls": torch.randn(32), "pos": torch.randn(17, 32)}
+    torch.save(state, place / "checkpoint.pth")
+    spec, rules = (block for language, block in BLOCKS if language == "toml")
+    (place / "my_vit.toml").write_text(spec)
+    (place / "mapping.toml").write_text(rules)
+    command = next(line for line in re.findall(r"`(vitdeploy export .+?)`", TEXT) if "mapping.toml" in line)
+    run([sys.executable, "-m", *shlex.split(command.replace("OUT", "mapped"))], place)
+    assert (place / "mapped" / "model.onnx").is_file()
+
+
+def test_the_table_of_sources_is_the_tests_own() -> None:
+    done = run([sys.executable, str(ROOT / "tests" / "what_loads.py")], ROOT)
+    assert done.stdout in TEXT
+
+
 def test_files_that_are_named_exist() -> None:
     for name in re.findall(r"`((?:recipes|calibration|vitdeploy|tests)/[\w./-]+)`", TEXT):
         assert (ROOT / name).exists(), name

@@ -76,7 +76,7 @@ def test_commands_are_short():
     tree = ast.parse((ROOT / "cli.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in commands():
-            assert node.end_lineno - node.lineno + 1 <= 25, node.name
+            assert node.end_lineno - node.body[0].lineno + 1 <= 15, node.name  # the signature: as many options as it has
 
 
 def test_docstrings_stand_on_public_functions_and_classes():

@@ -62,7 +62,7 @@ CONTRACTS: list[tuple[dict[str, Any], str]] = [
     ({"std": (0.5, NAN, 0.5)}, "all must be positive"),
     ({"std": (0.5, INFINITY, 0.5)}, "all must be positive"),
     ({"mean": (0.5, NAN, 0.5)}, "all must be finite"),
-    ({"resize_to": 200}, "resize_to is 200, smaller than the crop 224 x 224; raise resize_to, or use resize = 'stretch'"),
+    ({"resize_to": 200}, "resize_to is 200, smaller than the crop 224 x 224; raise resize_to, or leave it out"),
     ({"resize_to": 0}, "resize_to is 0, smaller"),
     ({"height": 96, "width": 256, "resize_to": 128}, "smaller than the crop 96 x 256"),
 ]

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tests.models.cases import contract, spec
 from vitdeploy.models import positions
+from vitdeploy.spec import InputContract, ModelSpec
 
 
 @pytest.mark.parametrize(("length", "width"), [(1, 2), (17, 8), (5, 32)])
@@ -97,3 +98,19 @@ def test_resampled_constant_stays_constant() -> None:
     table = torch.full((1, 17, 6), 0.75)
     found = positions.resample(table, (4, 4), spec(input=contract(56, 24)))
     assert torch.allclose(found, torch.full((1, 22, 6), 0.75), atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (5, 7), (12, 9)])
+def test_resampling_with_metas_offset(grid: tuple[int, int]) -> None:
+    """Meta's DINO and DINOv2 add 0.1 to the new grid before they divide, and hand torch the factor instead of the size."""
+    contract = InputContract(height=8 * grid[0], width=8 * grid[1], resize="none")
+    model = ModelSpec(name="x", input=contract, patch=(8, 8), width=6, heads=2, position_resample="bicubic-offset")
+    table = torch.randn(1, 1 + 36, 6, generator=torch.Generator().manual_seed(0))
+    image = table[:, 1:].reshape(1, 6, 6, 6).permute(0, 3, 1, 2)
+    factors = tuple((side + 0.1) / 6 for side in grid)
+    expected = torch.nn.functional.interpolate(image, scale_factor=factors, mode="bicubic")
+    assert expected.shape[2:] == grid
+    found = positions.resample(table, (6, 6), model)
+    assert torch.equal(found[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2))
+    plain = torch.nn.functional.interpolate(image, grid, mode="bicubic")
+    assert not torch.allclose(expected, plain)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.positions import pairs_to_halves
-from vitdeploy.models.vit import Attention, AttentionPool, VisionTransformer
+from vitdeploy.models.vit import Attention, AttentionPool, RelativeBias, VisionTransformer
 
 
 @torch.no_grad()
@@ -27,6 +27,7 @@ def freeze(model: VisionTransformer) -> VisionTransformer:
     * EVA-02's neighbouring pairs become halves, by permuting rows of the query and key projections (and qk-norm) alike:
       a scalar product does not depend on the order of its terms;
     * 1/sqrt(d) goes into the query projection, or into the query norm where there is one: (s a) b = s (a b);
+    * relative positions become one constant a table, [1, h, T, T];
     * attention becomes matmul, softmax, matmul.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
@@ -39,6 +40,10 @@ def freeze(model: VisionTransformer) -> VisionTransformer:
         elif isinstance(module, AttentionPool):
             module.register_buffer("constant", module.query())
             module.query = partial(_constant, module)  # type: ignore[method-assign]
+        elif isinstance(module, RelativeBias) and not hasattr(module, "constant"):
+            module.register_buffer("constant", module.added())
+            del module.relative_position_bias_table
+            module.added = partial(_constant, module)  # type: ignore[method-assign]
     return frozen
 
 
@@ -58,7 +63,7 @@ def absorb_normalisation(model: VisionTransformer) -> None:
     proj.bias = nn.Parameter(bias.float(), requires_grad=False)
 
 
-def _constant(module: AttentionPool) -> Tensor:
+def _constant(module: AttentionPool | RelativeBias) -> Tensor:
     return cast(Tensor, module.constant)
 
 

@@ -96,7 +96,14 @@ def resample(table: Tensor, old: tuple[int, int], spec: ModelSpec) -> Tensor:
         return table
     extra = table.shape[1] - old[0] * old[1]
     image = table[:, extra:].reshape(1, *old, -1).permute(0, 3, 1, 2)  # [1, D, old rows, old columns]
+    offset = spec.position_resample == "bicubic-offset"
+    factor = tuple((new + 0.1) / was for new, was in zip(spec.grid, old, strict=True)) if offset else None
     image = functional.interpolate(
-        image, spec.grid, mode="bicubic", antialias=spec.position_resample == "bicubic-antialias", align_corners=False
-    )  # [1, D, rows, columns]
+        image,
+        None if offset else spec.grid,
+        factor,
+        mode="bicubic",
+        antialias=spec.position_resample == "bicubic-antialias",
+        align_corners=False,
+    )  # [1, D, rows, columns]; with a factor, the kernel's steps follow the factor, not the ratio of the sizes
     return torch.cat((table[:, :extra], image.flatten(2).transpose(1, 2)), 1)  # [1, extra + rows x columns, D]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdeploy.models import positions
+from vitdeploy.models import positions, relative
 from vitdeploy.spec import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -54,6 +54,21 @@ class PatchEmbed(nn.Module):
         return self.proj(x)  # [B, G_h G_w, D]
 
 
+class RelativeBias(nn.Module):
+    """What BEiT adds to q k^T: a learned number for each head and each distance between two patches; see `relative`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.grid, self.prefix = spec.grid, spec.prefix
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(spec.distances, spec.heads))
+
+    def added(self) -> Tensor:
+        """The whole bias, float32 [1, h, T, T]."""
+        table = self.relative_position_bias_table
+        rows = relative.index(self.grid, self.prefix).to(table.device)  # [T, T]
+        return table[rows].permute(2, 0, 1)[None]
+
+
 class Attention(nn.Module):
     """MSA of equation 2 (appendix A, equations 5 to 8): softmax(q k^T / sqrt(d)) v in each head, then one projection."""
 
@@ -71,6 +86,8 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(), norm()
         self.norm = nn.LayerNorm(spec.inner, eps=spec.norm_eps) if spec.attn_norm else nn.Identity()
         self.proj = nn.Linear(spec.inner, spec.width)
+        if spec.relative_positions == "blocks":
+            self.rel_pos_bias = RelativeBias(spec)
 
     def bias(self) -> Tensor | None:
         """The bias of the packed projection, [3 h d], with zeros for keys that have none."""
@@ -78,7 +95,9 @@ class Attention(nn.Module):
             return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         return self.qkv.bias
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:  # [B, T, D]
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, added: Tensor | None = None) -> Tensor:  # [B, T, D]
+        if hasattr(self, "rel_pos_bias"):
+            added = self.rel_pos_bias.added()
         packed = functional.linear(x, self.qkv.weight, self.bias()) if hasattr(self, "q_bias") else self.qkv(x)
         parts = packed.chunk(3, -1)  # [B, T, 3 h d] -> 3 x [B, T, h d]
         q, k, v = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in parts)  # [B, h, T, d] each
@@ -86,10 +105,11 @@ class Attention(nn.Module):
         if turn is not None:
             q, k = (self.rotate(part, *turn) for part in (q, k))
         if self.decomposed:
-            x = functional.softmax(q @ k.transpose(-2, -1), -1) @ v  # [B, h, T, T] -> [B, h, T, d]; scale is in q
+            logits = q @ k.transpose(-2, -1)  # [B, h, T, T]; scale is in q
+            x = functional.softmax(logits if added is None else logits + added, -1) @ v  # [B, h, T, d]
         else:
             rate = self.dropout if self.training else 0.0
-            x = functional.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=self.scale)  # [B, h, T, d]
+            x = functional.scaled_dot_product_attention(q, k, v, added, rate, scale=self.scale)  # [B, h, T, d]
         return self.proj(self.norm(x.transpose(1, 2).flatten(2)))  # [B, T, h, d] -> [B, T, h d] -> [B, T, D]
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, h, T, d], [T, d], [T, d]
@@ -147,8 +167,8 @@ class Block(nn.Module):
         self.norm2, self.mlp, self.ls2 = norm(spec), FeedForward(spec, dropout), scale()
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:  # [B, T, D]
-        x = x + self.keep(self.ls1(self.attn(self.norm1(x), turn)))
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, added: Tensor | None = None) -> Tensor:  # [B, T, D]
+        x = x + self.keep(self.ls1(self.attn(self.norm1(x), turn, added)))
         return x + self.keep(self.ls2(self.mlp(self.norm2(x))))
 
     def keep(self, x: Tensor) -> Tensor:
@@ -215,6 +235,8 @@ class VisionTransformer(nn.Module):
             cos, sin = positions.rotary(spec)
             self.register_buffer("cos", cos, persistent=False)  # [T, d]
             self.register_buffer("sin", sin, persistent=False)  # [T, d]
+        if spec.relative_positions == "shared":
+            self.rel_pos_bias = RelativeBias(spec)
         self.norm_pre = norm(spec) if spec.pre_norm else nn.Identity()
         rates = [drop_path * index / max(1, spec.depth - 1) for index in range(spec.depth)]
         self.blocks = nn.ModuleList(Block(spec, dropout, rate) for rate in rates)
@@ -256,8 +278,9 @@ class VisionTransformer(nn.Module):
         x = functional.pad(self.patch_embed(pixels), (0, 0, prefix, 0))  # [B, N, D] -> [B, T, D]
         x = self.norm_pre(x + self.token_table())
         turn = (self.cos, self.sin) if self.spec.rotary != "none" else None
+        added = self.rel_pos_bias.added() if self.spec.relative_positions == "shared" else None
         for index, block in enumerate(self.blocks):
-            x = block(x, turn)
+            x = block(x, turn, added)
             if index == 0 and self.spec.position == "conditional":
                 image = x[:, prefix:].transpose(1, 2).unflatten(2, self.spec.grid)  # [B, D, G_h, G_w]
                 x = x + functional.pad(self.peg(image).flatten(2).transpose(1, 2), (0, 0, prefix, 0))  # [B, T, D]

@@ -7,6 +7,7 @@ is written as NaN; an absent number is an empty cell.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,10 @@ from vitdeploy.report import Machine, Metric, Report
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.doctor import Checkup
+    from vitdeploy.inspector import Inspection
+    from vitdeploy.onnxgraph import Port
     from vitdeploy.predictor import Prediction
+    from vitdeploy.spec import InputContract, ModelSpec
     from vitdeploy.variants import Variant
 
 _SUFFIX = {"share": " %", "ratio": "x", "count": "", "": ""}
@@ -160,22 +164,35 @@ def of_artifact(artifact: Artifact) -> Table:
     """What an export wrote, and what was proven of it."""
     record, spec = artifact.record, artifact.spec
     size = sum(path.stat().st_size for path in artifact.folder.glob(f"{record.entry}*")) / 2**20
-    height, width, channels = spec.input.height, spec.input.width, spec.input.channels
     rows = {
         "artifact": str(artifact.folder),
         "model": spec.name,
-        "cost": f"{short(cost.parameters(spec) / 1e6)} M parameters, {short(cost.macs(spec) / 1e9)} GMAC an image",
+        "cost": _cost(spec),
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision}",
-        "input": f"{spec.input.tensor}, {channels} x {height} x {width}",
+        "input": _contract(spec.input),
+        "output": f"{spec.output}, {spec.classes or spec.pooled_size}",
         "weights": _weights(record.origin),
         "proof": _proof(record.proof),
     }
+    rows |= {f"note {number}": note for number, note in enumerate(record.origin.get("notes", ()), 1)}
+    if left_out := record.origin.get("left_out"):
+        rows["left out"] = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) + "; ..." * (len(left_out) > 3)
     return pairs("", rows)
+
+
+def _cost(spec: ModelSpec) -> str:
+    if spec.network == "module":
+        return "unknown: a module's"
+    return f"{short(cost.parameters(spec) / 1e6)} M parameters, {short(cost.macs(spec) / 1e9)} GMAC an image"
 
 
 def _weights(origin: Mapping[str, Any]) -> str:
     if "random_seed" in origin:
         return f"RANDOM (seed {origin['random_seed']}): good for latency and parity, not for accuracy; give --weights"
+    if "module" in origin:
+        return f"of the module {origin['module']}"
+    if "files" in origin:
+        return f"{origin['source']}: " + ", ".join(f"{name} (sha256 {_head(digest)})" for name, digest in origin["files"].items())
     return f"{origin.get('file', 'unknown')}, sha256 {_head(origin.get('sha256', 'unknown'))}"
 
 
@@ -184,6 +201,38 @@ def _proof(proof: Mapping[str, Any]) -> str:
         return "none"
     apart = f"{proof['difference']:.1e}, {proof['relative']:.1e} of its standard deviation"
     return f"at batch {plain(proof['batches'])}: largest difference from PyTorch {apart}"
+
+
+def of_inspection(found: Inspection) -> list[Table]:
+    """What `inspect` saw, as names and values; a table of facts is indented below its name."""
+    rows = {"path": found.path, "kind": found.kind, "size": f"{found.bytes:,} bytes"}
+    if found.sha256 is not None:
+        rows["sha256"] = found.sha256
+    if found.graph is not None:
+        ports = (("in", found.graph.inputs), ("out", found.graph.outputs))
+        rows |= {f"{way} {port.name}": _port(port) for way, those in ports for port in those}
+    for name, fact in found.facts.items():
+        if isinstance(fact, dict):
+            rows[name.replace("_", " ")] = "" if fact else "none"
+            rows |= {f"  {key or 'ai.onnx'}": plain(_head(value)) for key, value in fact.items()}
+        else:
+            rows.setdefault(name.replace("_", " "), plain(fact))
+    if found.contract is not None:
+        rows["input"] = _contract(found.contract)
+    rows |= {f"note {number}": note for number, note in enumerate(found.notes, 1)}
+    return [pairs("", rows)]
+
+
+def _port(port: Port) -> str:
+    shape = "unknown shape" if port.shape is None else f"[{', '.join(str(side) or '?' for side in port.shape)}]"
+    return f"{port.dtype or 'unknown type'} {shape}"
+
+
+def _contract(contract: InputContract) -> str:
+    size = f"{contract.channels} x {contract.height} x {contract.width}"
+    to = f" to {contract.shorter}" if contract.resize == "shortest" else ""
+    how = "no resize" if contract.resize == "none" else f"{contract.resize}{to}, {contract.interpolation}"
+    return f"{contract.tensor}, {size}; {how}; mean {plain(contract.mean)}; std {plain(contract.std)}"
 
 
 def of_predictions(predictions: Sequence[Prediction]) -> Table:
@@ -213,7 +262,7 @@ def variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
 
 def of_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The known models for people."""
-    headings = ("model", "M parameters", "GMAC", "image", "patch")
+    headings = ("model", "M parameters", "GMAC", "image", "patch", "source")
     return Table(
         "",
         headings,
@@ -224,6 +273,7 @@ def of_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
                 short(row["macs"] / 1e9),
                 _sides(row["image_size"]),
                 _sides(row["patch"]),
+                next(iter(re.findall(r"arXiv:[\d.]+", row["source"])), row["source"]),
             )
             for row in rows
         ),

@@ -13,12 +13,13 @@ SOURCES = ("huggingface", "torchvision", "clip", "jax", "meta", "timm")
 """Modules of this package with a `SOURCE`, in the order in which they are asked; each recognises only its own."""
 
 
-def load(path: Path, architecture: str | None = None, *, trust: str | None = None) -> Loaded:
+def load(path: Path, architecture: str | None = None, *, trust: str | None = None, prefer: str | None = None) -> Loaded:
     """Read a checkpoint of any source that is known, offline.
 
     Args:
         path: A folder (Hugging Face, timm, or a hub cache) or a file (.safetensors, .pth, .pt, .bin, .npz).
         architecture: The architecture's name, for files that do not say it.
+        prefer: ``ema`` or ``plain``, for checkpoints that hold both.
         trust: SHA-256 of a pickle that may run code; see `vitdeploy.models.weights.pickles`.
 
     Raises:
@@ -28,7 +29,7 @@ def load(path: Path, architecture: str | None = None, *, trust: str | None = Non
     """
     from vitdeploy.models.weights.checkpoint import read
 
-    checkpoint = read(path, trust=trust)
+    checkpoint = read(path, trust=trust, prefer=prefer)
     source = recognise(checkpoint)
     spec = source.spec(checkpoint, architecture)
     converted = convert(checkpoint.state, source.rules(checkpoint, spec))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from vitdeploy.errors import InputError
 from vitdeploy.files import expect
-from vitdeploy.models import positions
+from vitdeploy.models import positions, relative
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.spec import ModelSpec
 
@@ -27,29 +29,46 @@ LARGEST_HEADER = 100 << 20
 _SEPARATE = (
     (".attn.q.", (".attn.k.", ".attn.v."), ".attn.qkv."),
     (".mlp.fc1_g.", (".mlp.fc1_x.",), ".mlp.fc1."),
+    ("attn_pool.k.", ("attn_pool.v.",), "attn_pool.kv."),
 )
 """Name of the first part, of the others in order, and of the whole."""
 _AGAIN = "download or write it again"
 
 
-def read(path: Path) -> State:
+def read(path: Path, *, integers: str = "refuse") -> State:
     """Read a safetensors file as float32 tensors.
 
+    Args:
+        path: The file.
+        integers: ``refuse`` or ``keep`` tensors that are not floating-point numbers; other libraries store indices
+            (``position_ids``, ``num_batches_tracked``) beside their weights.
+
     Returns:
-        Name to float32 tensor, on the CPU.
+        Name to float32 tensor, on the CPU; kept tensors in their own type.
 
     Raises:
         InputError: VD3001 to VD3005 for what is no safetensors file, VD3006 damaged, VD3007 duplicate names, VD3008
-            NaN or infinity, VD3013 too large a header.
+            NaN or infinity, VD3009 a tensor that is refused, VD3013 too large a header.
     """
-    expect(path, "safetensors", what="a safetensors file")
-    _check_header(path)
+    header(path)
     try:
         state = load_file(path)
     except safetensors.SafetensorError as exc:
         raise InputError("VD3006", f"is damaged: {exc}", file=path, fix=_AGAIN) from exc
+    return as_float32(state, path, integers=integers)
+
+
+def as_float32(state: State, path: Path, *, integers: str = "refuse") -> State:
+    """Tensors of any floating-point type as float32, changed in place; see `read`.
+
+    Raises:
+        InputError: VD3008 NaN or infinity, VD3009 a tensor that is refused.
+    """
     for name, tensor in state.items():
         if not tensor.is_floating_point():
+            if integers == "keep":
+                state[name] = tensor.clone()
+                continue
             message = f"tensor {name!r} is of type {str(tensor.dtype)[6:]}, weights are floating-point numbers"
             raise InputError("VD3009", message, file=path, fix="save the weights alone, before they are quantised")
         # a copy, so that nobody can change it behind us; before the test, since a large float64 becomes infinite here
@@ -61,7 +80,13 @@ def read(path: Path) -> State:
     return state
 
 
-def _check_header(path: Path) -> None:
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors: name to ``dtype``, ``shape`` and ``data_offsets``.
+
+    Raises:
+        InputError: As `read`, for all but the tensors themselves.
+    """
+    expect(path, "safetensors", what="a safetensors file")
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -81,13 +106,26 @@ def _check_header(path: Path) -> None:
         return found
 
     try:
-        header = json.loads(raw, object_pairs_hook=pairs)
+        described = json.loads(raw, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as exc:
         raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
     if twice:
         raise InputError("VD3007", f"names the tensor {twice[0]!r} twice in its header", file=path, fix="write it again")
-    if len(header) > MOST_TENSORS:
-        raise InputError("VD3013", f"names {len(header):,} tensors, at most {MOST_TENSORS:,} are read", file=path)
+    if len(described) > MOST_TENSORS:
+        raise InputError("VD3013", f"names {len(described):,} tensors, at most {MOST_TENSORS:,} are read", file=path)
+    described.pop("__metadata__", None)
+    if not all(isinstance(about, dict) for about in described.values()):
+        raise InputError("VD3006", "has a header that describes no tensors", file=path, fix=_AGAIN)
+    return described
+
+
+def kinds(path: Path) -> tuple[str, ...]:
+    """A sentence, if a safetensors file stores numbers in another type than the float32 that they are read as."""
+    types = Counter(str(about.get("dtype")) for about in header(path).values())
+    floats = {kind: count for kind, count in types.items() if kind[:1] in ("F", "B") and kind not in ("F32", "BOOL")}
+    named = {"F16": "fp16", "BF16": "bf16", "F64": "float64"}
+    total = sum(types.values())
+    return tuple(f"{named.get(kind, kind)}, read as float32 ({count} of {total} tensors)" for kind, count in floats.items())
 
 
 def assemble(
@@ -122,6 +160,9 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
     table = state.get("pos_embed")
     if table is not None and table.ndim == 3 and model.spec.position == "learned":
         state["pos_embed"] = _moved(table, grid, model)
+    for name, tensor in state.items():
+        if name.endswith("rel_pos_bias.relative_position_bias_table"):
+            state[name] = _nearer(tensor, grid, model)
     wanted = model.state_dict()
     patch = state.get("patch_embed.proj.weight")
     kernel = (model.spec.width, model.spec.input.channels, *model.spec.patch)
@@ -157,6 +198,16 @@ def _packed(state: State) -> State:
             if state[name].ndim and len({packed[part].shape[1:] for part in parts}) == 1:  # else the name check names them
                 packed[f"{stem}{whole}{kind}"] = torch.cat([packed.pop(part) for part in parts])
     return packed
+
+
+def _nearer(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:
+    """A table of relative positions at the model's grid."""
+    distances = len(table) - relative.EXTRA if table.ndim == 2 else 0
+    side = (math.isqrt(max(distances, 0)) + 1) // 2
+    old = grid or (model.spec.grid if len(table) == model.spec.distances else (side, side))
+    if (2 * old[0] - 1) * (2 * old[1] - 1) != distances:
+        return table  # the shape check names it
+    return relative.resample(table, old, model.spec)
 
 
 def _moved(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:

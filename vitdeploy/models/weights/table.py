@@ -37,14 +37,14 @@ class Rule(NamedTuple):
     Attributes:
         theirs: Pattern of the checkpoint's name.
         ours: Our name with the same placeholders; several names share the tensor out along its first axis, in `shares`;
-            None leaves the tensor out.
+            None leaves the tensor out, among several names that part of it.
         change: A key of `CHANGES`.
-        why: For a tensor that is left out: why the network does not need it.
+        why: For what is left out: why the network does not need it.
         shares: How many parts of the whole each of several names gets.
     """
 
     theirs: str
-    ours: str | tuple[str, ...] | None
+    ours: str | tuple[str | None, ...] | None
     change: str = ""
     why: str = ""
     shares: tuple[int, ...] = ()
@@ -72,7 +72,7 @@ def convert(state: State, rules: Sequence[Rule]) -> Converted:
         rules: The table.
 
     Raises:
-        InputError: VD3009, two tensors would get one name.
+        InputError: VD3009, two tensors would get one name, or a tensor can't be shared out.
     """
     made: State = {}
     left_out: dict[str, str] = {}
@@ -87,10 +87,17 @@ def convert(state: State, rules: Sequence[Rule]) -> Converted:
         elif isinstance(rule.ours, str):
             _put(made, rule.ours.format(**groups), CHANGES[rule.change](tensor))
         else:
-            unit = len(tensor) // sum(rule.shares)
-            parts = torch.split(CHANGES[rule.change](tensor), [share * unit for share in rule.shares])
+            if not tensor.ndim or len(tensor) % sum(rule.shares):
+                message = f"has the tensor {name!r} of shape {list(tensor.shape)}, which is not {len(rule.ours)} parts in one"
+                raise InputError("VD3009", message)
+            changed = CHANGES[rule.change](tensor)
+            unit = len(changed) // sum(rule.shares)
+            parts = torch.split(changed, [share * unit for share in rule.shares])
             for ours, part in zip(rule.ours, parts, strict=True):
-                _put(made, ours.format(**groups), part)
+                if ours is not None:
+                    _put(made, ours.format(**groups), part)
+            if None in rule.ours:
+                left_out[f"{name} (in part)"] = rule.why
     return Converted({name: tensor.contiguous() for name, tensor in made.items()}, left_out, tuple(unknown))
 
 

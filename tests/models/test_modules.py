@@ -1,0 +1,153 @@
+"""Networks of the user's own code: what is accepted, and what is named when it can't be exported."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError, VitdeployError
+from vitdeploy.models.modules import load_module
+from vitdeploy.spec import InputContract
+
+CONTRACT = InputContract(height=8, width=12, resize="stretch")
+NUMBER = itertools.count()
+
+CODE = """
+import sys
+import types
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, kind="plain"):
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(3, 5)
+        self.drop, self.batch = nn.Dropout(0.5), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        assert x.shape[1:] == (3, 8, 12)
+        y = self.batch(self.drop(self.linear(x.mean((2, 3)).to(self.linear.weight.dtype))))
+        wrap = {
+            "dict": lambda: {"logits": y, "other": 1},
+            "object": lambda: types.SimpleNamespace(logits=y),
+            "tuple": lambda: (y, y),
+            "class": lambda: y.argmax(-1),
+            "classes": lambda: y.argmax(-1, keepdim=True),
+            "map": lambda: x,
+            "random": lambda: y + torch.rand_like(y),
+            "batch": lambda: y - y.mean(0),
+            "one": lambda: y[:1],
+            "nan": lambda: y / 0 * 0,
+            "boom": lambda: y.nonsense,
+            "exit": lambda: sys.exit(3),
+        }
+        return wrap[self.kind]() if self.kind in wrap else y
+
+def plain():
+    return Net()
+
+def half():
+    return Net().half()
+
+def needs(x):
+    return Net()
+
+def text():
+    return "no net"
+
+def leave():
+    sys.exit("bye")
+
+for kind in ("dict", "object", "tuple", "class", "classes", "map", "random", "batch", "one", "nan", "boom", "exit"):
+    globals()["give_" + kind] = lambda kind=kind: Net(kind)
+
+ready = Net()
+number = 3
+
+class Space:
+    class Inner:
+        make = staticmethod(plain)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in a package in the current folder, under a name of its own."""
+    package = f"user_code_{next(NUMBER)}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "net.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield f"{package}.net"
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["plain", "half", "give_dict", "give_object", "ready", "Net", "Space.Inner.make"])
+def test_accepted(name: str, module: str) -> None:
+    path = list(sys.path)
+    loaded = load_module(f"{module}:{name}", CONTRACT)
+    assert loaded.classes == 5
+    assert not loaded.net.training
+    assert not any(part.training or parameter.requires_grad for part in loaded.net.modules() for parameter in part.parameters())
+    found = loaded.net(torch.zeros(4, 3, 8, 12))
+    assert (found.shape, found.dtype) == ((4, 5), torch.float32)
+    assert sys.path == path
+
+
+REFUSED: dict[str, tuple[str, type[VitdeployError], str, str]] = {
+    "no colon": ("{}", UsageError, "VD2012", "package.file:factory"),
+    "a file": ("net.py:", UsageError, "VD2012", "package.file:factory"),
+    "a path": ("a/b:plain", UsageError, "VD2012", "package.file:factory"),
+    "no module": ("user_code_none:plain", UsageError, "VD2012", "no Python module 'user_code_none'"),
+    "no file in the package": ("{}x:plain", UsageError, "VD2012", "no Python module"),
+    "no name": ("{}:plian", UsageError, "VD2012", "has no 'plian'; did you mean 'plain'"),
+    "no function": ("{}:number", UsageError, "VD2012", "is a int, not a function"),
+    "no network": ("{}:text", UsageError, "VD2012", "gives a str, not a torch.nn.Module"),
+    "arguments": ("{}:needs", EnvironmentError_, "VD4004", "the factory .*missing 1 required"),
+    "factory exits": ("{}:leave", EnvironmentError_, "VD4004", "called sys.exit"),
+    "network exits": ("{}:give_exit", EnvironmentError_, "VD4004", "called sys.exit"),
+    "network fails": ("{}:give_boom", EnvironmentError_, "VD4004", "float32 \\[2, 3, 8, 12\\]: .*nonsense"),
+    "tuple": ("{}:give_tuple", InputError, "VD3022", "returns a tuple"),
+    "class": ("{}:give_class", InputError, "VD3022", "type int64"),
+    "classes": ("{}:give_classes", InputError, "VD3022", "type int64"),
+    "image": ("{}:give_map", InputError, "VD3022", "expected \\[2, classes\\]"),
+    "one row": ("{}:give_one", InputError, "VD3022", "gives \\[1, 5\\] for 2 images"),
+    "random": ("{}:give_random", InputError, "VD3022", "second run"),
+    "batch statistics": ("{}:give_batch", InputError, "VD3022", "image alone"),
+    "NaN": ("{}:give_nan", InputError, "VD3022", "NaN"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, module: str) -> None:
+    reference, kind, code, says = REFUSED[name]
+    path = list(sys.path)
+    with pytest.raises(kind, match=says) as caught:
+        load_module(reference.format(module), CONTRACT)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "says"),
+    [
+        ("import package_that_nobody_has", "VD4004", "package_that_nobody_has"),
+        ("1 / 0", "VD4004", "division by zero"),
+        ("def broken(:", "VD4004", "invalid syntax"),
+        ("raise SystemExit", "VD4004", "called sys.exit"),
+    ],
+)
+def test_modules_that_fail(code: str, error: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"user_code_{next(NUMBER)}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentError_, match=says) as caught:
+        load_module(f"{name}:make", CONTRACT)
+    assert caught.value.code == error

@@ -1,0 +1,215 @@
+"""The network's own weights out of what trainers wrap around them: first which dictionary counts, then which prefixes go.
+
+Both work on names alone, so both are tables and a rule. Nothing is done in silence: each step is a sentence in the notes.
+
+A prefix that only means "the network was a member of something" is stripped when every tensor has it, those of a head
+perhaps excepted. ``model.``, ``backbone.`` and ``encoder.`` are also honest parts of networks (``encoder.layer.0`` of
+Hugging Face, ``encoder.layers`` of torchvision, ``model.layer.0`` of DINOv3), so they go only when afterwards a patch
+embedding stands at the top, as it does in every network that is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vitdeploy.errors import InputError, UsageError
+
+Name = tuple[str, ...]
+
+SKIPPED = frozenset(
+    {
+        *("optimizer", "optimizers", "optimizer_state_dict", "optimizer_state", "optimizer_states", "optim"),
+        *("optim_state_dict", "opt", "amp", "scaler", "amp_scaler", "loss_scaler", "grad_scaler", "scheduler"),
+        *("schedulers", "scheduler_state_dict", "lr_scheduler", "lr_schedulers", "callbacks", "loops"),
+        *("hyper_parameters", "args", "config", "cfg", "opts", "epoch", "iteration", "iter", "step", "global_step"),
+        *("rng_state", "rng_states", "random_state", "cuda_rng_state", "meta", "message_hub", "criterion", "loss"),
+        *("dino_loss", "ibot_loss", "ibot_patch_loss", "koleo_loss", "best_score", "best_acc", "metrics", "metric"),
+        *("history", "ema_optimizer", "swav_queue", "queue"),
+    }
+)
+"""Keys beside the weights that are never weights."""
+
+PLAIN = ("state_dict", "model_state_dict", "model", "module", "net", "network", "model_state", "weights", "params", "student")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "teacher")
+"""Keys of the weights as trained and of their running average, the likeliest first."""
+
+HEADS = frozenset(
+    {
+        *("head", "heads", "head_dist", "head_drop", "fc", "fc_norm", "classifier", "cls_classifier"),
+        *("distillation_classifier", "linear", "linear_head", "cls_head", "mlp_head", "last_layer", "dino_head"),
+        *("ibot_head", "projection_head", "projection", "projector", "predictor", "prototypes", "logit_scale"),
+        *("loss", "criterion"),
+    }
+)
+"""First parts of names that may stand beside a backbone without its prefix."""
+
+_PATCHES = re.compile(
+    r"((model|backbone|encoder)\.)*"  # those that are stripped next
+    r"(patch_embed(ding)?\.|conv_proj\.|conv1\.weight|visual\.|vision_model\.|embeds\.|to_patch_embedding\."
+    r"|(\w+\.)?embeddings\.patch_embeddings?\.)"
+)
+"""How the name of a patch embedding, or of the tower that holds it, begins in the networks that are known."""
+
+
+class Prefix(NamedTuple):
+    """One line of the table of prefixes.
+
+    Attributes:
+        text: The prefix, with its dot.
+        wrapper: What puts it there.
+        anywhere: It is never a part of a network, so it goes wherever it stands in a name.
+        patches: It goes only when a patch embedding is at the top afterwards.
+    """
+
+    text: str
+    wrapper: str
+    anywhere: bool = False
+    patches: bool = False
+
+
+PREFIXES = (
+    Prefix("_orig_mod.", "torch.compile", anywhere=True),
+    Prefix("_fsdp_wrapped_module.", "FullyShardedDataParallel", anywhere=True),
+    Prefix("_checkpoint_wrapped_module.", "activation checkpointing", anywhere=True),
+    Prefix("module.", "DataParallel or an averaged model"),
+    Prefix("model.", "a trainer's member", patches=True),
+    Prefix("backbone.", "a backbone under a head", patches=True),
+    Prefix("encoder.", "an encoder under a head", patches=True),
+)
+
+DROPPED = {"n_averaged": "the count of an averaged model"}
+
+
+class Chosen(NamedTuple):
+    """The dictionary that counts.
+
+    Attributes:
+        prefix: Keys that lead to it.
+        notes: Which it is when there were several.
+    """
+
+    prefix: Name
+    notes: tuple[str, ...]
+
+
+class Stripped(NamedTuple):
+    """Names without prefixes.
+
+    Attributes:
+        names: Old name to new name, in the old order.
+        notes: What was stripped.
+    """
+
+    names: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def choose(names: Sequence[Name], prefer: str | None = None) -> Chosen:
+    """Find the network's weights in a checkpoint of nested dictionaries.
+
+    Args:
+        names: The keys that lead to each tensor.
+        prefer: ``ema`` or ``plain`` where there are both; None takes the average when it has the same names (a teacher in
+            any case, as DINO's authors do).
+
+    Raises:
+        InputError: VD3021, no weights, or several dictionaries of which none is known.
+        UsageError: VD2003, ``prefer`` is neither; VD2010, what is preferred is not there.
+    """
+    if prefer not in (None, "ema", "plain"):
+        raise UsageError("VD2003", f"prefer is {prefer!r}", fix="use 'ema' or 'plain'")
+    here: Name = ()
+    notes: list[str] = []
+    seen: set[str] = set()
+    while True:
+        rest = [name[len(here) :] for name in names if name[: len(here)] == here]
+        key, note = _next(rest, prefer)
+        if key is None:
+            break
+        seen |= {kind for kind, keys in (("ema", AVERAGED), ("plain", PLAIN)) if key in keys}
+        here += (key,)
+        notes += [note] if note else []
+    if prefer is not None and prefer not in seen and (prefer == "ema" or "ema" in seen):
+        message = f"holds no {'averaged' if prefer == 'ema' else 'plain'} weights beside the others"
+        raise UsageError("VD2010", message, fix="leave the preference out")
+    return Chosen(here, tuple(notes))
+
+
+def _next(rest: Sequence[Name], prefer: str | None) -> tuple[str | None, str]:
+    """The key to go down, None to stay, and what to tell about it."""
+    below: dict[str, list[Name]] = {}
+    for name in rest:
+        if len(name) > 1 and name[0] not in SKIPPED:
+            below.setdefault(name[0], []).append(name[1:])
+    averaged = next((key for key in AVERAGED if key in below), None)
+    plain = next((key for key in PLAIN if key in below), None)
+    if averaged and plain:
+        return _either(averaged, plain, below, prefer)
+    if averaged:
+        return averaged, f"took the averaged weights {averaged!r}"
+    if plain:
+        return plain, ""
+    if any(len(name) == 1 for name in rest):
+        return None, ""
+    if len(below) == 1:
+        key = next(iter(below))
+        return key, f"took the tensors under {key!r}, the only ones"
+    if not below:
+        raise InputError("VD3021", "holds no weights", fix="save them with torch.save(model.state_dict(), path)")
+    keys = sorted(below)
+    message = f"holds {len(keys)} dictionaries of tensors ({', '.join(map(repr, keys[:5]))}{', ...' * (len(keys) > 5)})"
+    fix = f"save the one that counts: torch.save(checkpoint[{keys[0]!r}], path)"
+    raise InputError("VD3021", f"{message}, none with a name that is known", fix=fix)
+
+
+def _either(averaged: str, plain: str, below: dict[str, list[Name]], prefer: str | None) -> tuple[str, str]:
+    same = averaged == "teacher" or _bare(below[averaged]) == _bare(below[plain])
+    if prefer == "ema" or (prefer is None and same):
+        return averaged, f"took the averaged weights {averaged!r}, not {plain!r}; prefer='plain' takes those"
+    why = "" if same else f", whose names differ from those of {averaged!r}"
+    return plain, f"took {plain!r}{why}; prefer='ema' takes the averaged weights {averaged!r}"
+
+
+def _bare(names: Sequence[Name]) -> set[str]:
+    return set(strip([".".join(name) for name in names]).names.values())
+
+
+def strip(names: Sequence[str]) -> Stripped:
+    """Strip the prefixes that wrappers put before every name.
+
+    Args:
+        names: Flat names of all tensors, each once.
+    """
+    now = {name: name for name in names if name not in DROPPED}
+    notes = [f"left out {name!r}, {DROPPED[name]}" for name in names if name in DROPPED]
+    changed = True
+    while changed:
+        changed = False
+        for prefix in PREFIXES:
+            new = _without(prefix, now)
+            if new is not None:
+                gone = sum(new[name] != now[name] for name in now)
+                kept = sorted({text.split(".")[0] for name, text in now.items() if new[name] == text})
+                beside = f"; {', '.join(kept)} stood beside it" if kept and not prefix.anywhere else ""
+                notes.append(f"stripped {prefix.text!r} ({prefix.wrapper}) from {gone} of {len(now)} names{beside}")
+                now, changed = new, True
+    return Stripped(now, tuple(notes))
+
+
+def _without(prefix: Prefix, names: dict[str, str]) -> dict[str, str] | None:
+    """The names without a prefix, or None when the rule does not allow it."""
+    if prefix.anywhere:
+        marked = re.compile(rf"(?<![^.]){re.escape(prefix.text)}")  # at the start or after a dot
+        new = {name: marked.sub("", text) for name, text in names.items()}
+    else:
+        beside = [text for text in names.values() if not text.startswith(prefix.text)]
+        if len(beside) == len(names) or any(text.split(".")[0] not in HEADS for text in beside):
+            return None
+        new = {name: text.removeprefix(prefix.text) for name, text in names.items()}
+    if new == names or len(set(new.values())) < len(new) or "" in new.values():
+        return None
+    if prefix.patches and not any(_PATCHES.match(text) for text in new.values()):
+        return None
+    return new

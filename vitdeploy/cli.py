@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,6 +15,24 @@ import typer
 
 from vitdeploy import __version__, errors, shell
 from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.options import (
+    ArtifactPath,
+    Backends,
+    Contract,
+    Data,
+    InputKind,
+    Limit,
+    Model,
+    Module,
+    Out,
+    Prefer,
+    ReportFile,
+    Seed,
+    Split,
+    Threads,
+    Trust,
+    Weights,
+)
 from vitdeploy.progress import Progress
 from vitdeploy.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, command
 
@@ -27,35 +44,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class InputKind(str, Enum):
-    """Values of ``--input``; ``uint8`` is short for ``uint8-nhwc``, what a decoder gives."""
-
-    float32_nchw = "float32-nchw"
-    uint8_nchw = "uint8-nchw"
-    uint8_nhwc = "uint8-nhwc"
-    uint8 = "uint8"
-
-    @property
-    def kind(self) -> str:
-        """The value as a contract has it."""
-        return "uint8-nhwc" if self is InputKind.uint8 else self.value
-
-
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
 
 \b
 Examples:
-  vitdeploy build vit_tiny_patch16_224 --data photos/   export, validate, bench, report
-  vitdeploy export vit_tiny_patch16_224 -o vit          one step alone
-  vitdeploy predict vit cat.jpg                         use the result
+  vitdeploy build dinov2-small/ --data photos/   export, validate, bench, report
+  vitdeploy export dinov2-small/ -o vit          one step alone
+  vitdeploy predict vit cat.jpg                  use the result
 """
-
-
-class Kind(str, Enum):
-    """Values of ``--prefer``."""
-
-    ema = "ema"
-    plain = "plain"
 
 
 app = typer.Typer(
@@ -82,39 +78,6 @@ def _every(
 ) -> None:
     """What holds for every command."""
     context.obj = {"quiet": quiet}
-
-
-def _known_models(incomplete: str) -> list[str]:
-    from vitdeploy.variants import VARIANTS
-
-    return [name for name in VARIANTS if name.startswith(incomplete)]
-
-
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A checkpoint (Hugging Face or timm folder, or a file), a name from `vitdeploy models` or timm's, a spec or mapping "
-        "file (.toml), or an artifact.",
-        autocompletion=_known_models,
-    ),
-]
-ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that `export` wrote, or its .onnx file.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="The checkpoint of a MODEL that is a name or a spec; else random.")
-]
-Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
-Contract = Annotated[str | None, typer.Option(help="Input contract (.toml) of a --module.")]
-Trust = Annotated[str | None, typer.Option(help="SHA-256 of a pickle that MAY RUN CODE; recorded.")]
-Prefer = Annotated[Kind | None, typer.Option(help="Averaged or plain weights, where a checkpoint has both.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn.")]
-Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards or IDX files.")]
-Split = Annotated[str | None, typer.Option("--split", help="Which part of the data, where there are several.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Use at most this many images.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each engine; default: all cores.")]
-Backends = Annotated[list[str] | None, typer.Option("--backend", help="An engine; repeat for more. Default: all installed.")]
-ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report: .json, or .md as Markdown.")]
 
 
 @command(

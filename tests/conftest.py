@@ -66,6 +66,13 @@ def tiny_headless(tmp_path_factory) -> Artifact:
 
 
 @pytest.fixture(scope="session")
+def tiny_embedding(tmp_path_factory) -> Artifact:
+    """The same with a projection: its output is ``embedding`` [N, 12]."""
+    spec = msgspec.structs.replace(TINY, name="embedding", head="projection", head_bias=False)
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "embedding", spec)
+
+
+@pytest.fixture(scope="session")
 def tiny_bytes(tmp_path_factory) -> Artifact:
     """The same with the normalisation inside: takes uint8 [N, H, W, C], and tells the two best classes."""
     config = ExportConfig(input="uint8-nhwc", top_k=2, prove_batches=(1, 3))

@@ -97,3 +97,18 @@ def test_a_foreign_file_has_no_contract(tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         Artifact.open(path)
     assert caught.value.code == "VD3012"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xff\xfe", b'{"config": ' + b'{"a":' * 5000, b'{"spec": {"name": "x", "input": {"height": 225}}, "made_by": "x"}']
+)
+def test_a_hostile_record_is_an_error_of_ours(folder, raw) -> None:
+    (folder / RECORD).write_bytes(raw)
+    with pytest.raises(InputError) as caught:
+        Artifact.open(folder)
+    assert (caught.value.code, caught.value.exit_code) == ("VD3010", 3)
+
+
+def test_bare_files_have_ids_of_their_own(tiny_artifact, tiny_static) -> None:
+    first, second = (Artifact.open(artifact.model) for artifact in (tiny_artifact, tiny_static))
+    assert first.id != second.id

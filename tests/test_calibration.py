@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from vitdeploy import datasets, files
+from vitdeploy import datasets, files, images
 from vitdeploy.datasets import idx
 from vitdeploy.spec import InputContract
 
@@ -95,3 +96,26 @@ def test_a_draw_is_balanced_and_depends_on_the_seed() -> None:
     assert sorted(np.bincount(labels[taken], minlength=10).tolist()) == [2] * 5 + [3] * 5
     np.testing.assert_array_equal(taken, draw(labels, "train", 25, 1))
     assert set(taken.tolist()) != set(draw(labels, "train", 25, 2).tolist())
+
+
+def test_the_demo_models_weights_are_those_of_the_recorded_run() -> None:
+    """The digest that the training script wrote beside them; small enough to ship; at least 90 % on the images kept here."""
+    recipes = Path(__file__).parents[1] / "recipes"
+    record = json.loads((recipes / "fashion_mnist_vit.json").read_text())
+    weights = recipes / "fashion_mnist_vit.safetensors"
+    assert files.sha256(weights) == record["sha256"]
+    assert weights.stat().st_size <= 4_000_000
+    assert record["test_images"] == 10_000
+    assert record["test_top1"] >= 0.90
+    torch = pytest.importorskip("torch")
+    from vitdeploy.models import original
+    from vitdeploy.recipe import read_spec
+
+    spec = read_spec(recipes / "fashion_mnist_vit.toml")
+    model, right, seen = original(spec, weights), 0, 0
+    for batch in datasets.open_dataset(DATA, split="evaluation").batches(spec.input):
+        with torch.inference_mode():
+            found = model(torch.from_numpy(images.to_tensor(batch.pixels, spec.input))).argmax(1).numpy()
+        right, seen = right + int((found == batch.labels).sum()), seen + len(found)
+    assert seen == 2_000
+    assert abs(right / seen - record["test_top1"]) < 0.02  # a sample of the 10,000

@@ -171,6 +171,16 @@ def test_more_outputs_and_top_k(small, tmp_path) -> None:
     assert shapes == {"logits": [10], "tokens": [17, 32], "pooled": [32], "top_k_probabilities": [3], "top_k_indices": [3]}
 
 
+def test_a_projection_gives_an_embedding_and_no_top_k(tmp_path) -> None:
+    projection = lively(msgspec.structs.replace(SMALL, head="projection"), tmp_path)
+    runner = session(export(projection, ExportConfig(outputs=("pooled",)), tmp_path / "out"))
+    assert {output.name: output.shape[1:] for output in runner.get_outputs()} == {"embedding": [10], "pooled": [32]}
+    with pytest.raises(UsageError, match="gives an embedding") as caught:
+        export(projection, ExportConfig(top_k=3), tmp_path / "ranked")
+    assert caught.value.code == "VD2011"
+    assert not (tmp_path / "ranked").exists()
+
+
 def test_large_weights_go_beside_the_model(small, artifact, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(exporter, "LARGEST_INLINE", 1000)
     large = export(small, ExportConfig(), tmp_path / "large")
@@ -189,6 +199,7 @@ def test_large_weights_go_beside_the_model(small, artifact, tmp_path, monkeypatc
         ({"batch": 0}, "VD2011"),
         ({"top_k": 0}, "VD2011"),
         ({"top_k": 11}, "VD2011"),
+        ({"outputs": ("tokens", "tokens")}, "VD2011"),
         ({"prove_batches": ()}, "VD2011"),
         ({"tolerance": float("nan")}, "VD2003"),
         ({"image_size": (33, 32)}, "VD2004"),

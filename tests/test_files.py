@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageErr
         (b"7z\xbc\xaf'\x1crest", "7z"),
         (b"\x1f\x8b\x08rest", "gzip"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{}              ", "safetensors"),
+        ((640).to_bytes(8, "little") + b'{"a":', "safetensors"),  # 0x280: begins like a pickle of protocol 2
         (b"\x08\x0a\x12\x07pytorch", "onnx"),
         (b"hello\n", "text"),
         (b"\xff\xfe\x00\x01", "unknown"),
@@ -127,3 +129,29 @@ def test_a_write_that_can_not_fit_is_refused_before_it_begins(tmp_path) -> None:
     with pytest.raises(EnvironmentError_) as caught:
         files.need_space(tmp_path / "not" / "yet", 1 << 60)
     assert caught.value.code == "VD4002"
+
+
+def test_the_current_folder_is_no_output(tmp_path, monkeypatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for out in (".", "..", str(tmp_path)):
+        with pytest.raises(UsageError) as caught:
+            files.check_output(Path(out), ours="record")
+        assert caught.value.code == "VD2008"
+
+
+def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    with files.folder(tmp_path / "out", ours="record") as new:
+        (new / "record").write_text("old")
+    real = Path.rename
+
+    def failing(self, target):
+        if ".tmp-" in self.name and Path(target).name == "out" and (self / "record").read_text() == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(EnvironmentError_), files.folder(tmp_path / "out", ours="record") as new:
+        (new / "record").write_text("new")
+    assert (tmp_path / "out" / "record").read_text() == "old"

@@ -78,6 +78,12 @@ def test_a_model_without_head_is_refused(tiny_artifact, photos):
     assert caught.value.code == "VD2010"
 
 
+def test_an_embedding_is_not_called_classes(tiny_embedding, photos):
+    with pytest.raises(UsageError, match="embedding of 12 numbers, not classes") as caught:
+        predict(tiny_embedding, photos)
+    assert caught.value.code == "VD2010"
+
+
 def test_what_can_not_be_read_is_named(tiny_artifact, photos, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for path in (tmp_path / "none.png", tmp_path / "text.png", tmp_path):

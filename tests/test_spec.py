@@ -56,7 +56,12 @@ def test_heads_need_not_fill_the_width() -> None:
 
 
 def test_outputs() -> None:
-    assert spec(head="none", classes=0).output == "pooled"
+    heads = {"none": "pooled", "linear": "logits", "mlp": "logits", "projection": "embedding"}
+    for head, output in heads.items():
+        model = spec(head=head, classes=5 if head != "none" else 0)
+        assert (model.output, model.classifies) == (output, output == "logits")
+    assert spec(classes=1).classifies
+    assert spec(head="distilled", distillation_token=True).output == "logits"
     assert spec(pool="cls+mean").pooled_size == 64
 
 

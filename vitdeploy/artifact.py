@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vitdeploy.errors import InputError
+from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.onnxfile import read_header
 from vitdeploy.spec import ModelSpec
@@ -92,7 +92,8 @@ class Artifact:
     @property
     def id(self) -> str:
         """SHA-256 over names and digests of the files: equal ids hold equal bytes."""
-        return hashlib.sha256(json.dumps(self.record.files, sort_keys=True).encode()).hexdigest()
+        listed = self.record.files or {self.record.entry: sha256(self.model)}  # a bare file has no record of its own
+        return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Artifact:
@@ -116,7 +117,7 @@ class Artifact:
             raise InputError("VD3012", "carries no input contract", file=path, fix=fix)
         try:
             spec = msgspec.json.decode(text, type=ModelSpec)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, RecursionError, UsageError) as exc:
             raise InputError("VD3012", f"carries a broken input contract: {exc}", file=path) from exc
         return cls(path.parent, Record(entry=path.name, spec=spec, made_by="import"))
 
@@ -127,7 +128,7 @@ class Artifact:
         except FileNotFoundError:
             fix = "give a folder that a vitdeploy command wrote, or a .onnx file"
             raise InputError("VD3010", f"is not an artifact (no {RECORD} in it)", file=folder, fix=fix) from None
-        except (OSError, msgspec.MsgspecError) as exc:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UsageError) as exc:
             raise InputError("VD3010", f"has an unreadable record: {exc}", file=folder / RECORD, fix="make it again") from exc
         if record.schema_version != SCHEMA:
             message = f"has schema version {record.schema_version}, this vitdeploy reads {SCHEMA}"

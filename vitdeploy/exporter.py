@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -91,6 +92,9 @@ def _write_original(net: nn.Module, folder: Path) -> str | None:
     files.need_space(folder, 2 * sum(tensor.nbytes for tensor in state.values()))
     with library("safetensors", folder):
         save_file(state, folder / WEIGHTS)
+    mask = os.umask(0)
+    os.umask(mask)
+    (folder / WEIGHTS).chmod(0o666 & ~mask)  # safetensors writes for the owner alone; a device's service is another user
     return WEIGHTS
 
 
@@ -193,8 +197,9 @@ def write(graph: ir.Model, spec: ModelSpec, origin: dict[str, Any], path: Path) 
 
 def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
     """The spec as the file takes its input, after checking options that depend on the model."""
-    if config.top_k is not None and spec.head == "none":
-        raise UsageError("VD2011", f"top-k needs a classification head, {spec.name!r} has none", fix="leave out --top-k")
+    if config.top_k is not None and not spec.classifies:
+        why = "gives an embedding" if spec.head == "projection" else "has none"
+        raise UsageError("VD2011", f"top-k needs a classification head, {spec.name!r} {why}", fix="leave out --top-k")
     if config.top_k is not None and config.top_k > spec.classes:
         raise UsageError("VD2011", f"top-k is {config.top_k}, the model has {spec.classes} classes", fix=f"use {spec.classes}")
     if config.outputs and spec.network == "module":

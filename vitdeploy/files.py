@@ -72,11 +72,11 @@ def sniff(path: Path) -> str:
         b"\x80\x04": "pickle",
         b"\x80\x05": "pickle",
     }
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:  # first: some lengths look like a pickle's start
+        return "safetensors"
     for start, kind in magic.items():
         if head.startswith(start):
             return kind
-    if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
-        return "safetensors"
     if head[0] == 0x08 and len(head) > 2 and head[1] < 0x40:  # field 1 (ir_version), varint, a small number
         return "onnx"
     if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in head):
@@ -166,6 +166,8 @@ def check_output(out: Path, *, ours: str) -> None:
             raise UsageError("VD2008", message, file=out, fix="choose another folder")
     elif out.exists() or out.is_symlink():
         raise UsageError("VD2008", "is a file; a folder is to be written there", file=out, fix="choose another name")
+    if Path.cwd() == out.resolve() or out.resolve() in Path.cwd().parents:
+        raise UsageError("VD2008", "is the current folder, or lies above it", file=out, fix="name a new folder")
     above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not above.is_dir():
         raise UsageError("VD2008", f"{above} is a file, not a folder", file=out, fix="choose another place")
@@ -220,7 +222,11 @@ def _swap(new: Path, out: Path) -> None:
             return
     aside = _temporary(out)  # two steps: between them there is no `out`, but never half a one
     out.rename(aside)
-    new.rename(out)
+    try:
+        new.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

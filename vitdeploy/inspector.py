@@ -249,7 +249,7 @@ def _described(
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
     facts: dict[str, Any] = {"source": source or "unknown"}
     if spec is not None:
-        facts |= {"name": spec.name, "image": [spec.input.height, spec.input.width], "classes": spec.classes}
+        facts |= {"name": spec.name, "image": [spec.input.height, spec.input.width], **_outputs(spec)}
     facts |= {
         "parameters": sum(count for dtype, count in elements.items() if dtype not in _NOT_PARAMETERS),
         "elements": dict(sorted(elements.items(), key=lambda item: -item[1])),
@@ -267,6 +267,11 @@ def _described(
         contract=spec.input if spec else None,
         notes=tuple(notes),
     )
+
+
+def _outputs(spec: ModelSpec) -> dict[str, int]:
+    """How many numbers the head gives, and what they are."""
+    return {"embedding" if spec.head == "projection" else "classes": spec.classes}
 
 
 def _text(path: Path) -> Inspection:
@@ -298,7 +303,7 @@ def _text(path: Path) -> Inspection:
         return Inspection(**made, kind="contract", contract=contract, facts={"image": [contract.height, contract.width]})
     if "name" in keys:
         spec = read_spec(path)
-        return Inspection(**made, kind="spec", spec=spec, contract=spec.input, facts={"name": spec.name, "classes": spec.classes})
+        return Inspection(**made, kind="spec", spec=spec, contract=spec.input, facts={"name": spec.name, **_outputs(spec)})
     fix = "a recipe has a table [model], a spec has a name, a mapping has a table [rename]"
     raise InputError("VD3005", "is neither a recipe nor a spec, contract, mapping or report", file=path, fix=fix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,12 +81,15 @@ def _parts(model: ModelConfig) -> _Parts:
     path, given = Path(model.source), None if model.weights is None else Path(model.weights)
     if path.suffix == ".onnx" or (path / "artifact.json").is_file():
         return _artifact(path, given)
-    if path.suffix in (".toml", ".json") and path.is_file():
+    if path.suffix in (".toml", ".json"):
         return _described(path, given, model)
     if path.exists() or path.suffix in CHECKPOINTS or model.source.endswith("/"):
         if given is not None:
             raise UsageError("VD2010", f"is a checkpoint, and --weights {given} was given too", file=path, fix="give one")
         return _foreign(path, None, model)
+    if "/" in model.source and given is None:
+        fix = "export works offline: download it first, and give the folder"
+        raise UsageError("VD2001", f"there is no folder or file {model.source!r}", fix=fix)
     if given is None:
         spec = find(model.source)
         return _Parts(spec, None, {"random_seed": model.seed})
@@ -96,15 +100,15 @@ def _artifact(path: Path, given: Path | None) -> _Parts:
     artifact = Artifact.open(path)
     file = given or artifact.weights
     if file is None:
-        fix = "give --weights, or the artifact's folder"
+        fix = "export again with --module" if artifact.spec.network == "module" else "give --weights, or the artifact's folder"
         raise UsageError("VD2010", "has no weights to build the PyTorch original from", file=path, fix=fix)
-    origin = {"file": file.name, "sha256": files.sha256(file)}
-    return _Parts(artifact.spec, native.read(file), origin, artifact.spec.grid, artifact.id)
+    state = native.read(file)
+    return _Parts(artifact.spec, state, _digested(file), artifact.spec.grid, artifact.id)
 
 
 def _described(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     """A spec file, with weights by our names or random ones; or a mapping file with a checkpoint."""
-    if path.suffix == ".toml" and _is_mapping(path):
+    if path.suffix == ".toml" and path.is_file() and _is_mapping(path):
         if given is None:
             raise UsageError("VD2010", "is a mapping file; the checkpoint is missing", file=path, fix="give --weights FILE")
         checkpoint = read(given, trust=model.trust_pickle, prefer=model.prefer)
@@ -115,7 +119,12 @@ def _described(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     spec = read_spec(path)
     if given is None:
         return _Parts(spec, None, {"random_seed": model.seed})
-    return _Parts(spec, native.read(given), {"file": given.name, "sha256": files.sha256(given)})
+    state = native.read(given)
+    return _Parts(spec, state, _digested(given))
+
+
+def _digested(file: Path) -> dict[str, Any]:
+    return {"file": file.name, "sha256": files.sha256(file)}
 
 
 def _foreign(path: Path, architecture: str | None, model: ModelConfig) -> _Parts:
@@ -147,4 +156,4 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
 
 
 def _is_mapping(path: Path) -> bool:
-    return any(line.strip() == "[rename]" for line in path.read_text(errors="replace").splitlines())
+    return re.search(r"^\s*\[\s*rename\s*\]", path.read_text(errors="replace"), re.M) is not None

@@ -113,5 +113,5 @@ def _pairs(raw: bytes) -> dict[int, str | int]:
     stream, found = BytesIO(raw), dict[int, "str | int"]()
     while stream.tell() < len(raw):
         number, value, text = _field(stream, len(raw))
-        found[number] = text.decode() if text or number == 1 else value
+        found[number] = text.decode() if text or value == 0 else value  # an empty string is text, not the number 0
     return found

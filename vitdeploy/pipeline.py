@@ -217,7 +217,7 @@ def model_digest(model: ModelConfig) -> str:
 
         source = msgspec.json.encode(find(model.source)).decode()
     others = [_digest(Path(name)) for name in (model.weights, model.contract) if name is not None]
-    return hashlib.sha256(json.dumps([source, *others, model.seed]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([source, *others, model.seed, model.prefer]).encode()).hexdigest()
 
 
 def data_digest(config: ValidateConfig | None) -> str:
@@ -239,7 +239,7 @@ def _digest(path: Path) -> str:
         rows = [[str(file.relative_to(path)), files.sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     files.sniff(path)  # a missing file, or a folder, in our words
-    named = re.findall(r'^spec\s*=\s*"(.+)"', path.read_text(errors="replace"), re.M) if path.suffix == ".toml" else []
+    named = re.findall(r"""^spec\s*=\s*["'](.+)["']""", path.read_text(errors="replace"), re.M) if path.suffix == ".toml" else []
     return files.sha256(path) + "".join(files.sha256(file) for name in named if (file := path.parent / name).is_file())
 
 
@@ -285,8 +285,9 @@ def located(recipe: Recipe) -> Recipe:
     def whole(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name
 
-    weights = recipe.model.weights and whole(recipe.model.weights)
-    model = msgspec.structs.replace(recipe.model, source=whole(recipe.model.source), weights=weights)
+    weights, contract = (name and whole(name) for name in (recipe.model.weights, recipe.model.contract))
+    source = recipe.model.source if recipe.model.module else whole(recipe.model.source)
+    model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
     validate = recipe.validate
     if validate is not None:
         validate = msgspec.structs.replace(validate, data=validate.data and whole(validate.data))

@@ -76,7 +76,7 @@ def predict(
     """Classify image files.
 
     Args:
-        artifact: A model with a head.
+        artifact: A model that classifies.
         images: Image files; each is prepared by the model's input contract.
         config: How.
         progress: Hears of each image.
@@ -85,14 +85,17 @@ def predict(
         One prediction an image, in their order.
 
     Raises:
-        UsageError: VD2010, the model has no head, or no image was given; VD2009, unknown backend.
+        UsageError: VD2010, the model gives no classes, or no image was given; VD2009, unknown backend.
         InputError: An image is missing or can't be decoded.
         EnvironmentError_: VD4001, no backend is installed; VD4004, the engine failed.
     """
     config = config or PredictConfig()
-    if artifact.spec.head == "none":
-        message = "the model has no head: it gives features, not classes"
-        raise UsageError("VD2010", message, file=artifact.model, fix="export a model with a head")
+    if not artifact.spec.classifies:
+        if artifact.spec.head == "projection":
+            message = f"the model gives an embedding of {artifact.spec.classes} numbers, not classes"
+        else:
+            message = "the model has no head: it gives features, not classes"
+        raise UsageError("VD2010", message, file=artifact.model, fix="export a model with a classification head")
     if not images:
         raise UsageError("VD2010", "no image was given", fix="name at least one image file")
     from vitdeploy import backends
@@ -105,7 +108,7 @@ def predict(
             progress("predict", done, len(images))
             pixels = pixels_of.load(path, artifact.spec.input)
             tensor = pixels_of.to_tensor(pixels, artifact.spec.input)
-            logits = run_any(runner, tensor)["logits"][0]
+            logits = run_any(runner, tensor)[artifact.spec.output][0]
             found.append(Prediction(image=str(path), classes=_best(logits, artifact.spec.labels, config.top)))
     progress("predict", len(images), len(images))
     return found

@@ -125,10 +125,10 @@ class _Trial:
         spec = artifact.spec
         self.reference, *others = names
         self.spec = spec
-        self.parity = {name: Parity(classify=spec.classes > 1) for name in others}
+        self.parity = {name: Parity(classify=spec.classifies and spec.classes > 1) for name in others}
         self.accuracy = Accuracy(self.reference, tuple(others))
         self.class_map = None
-        if data is not None and data.labels is not None and spec.classes:
+        if data is not None and data.labels is not None and spec.classifies:
             self.class_map = data.class_map(spec.labels, spec.classes)
 
     def add(self, batch: Batch, runners: Mapping[str, Runner]) -> None:
@@ -233,7 +233,8 @@ def _of_data(data: Dataset | None, counts: Counts, config: ValidateConfig, trial
         more = f" and {counts.bad - len(counts.examples)} more" if counts.bad > len(counts.examples) else ""
         notes.append(f"WARNING: {counts.bad} images could not be read: {'; '.join(counts.examples)}{more}")
     if trial.class_map is None:
-        reason = "the data have no labels" if data.labels is None else "the model has no classes"
+        without = "gives an embedding, not classes" if trial.spec.head == "projection" else "has no classes"
+        reason = "the data have no labels" if data.labels is None else f"the model {without}"
         notes.append(f"Accuracy was not measured: {reason}.")
     return settings, notes
 

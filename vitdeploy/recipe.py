@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:  # JetPack 6 has Python 3.10
     import tomli as tomllib
 
-FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".bin", ".npz"))
+FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
 """Endings by which a model's source is a file, not a name."""
 OPSETS = (18, 19, 20, 21, 22)
 T = TypeVar("T")
@@ -51,6 +51,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     contract: str | None = None
     trust_pickle: str | None = None
     prefer: Literal["ema", "plain"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that generators can't take."""
+        _seed(self.seed)
 
 
 class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +88,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2011", f"batch is {self.batch}", fix="use 1 or more, or leave it out for a dynamic batch")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("VD2011", f"top-k is {self.top_k}", fix="use 1 or more")
+        if len(set(self.outputs)) < len(self.outputs):
+            raise UsageError("VD2011", f"outputs names one twice: {', '.join(self.outputs)}", fix="name each once")
         if not self.prove_batches or min(self.prove_batches) < 1:
             raise UsageError("VD2011", f"prove_batches is {self.prove_batches}", fix="give at least one batch size >= 1")
         if not 0 < self.tolerance < 1:
@@ -116,6 +122,9 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
         _positive(self, "limit", "batch", "threads")
+        _seed(self.seed)
+        if self.max_bad < 0:
+            raise UsageError("VD2003", f"max_bad is {self.max_bad}", fix="use 0 or more")
 
 
 class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,8 +151,9 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _positive(self, "rounds", "threads")
         if not self.batches or min(self.batches) < 1:
             raise UsageError("VD2003", f"batches is {self.batches}", fix="give at least one batch size >= 1")
-        if not self.seconds > 0 or self.warmup < 0:
-            raise UsageError("VD2003", f"seconds is {self.seconds} and warmup {self.warmup}", fix="use positive numbers")
+        if not 0 < self.seconds < 3600 or self.warmup < 0:
+            message = f"seconds is {self.seconds} (above 0, below 3600), warmup is {self.warmup} (0 or more)"
+            raise UsageError("VD2003", message)
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -217,7 +227,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
         raise UsageError("VD2007", "is not text in UTF-8", file=path) from exc
     try:
         table = msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, msgspec.DecodeError) as exc:
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError, RecursionError) as exc:
         raise UsageError("VD2007", f"is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}", file=path) from exc
     _check_keys(table, kind, text, path, ())
     try:
@@ -257,3 +267,8 @@ def _positive(config: msgspec.Struct, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")
+
+
+def _seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 63:
+        raise UsageError("VD2003", f"seed is {seed}", fix="use a number from 0 to 2^63 - 1")

@@ -17,7 +17,7 @@ Position = Literal["learned", "sinusoidal", "sincos2d", "conditional", "none"]
 Rotary = Literal["none", "eva02", "dinov3"]
 Mlp = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "linear"]
 Pool = Literal["cls", "mean", "max", "cls+mean", "map"]
-Head = Literal["none", "linear", "mlp", "distilled"]
+Head = Literal["none", "linear", "mlp", "distilled", "projection"]
 
 
 class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,11 +126,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         final_norm: Where the last LayerNorm stands: on all tokens, on the pooled vector, or nowhere.
         layer_scale: Initial value of LayerScale; None is no LayerScale.
         pool: How tokens become one vector; ``map`` is attention pooling with a learned query.
-        head: What follows the pool; ``mlp`` has one hidden layer with tanh, ``distilled`` averages two Linear heads.
+        head: What follows the pool; ``mlp`` has one hidden layer with tanh, ``distilled`` averages two Linear heads,
+            ``projection`` is one Linear layer into an embedding (CLIP's space of images and text), whose numbers are not
+            classes. Towers of CLIP that timm saved are ``linear``: timm calls the projection a classifier, and nothing tells it
+            from one that was fine-tuned.
         head_mlp_width: Hidden width of the ``mlp`` head; None is width.
         head_bias: Whether the head has a bias.
-        classes: Outputs of the head; 0 exactly when head is ``none``.
-        labels: Class names in output order, or nothing.
+        classes: Outputs of the head, for a ``projection`` the width of its embedding; 0 exactly when head is ``none``.
+        labels: Class names in output order, or nothing; nothing for a ``projection``.
     """
 
     name: str
@@ -230,9 +233,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.width * (2 if self.pool == "cls+mean" else 1)
 
     @property
+    def classifies(self) -> bool:
+        """Whether the main output is logits of classes: not for features, and not for an embedding."""
+        return self.head not in ("none", "projection")
+
+    @property
     def output(self) -> str:
-        """Name of the main output: ``logits`` [N, classes], or ``pooled`` [N, pooled_size] for a model without head."""
-        return "pooled" if self.head == "none" else "logits"
+        """Name of the main output.
+
+        ``logits`` [N, classes]; ``embedding`` [N, classes], not normalised, of a projection; or ``pooled`` [N, pooled_size]
+        without head.
+        """
+        return {"none": "pooled", "projection": "embedding"}.get(self.head, "logits")
 
     def resized(self, height: int, width: int) -> ModelSpec:
         """The same network for another image size; learned positions are resampled when weights are loaded."""
@@ -284,5 +296,8 @@ def _check_head(spec: ModelSpec) -> None:
         raise UsageError("VD2003", f"classes is {spec.classes}")
     if spec.head == "distilled" and not (spec.distillation_token and spec.pool == "cls"):
         raise UsageError("VD2006", "a distilled head needs a distillation token and pool = 'cls'")
+    if spec.labels and spec.head == "projection":
+        message = f"{len(spec.labels)} labels, but a projection gives an embedding, not classes"
+        raise UsageError("VD2006", message, fix="leave out labels, or set head = 'linear'")
     if spec.labels and len(spec.labels) != spec.classes:
         raise UsageError("VD2003", f"{len(spec.labels)} labels for {spec.classes} classes")

@@ -183,10 +183,18 @@ _DINOV3_BIAS = _Family(  # Meta's and transformers' form: biases for queries and
     },
 )
 
-_CLIP = _Family(  # the image tower; its projection into the space shared with text is a head without bias
+_CLIP = _Family(  # the image tower; its head projects into the space shared with text
     source="Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020",
     input=InputContract(mean=_CLIP_MEAN, std=_CLIP_STD),  # openai/CLIP, clip.py: Resize(224, bicubic), CenterCrop(224)
-    spec={"pre_norm": True, "patch_bias": False, "mlp": "quick_gelu", "norm_eps": 1e-5, "head_bias": False, "classes": 512},
+    spec={
+        "pre_norm": True,
+        "patch_bias": False,
+        "mlp": "quick_gelu",
+        "norm_eps": 1e-5,
+        "head": "projection",
+        "head_bias": False,
+        "classes": 512,
+    },
     published=OPEN_CLIP,
     rows={
         "vit_base_patch32_clip_quickgelu_224": 87.85,

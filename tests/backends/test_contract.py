@@ -236,3 +236,25 @@ def test_openvino_tells_nobody(tmp_path):
     )
     assert _fresh(code, HOME=str(tmp_path), CI="") == "False\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_after_openvino_is_an_interrupt(tiny_artifact) -> None:
+    """Compiling leaves a small signal stack that is freed with the model; a signal on it would be a segmentation fault."""
+    pytest.importorskip("openvino")
+    code = """
+import ctypes, sys
+from contextlib import closing
+from pathlib import Path
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends import backend
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.openvino import _SignalStack
+def flags():
+    now = _SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now)) == 0
+    return now.flags, now.size
+before = flags()
+with closing(backend("openvino").open(Artifact.open(Path(sys.argv[1])), OpenConfig())):
+    assert flags() == before, flags()
+"""
+    subprocess.run([sys.executable, "-c", code, str(tiny_artifact.folder)], check=True)

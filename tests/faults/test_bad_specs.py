@@ -49,6 +49,8 @@ SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"head": "distilled"}, "VD2006", "distilled head needs a distillation token"),
     ({"head": "distilled", "distillation_token": True, "pool": "mean"}, "VD2006", "distilled head .* pool = 'cls'"),
     ({"labels": ("cat", "dog")}, "VD2003", "2 labels for 5 classes"),
+    ({"head": "projection", "labels": tuple("abcde")}, "VD2006", "5 labels, but a projection gives an embedding"),
+    ({"head": "projection", "classes": 0}, "VD2006", "head is 'projection' but classes is 0"),
 ]
 
 CONTRACTS: list[tuple[dict[str, Any], str]] = [

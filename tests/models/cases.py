@@ -85,6 +85,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "head-mlp": {"head": "mlp"},
     "head-mlp-narrow": {"head": "mlp", "head_mlp_width": 7, "pool": "cls+mean"},
     "head-no-bias": {"head_bias": False},
+    "head-projection": {"head": "projection"},
     "head-one-class": {"classes": 1},
     "depth-1": {"depth": 1},
     "like-deit-distilled": {"distillation_token": True, "head": "distilled", "width": 48, "heads": 3},
@@ -97,7 +98,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "rotary": "dinov3",
         "qkv_bias": "qv",
     },
-    "like-clip": {"pre_norm": True, "patch_bias": False, "mlp": "quick_gelu", "head_bias": False, "norm_eps": 1e-5},
+    "like-clip": {
+        "pre_norm": True,
+        "patch_bias": False,
+        "mlp": "quick_gelu",
+        "head": "projection",
+        "head_bias": False,
+        "norm_eps": 1e-5,
+    },
     "like-siglip": {**FEATURES, "class_token": False, "pool": "map", "mlp": "gelu_tanh"},
     "like-beit": {
         "relative_positions": "blocks",

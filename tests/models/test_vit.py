@@ -27,9 +27,9 @@ def test_every_option_builds_and_runs(name: str) -> None:
         outputs, main = built.outputs(pixels(model, batch)), built(pixels(model, batch))
     assert outputs["tokens"].shape == (batch, model.tokens, model.width)
     assert outputs["pooled"].shape == (batch, model.pooled_size)
-    assert (model.output == "logits") == ("logits" in outputs)
-    if model.output == "logits":
-        assert outputs["logits"].shape == (batch, model.classes)
+    assert set(outputs) == {"tokens", "pooled", model.output}
+    if model.head != "none":
+        assert outputs[model.output].shape == (batch, model.classes)
     assert all(output.dtype == torch.float32 and output.isfinite().all() for output in outputs.values())
     assert torch.equal(main, outputs[model.output])
     assert not torch.allclose(outputs[model.output][0], outputs[model.output][1], atol=1e-5)  # images differ, so do outputs

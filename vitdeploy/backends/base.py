@@ -17,7 +17,7 @@ Tensor = NDArray[Any]
 """A model's input: float32 [N, C, H, W], or uint8 [N, C, H, W] / [N, H, W, C], C-contiguous, as the contract says."""
 
 Outputs = dict[str, NDArray[np.float32]]
-"""Output name to float32 [N, ...]: ``logits`` [N, classes], or ``pooled`` [N, D] for a model without head."""
+"""Output name to float32 [N, ...]; the main one is called `ModelSpec.output`: ``logits``, ``embedding`` or ``pooled``."""
 
 
 class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,10 @@ that what the report says is what ran.
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Importing openvino sends an event to Google Analytics and writes to ~/intel, without being asked, when the package
@@ -53,7 +56,7 @@ class OpenVinoRunner:
             "INFERENCE_NUM_THREADS": count,
             "NUM_STREAMS": 1,
         }
-        with library("openvino", artifact.model):
+        with library("openvino", artifact.model), _own_signal_stack():
             core = openvino.Core()
             compiled = core.compile_model(core.read_model(artifact.model), "CPU", wanted)
             precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -83,3 +86,27 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Drop the compiled model."""
         self._request = None
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of <signal.h>, as Linux has it."""
+
+    _fields_ = (("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Give the thread its signal stack back.
+
+    Compiling a model leaves a small alternate stack in place that is freed with the model. Python's handlers run on it, so
+    the first Ctrl-C after the model is closed would be a segmentation fault instead of a KeyboardInterrupt.
+    """
+    call = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    before = _SignalStack()
+    if call is None or call(None, ctypes.byref(before)) != 0:
+        yield
+        return
+    try:
+        yield
+    finally:
+        call(ctypes.byref(before), None)

@@ -301,11 +301,11 @@ class VisionTransformer(nn.Module):
         return self.fc_norm(torch.cat((x[:, 0], patches.mean(1)), -1))  # [B, 2 D]
 
     def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        """``tokens`` [B, T, D] after the last norm, ``pooled`` [B, pooled_size] and, with a head, ``logits`` [B, classes]."""
+        """``tokens`` [B, T, D] after the last norm, ``pooled`` [B, pooled_size] and the head's, by the name `spec.output`."""
         x = self.sequence(pixels)
         found = {"tokens": self.norm(x), "pooled": self.pool(x)}
         if self.spec.head != "none":
-            found["logits"] = self.classify(x)
+            found[self.spec.output] = self.classify(x)
         return found
 
     def classify(self, x: Tensor) -> Tensor:  # z_L, [B, T, D]
@@ -315,7 +315,7 @@ class VisionTransformer(nn.Module):
         return self.head(self.pool(x))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits float32 [B, classes], or pooled features [B, pooled_size] when there is no head.
+        """The main output, float32: logits or an embedding [B, classes], or pooled features [B, pooled_size] without head.
 
         Args:
             pixels: float32 [B, C, H, W], normalised by the spec's input contract.
@@ -331,7 +331,7 @@ def norm(spec: ModelSpec, width: int | None = None) -> nn.LayerNorm:
 def build(spec: ModelSpec, *, seed: int = 0) -> VisionTransformer:
     """A model with random weights, in evaluation mode: the same for the same seed on every machine.
 
-    Initialisation follows the ViT paper's JAX code as timm restates it: truncated normal of 0.02, biases 0.
+    Initialisation is timm's: truncated normal of 0.02 for matrices, normal of 0.02 for tokens and positions, biases 0.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -132,7 +132,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
             final_norm="pooled" if vision.get("final_ln_after_pool") else "tokens",
             layer_scale=1e-5 if f"{prefix}transformer.resblocks.0.ls_1.gamma" in names else None,
             pool="mean" if vision.get("pool_type") == "avg" else "cls",
-            head="none" if projection is None else "linear",
+            head="none" if projection is None else "projection",
             head_bias=False,
             classes=0 if projection is None else projection.shape[-1],
         )

@@ -66,7 +66,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     own = _own_position(rows, "cls" in names, path)
     side = math.isqrt(rows - own)
     pool = "map" if "MAPHead_0/probe" in names else "cls" if "cls" in names else "mean"
-    facts = {**_head(names, path), "pool": pool, "position_prefix": bool(own), "class_token": "cls" in names}
+    facts = {**_head(names, path, (_prefix(checkpoint) or "").endswith("img/")), "pool": pool, "position_prefix": bool(own), "class_token": "cls" in names}
     _check_axes(checkpoint, heads)
     try:
         return ModelSpec(
@@ -197,7 +197,8 @@ def _own_position(rows: int, class_token: bool, path: Path) -> int:
     raise InputError("VD3015", message, file=path, fix=_MODULE)
 
 
-def _head(names: dict[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
+def _head(names: dict[str, tuple[int, ...]], path: Path, beside_text: bool) -> dict[str, Any]:
+    """Fields of the head; beside a text tower it gives the embedding that both share (big_vision's two_towers.py)."""
     kernel, hidden = names.get("head/kernel"), names.get("pre_logits/kernel")
     if kernel is None and hidden is not None:
         raise InputError("VD3015", "has a representation layer but no classes behind it", file=path, fix=_MODULE)
@@ -206,7 +207,7 @@ def _head(names: dict[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
     classes = _shape(kernel, 2, "head/kernel", path)[1]
     facts = {"classes": classes, "head_bias": "head/bias" in names}
     if hidden is None:
-        return {"head": "linear", **facts}
+        return {"head": "projection" if beside_text else "linear", **facts}
     return {"head": "mlp", "head_mlp_width": _shape(hidden, 2, "pre_logits/kernel", path)[1], **facts}
 
 

@@ -12,8 +12,8 @@ What ``pooled`` is for a model without a classifier, and what the classifier of 
     DINOv2, registers   pooler_output: class token after the norm     [class token, mean of the patches]
     DINOv3              pooler_output: class token after the norm
     CLIP                pooler_output: class token after the last     mean of the patches without the last norm
-                        norm; with a projection, ``logits`` is
-                        image_embeds, not normalised
+                        norm; with a projection, ``embedding``
+                        is image_embeds, not normalised
     SigLIP              pooler_output: attention pool                 mean of the patches after the last norm
     BEiT, data2vec      pooler_output: norm of the patches' mean,     the same
                         or class token (use_mean_pooling false); mean

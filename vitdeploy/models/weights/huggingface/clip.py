@@ -36,7 +36,8 @@ def _clip_spec(options: Options) -> dict[str, Any]:
     facts = {"mlp": options.activation(), "pre_norm": True, "patch_bias": False}
     if options.has("classifier.weight"):
         return {**facts, **options.head(), "pool": "mean", "final_norm": "none"}
-    return {**facts, **options.head("visual_projection.weight"), "head_bias": False, "labels": ()}
+    width = options.classes("visual_projection.weight")
+    return {**facts, "head": "projection" if width else "none", "head_bias": False, "classes": width}
 
 
 def _clip_rules(_: Options, spec: ModelSpec) -> tuple[Rule, ...]:

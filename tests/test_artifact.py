@@ -12,7 +12,7 @@ from vitdeploy.spec import ModelSpec
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x0aabc")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x3a\x03abc")  # a version and a graph
     seal(tmp_path, Record(spec=ModelSpec(name="x"), made_by="test"))
     return tmp_path
 
@@ -31,7 +31,7 @@ def change(folder, **values) -> None:
 
 
 def test_a_changed_file_is_noticed(folder) -> None:
-    (folder / "model.onnx").write_bytes(b"\x08\x0aabd")
+    (folder / "model.onnx").write_bytes(b"\x08\x0a\x3a\x03abd")
     with pytest.raises(InputError, match="changed after") as caught:
         Artifact.open(folder)
     assert caught.value.code == "VD3010"
@@ -112,3 +112,15 @@ def test_a_hostile_record_is_an_error_of_ours(folder, raw) -> None:
 def test_bare_files_have_ids_of_their_own(tiny_artifact, tiny_static) -> None:
     first, second = (Artifact.open(artifact.model) for artifact in (tiny_artifact, tiny_static))
     assert first.id != second.id
+
+
+def test_an_edited_contract_is_noticed(tiny_artifact, tmp_path) -> None:
+    for path in tiny_artifact.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table = json.loads((tmp_path / RECORD).read_text())
+    Artifact.open(tmp_path)
+    table["spec"]["input"]["mean"] = [0.1, 0.1, 0.1]
+    (tmp_path / RECORD).write_text(json.dumps(table))
+    with pytest.raises(InputError, match="another spec") as caught:
+        Artifact.open(tmp_path)
+    assert caught.value.code == "VD3010"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy import datasets
-from vitdeploy.datasets import LoadConfig, idx, open_dataset, sources
+from vitdeploy.datasets import LoadConfig, classes, idx, open_dataset, sources
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
 
@@ -105,6 +106,29 @@ def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere" / "cat", target_is_directory=True)
     assert values(tmp_path / "data") == [0, 2, 4]
+
+
+def test_class_folders_that_are_the_same_folder_are_both_read(tmp_path: Path) -> None:
+    class_folder(tmp_path)
+    (tmp_path / "kitten").symlink_to(tmp_path / "cat", target_is_directory=True)
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == ("cat", "dog", "kitten")
+    assert dataset.labels is not None
+    assert np.bincount(dataset.labels).tolist() == [3, 3, 3]
+    assert values(tmp_path) == [0, 2, 4, 1, 3, 5, 0, 2, 4]
+
+
+def test_other_suffixes_are_no_images(tmp_path: Path) -> None:
+    class_folder(tmp_path)
+    for name in ("main.rs", "cat/script.js", "cat/thumbs.db-wal", "Dockerfile", "dog/01.png~", "dog/02.png.part", "x.svg"):
+        write(tmp_path / name, "no image")
+    assert values(tmp_path) == [0, 2, 4, 1, 3, 5]
+    write(tmp_path / "cat" / "moving.gif", b"GIF89a")
+    write(tmp_path / "cat" / "by_hash", png(7))
+    names = list(open_dataset(tmp_path).listing.names)
+    assert [name for name in names if name.startswith("cat")] == [
+        "cat/00.png", "cat/02.png", "cat/04.png", "cat/by_hash", "cat/moving.gif",
+    ]  # fmt: skip
 
 
 def test_splits_are_chosen_not_mistaken_for_classes(tmp_path: Path) -> None:
@@ -211,6 +235,17 @@ def test_idx_without_labels(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).labels is None
 
 
+@pytest.mark.parametrize("split", ["small-images-v2", "my-images", "images", "idx3-train"])
+def test_idx_whose_split_names_images(tmp_path: Path, split: str) -> None:
+    path = idx_pair(tmp_path, split, np.zeros((2, 4, 4), np.uint8), [1, 0])
+    for given in (tmp_path, path):
+        dataset = open_dataset(given)
+        assert dataset.labels is not None
+        assert dataset.labels.tolist() == [1, 0]
+        assert list(dataset.listing.names) == [f"{split}/00000", f"{split}/00001"]
+    assert open_dataset(tmp_path).name == f"{tmp_path.name}/{split}"
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_order_does_not_depend_on_threads(tmp_path: Path, workers: int) -> None:
     for index in range(23):
@@ -226,6 +261,14 @@ def test_batches_own_their_pixels(tmp_path: Path) -> None:
     first, second = open_dataset(tmp_path).batches(CONTRACT, LoadConfig(batch_size=3))
     assert not np.shares_memory(first.pixels, second.pixels)
     assert first.pixels[:, 0, 0, 0].tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(("limit", "count"), [(None, 6), (4, 4)])
+def test_a_huge_batch_costs_no_more_than_the_images(tmp_path: Path, limit: int | None, count: int) -> None:
+    class_folder(tmp_path)
+    (batch,) = open_dataset(tmp_path).batches(CONTRACT, LoadConfig(batch_size=10**15, limit=limit))
+    assert len(batch.pixels) == len(batch.names) == count
+    assert batch.pixels.base is None
 
 
 def test_limit_is_a_seeded_sample(tmp_path: Path) -> None:
@@ -288,6 +331,56 @@ def test_digest_follows_the_data(tmp_path: Path, change: str) -> None:
     assert open_dataset(tmp_path).digest != before
 
 
+@pytest.mark.parametrize("kind", ["manifest", "tar", "idx", "idx without labels"])
+def test_digest_follows_the_class_names(tmp_path: Path, kind: str) -> None:
+    """classes.txt decides what a name's number is, and which of the model's classes a number is."""
+    if kind == "manifest":
+        write(tmp_path / "0.png", png(0))
+        path = write(tmp_path / "a.csv", "path,label\n0.png,cat\n")
+    elif kind == "tar":
+        path = tar(tmp_path / "x.tar", [("a.png", png(0)), ("a.cls", b"cat")])
+    else:
+        path = idx_pair(tmp_path, "x", np.zeros((1, 4, 4), np.uint8), [0])
+        if "without" in kind:
+            (tmp_path / "x-labels-idx1-ubyte.gz").unlink()
+    found = [open_dataset(path).digest]
+    for text in ("cat\ndog\n", "dog\ncat\n", "cat\ndog\nbird\n", "cat\ndog bird\n"):
+        write(tmp_path / "classes.txt", text)
+        found.append(open_dataset(path).digest)
+        assert found[-1] == open_dataset(path).digest
+    assert len(set(found)) == len(found)
+
+
+def test_digest_follows_an_empty_class_folder(tmp_path: Path) -> None:
+    class_folder(tmp_path)
+    before = open_dataset(tmp_path)
+    (tmp_path / "bird").mkdir()
+    after = open_dataset(tmp_path)
+    assert before.labels is not None
+    assert after.labels is not None
+    assert (before.labels[0], after.labels[0]) == (0, 1)
+    assert before.digest != after.digest
+
+
+def test_digest_follows_an_image_of_a_manifest(tmp_path: Path) -> None:
+    image = write(tmp_path / "0.png", png(0))
+    path = write(tmp_path / "a.csv", "path,label\n0.png,1\n")
+    os.utime(image, ns=(10**18, 10**18))
+    before = open_dataset(path).digest
+    write(image, image.read_bytes()[::-1])
+    os.utime(image, ns=(10**18, 10**18 + 10**9))
+    assert open_dataset(path).digest != before
+
+
+def test_digest_keeps_its_parts_apart() -> None:
+    none, labels = np.array([], np.int64), np.array([1, 0])
+    parts = [
+        (["a", "b"], None, None), (["a\nb"], None, None), (['a"\n"b'], None, None), (["a"], None, ["b"]), (["a", "b"], None, []),
+        (["a", "b"], none, None), (["a", "b"], labels, None), (["a", "b"], labels[::-1], None), (["\udce9"], None, None),
+    ]  # fmt: skip
+    assert len({sources.digest_of(*part) for part in parts}) == len(parts)
+
+
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"limit": 0}, {"max_bad": -1}, {"workers": -1}, {"workers": 65}], ids=str)
 def test_config_refuses(bad: dict[str, int]) -> None:
     with pytest.raises(UsageError):
@@ -331,3 +424,36 @@ def test_class_map_by_number(tmp_path: Path) -> None:
         dataset.class_map((), 7)
     with pytest.raises(InputError, match="no labels"):
         open_dataset(write(tmp_path / "u.csv", "path\ncat/00.png\n")).class_map((), 7)
+
+
+def test_class_map_of_numbered_folders(tmp_path: Path) -> None:
+    """Folders stand in the order of their names: 0, 1, 10, 2. A model without names knows them by their numbers."""
+    for number in range(11):
+        write(tmp_path / str(number) / "0.png", png(number))
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels is not None
+    mapped = dataset.class_map((), 11)[dataset.labels]
+    assert mapped.dtype == np.int64
+    assert mapped.tolist() == values(tmp_path) == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert dataset.class_map((), 1000)[dataset.labels].tolist() == values(tmp_path), "some of the model's classes"
+    names = tuple(str(number) for number in range(10, -1, -1))
+    assert dataset.class_map(names, 11)[dataset.labels].tolist() == [10 - value for value in values(tmp_path)], "by name"
+
+
+def test_class_map_of_numbered_folders_refuses(tmp_path: Path) -> None:
+    for name in ("03", "7"):
+        write(tmp_path / name / "0.png", png(1))
+    assert folder_map(tmp_path, (), 8) == [3, 7]
+    with pytest.raises(InputError, match="'7' is beyond the model's 7 classes") as caught:
+        folder_map(tmp_path, (), 7)
+    assert (caught.value.code, caught.value.file) == ("VD3106", str(tmp_path))
+    write(tmp_path / "3" / "0.png", png(1))
+    with pytest.raises(InputError, match="the same number") as caught:
+        folder_map(tmp_path, (), 8)
+    assert caught.value.code == "VD3106"
+    with pytest.raises(InputError, match="is beyond") as caught:
+        classes.align(["1" * 5000], (), 10, tmp_path)
+    assert caught.value.code == "VD3106"
+    (tmp_path / "3" / "0.png").unlink()
+    (tmp_path / "3").rename(tmp_path / "other")
+    assert folder_map(tmp_path, (), 8) == [0, 1, 2], "not all are numbers: in the order of the names"

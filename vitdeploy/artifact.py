@@ -143,7 +143,18 @@ class Artifact:
         for needed in (record.entry, record.weights):
             if needed is not None and needed not in record.files:
                 raise InputError("VD3010", f"does not list its file {needed}", file=folder / RECORD, fix="make it again")
-        return cls(folder, record)
+        artifact = cls(folder, record)
+        if verify and record.entry.endswith(".onnx"):
+            artifact._agree()
+        return artifact
+
+    def _agree(self) -> None:
+        """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""
+        text = read_header(self.model).metadata.get(METADATA_SPEC)
+        if text is not None and text != msgspec.json.encode(self.spec).decode():
+            raise InputError(
+                "VD3010", "has another spec than the model beside it", file=self.folder / RECORD, fix="make it again"
+            )
 
 
 def seal(folder: Path, record: Record) -> Record:

@@ -18,7 +18,7 @@ from vitdeploy.models.weights import mapping, native
 from vitdeploy.models.weights.checkpoint import read
 from vitdeploy.recipe import ModelConfig, read_contract, read_spec
 from vitdeploy.spec import ModelSpec
-from vitdeploy.variants import find
+from vitdeploy.variants import VARIANTS, find
 
 CHECKPOINTS = frozenset((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
 """Endings of checkpoint files; what a file really is, its content decides."""
@@ -79,6 +79,8 @@ def load(model: ModelConfig, image_size: tuple[int, int] | None = None) -> Origi
 
 def _parts(model: ModelConfig) -> _Parts:
     path, given = Path(model.source), None if model.weights is None else Path(model.weights)
+    if model.source in VARIANTS and given is None:  # a known name means the table, also where a folder is called so
+        return _Parts(find(model.source), None, {"random_seed": model.seed})
     if path.suffix == ".onnx" or (path / "artifact.json").is_file():
         return _artifact(path, given)
     if path.suffix in (".toml", ".json"):

@@ -155,13 +155,33 @@ def test_wrong_size_where_nothing_may_be_resized_counts_as_bad(tmp_path: Path) -
     assert "4 x 5 pixels" in batches.counts.examples[0]
 
 
-@pytest.mark.parametrize("content", [[], ["README.md", "notes.txt"], [".hidden.png"]], ids=["empty", "texts", "hidden"])
+WITHOUT_IMAGES = {
+    "empty": [],
+    "texts": ["README.md", "notes.txt"],
+    "hidden": [".hidden.png"],
+    "source": ["src/main.rs", "src/lib/util.go", "web/app.ts", "Makefile", "go.sum", "logo.svg", "Dockerfile"],
+}
+
+
+@pytest.mark.parametrize("content", WITHOUT_IMAGES.values(), ids=WITHOUT_IMAGES)
 def test_folder_without_images(tmp_path: Path, content: list[str]) -> None:
     for name in content:
         write(tmp_path / name, encoded())
     with pytest.raises(InputError) as caught:
         open_dataset(tmp_path)
     check(caught.value, "VD3101", tmp_path, "holds no images")
+
+
+def test_links_that_multiply_are_refused(tmp_path: Path) -> None:
+    """2 ^ 25 ways lead to the last folder."""
+    for level in range(25):
+        for name in "ab":
+            (tmp_path / f"f{level}").mkdir(exist_ok=True)
+            (tmp_path / f"f{level}" / name).symlink_to(tmp_path / f"f{level + 1}", target_is_directory=True)
+    write(tmp_path / "f25" / "a.png", encoded())
+    with pytest.raises(InputError) as caught:
+        open_dataset(tmp_path)
+    check(caught.value, "VD3105", tmp_path, "ways through links")
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
@@ -211,6 +231,10 @@ MANIFESTS = {
     "names and numbers": (
         "a.jsonl", '{"path": "a.png", "label": 1}\n{"path": "b.png", "label": "x"}\n', "VD3105", "mixes",
     ),
+    "ten digits": ("a.jsonl", '{"path": "a.png", "label": 1234567890}\n', "VD3106", "label 1234567890 is impossible"),
+    "minus ten digits": ("a.jsonl", '{"path": "a.png", "label": -1234567890}\n', "VD3106", "at most 9 digits"),
+    "4,000 digits": ("a.jsonl", f'{{"path": "a.png", "label": {"9" * 4000}}}\n', "VD3106", "of more than 64 bits"),
+    "5,000 digits": ("a.jsonl", f'{{"path": "a.png", "label": {"9" * 5000}}}\n', "VD3105", "line 1"),
     "JSON is no UTF-8": ("a.jsonl", b'{"path": "\xff.png"}\n', "VD3105", "line 1"),
 }  # fmt: skip
 
@@ -321,6 +345,9 @@ BAD_TARS = {
     "two labels": (tar_bytes(("a.png", b""), ("a.cls", b"1"), ("a.json", b'{"label": 2}')), "two labels"),
     "bad json": (tar_bytes(("a.png", b""), ("a.json", b"{")), "a.json"),
     "half labelled": (tar_bytes(("a.png", b""), ("b.png", b""), ("b.cls", b"1")), "1 of 2 images have no label"),
+    "5,000 digits": (tar_bytes(("a.png", b""), ("a.cls", b"1" * 5000)), "its label 'a.cls' is a number of more than 9"),
+    "ten digits": (tar_bytes(("a.png", b""), ("a.cls", b"1234567890")), "its label 'a.cls' is a number of more than 9"),
+    "ten digits, json": (tar_bytes(("a.png", b""), ("a.json", b'{"label": 1234567890}')), "its label 'a.json' is a number"),
     "huge label": (tar_bytes(("a.png", b""), ("a.cls", b"1" * (2 << 20))), "larger than 1 MiB"),
 }
 

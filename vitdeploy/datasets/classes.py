@@ -16,7 +16,8 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
     """For each class number of a data set, the model's.
 
     Names are compared exactly first, then regardless of case, spaces, hyphens and underscores. Numbers count when one
-    side has no names, and for a full set of WordNet ids (n01440764 ...), whose order is ImageNet's by convention.
+    side has no names, and for a full set of WordNet ids (n01440764 ...), whose order is ImageNet's by convention. When the
+    model has no names and all of the data's are decimal numbers, as of folders 0, 1, 10, 2, each is its own number.
 
     Args:
         classes: The data's class names, or only how many there are.
@@ -30,6 +31,8 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
     Raises:
         InputError: VD3106, a class that the model does not know or knows twice, or more classes than the model has.
     """
+    if not isinstance(classes, int) and not labels and all(name.isascii() and name.isdigit() for name in classes):
+        return _by_own_number(classes, outputs, path)
     if isinstance(classes, int) or not labels or _is_wordnet(classes, outputs):
         count = classes if isinstance(classes, int) else len(classes)
         if count > outputs:
@@ -37,6 +40,19 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
             raise InputError("VD3106", message, file=path, fix="use data of the model's classes")
         return np.arange(count, dtype=np.int64)
     return _by_name(classes, labels, path)
+
+
+def _by_own_number(classes: Sequence[str], outputs: int, path: Path) -> NDArray[np.int64]:
+    plain = [name.lstrip("0") or "0" for name in classes]
+    fix = f"name the classes 0 to {outputs - 1}, or give a model with class names"
+    for name, digits in zip(classes, plain, strict=True):
+        if len(digits) > len(str(outputs)) or int(digits) >= outputs:
+            shown = name if len(name) <= 20 else f"{name[:20]}..."
+            message = f"its class {shown!r} is beyond the model's {outputs} classes, numbered from 0"
+            raise InputError("VD3106", message, file=path, fix=fix)
+    if len(set(plain)) != len(plain):
+        raise InputError("VD3106", "two of its classes are the same number", file=path, fix=fix)
+    return np.array([int(digits) for digits in plain], np.int64)
 
 
 def _is_wordnet(classes: Sequence[str], outputs: int) -> bool:

@@ -158,7 +158,8 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256, in hex, that changes when the data do.
 
-        Manifests and IDX files are hashed by content; image files and shards by name, size and time of change.
+        Manifests and IDX files are hashed by content; image files and shards by name, size and time of change. Labels
+        and the order of the class names count, wherever they come from.
         """
         return self.listing.digest
 
@@ -204,7 +205,7 @@ class Dataset:
     def class_map(self, labels: Sequence[str], outputs: int) -> NDArray[np.int64]:
         """For each class number of this data set, the model's: ``dataset.class_map(...)[batch.labels]``.
 
-        By name when both have names, else by number; see `vitdeploy.datasets.classes.align`.
+        By name when both have names, else by number (a folder's own, if all have one); see `vitdeploy.datasets.classes.align`.
 
         Args:
             labels: The model's class names in output order, or nothing.
@@ -225,21 +226,24 @@ class Dataset:
 
 def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, counts: Counts) -> Generator[Batch, None, None]:
     """The pass itself: results in order, bad images counted, full batches given out."""
-    shape = (config.batch_size, contract.height, contract.width, contract.channels)
-    pixels = np.empty(shape, np.uint8)
+    chosen = dataset.chosen(config)
+    size = min(config.batch_size, len(chosen))
+    pixels: Pixels
     taken: list[int] = []
-    results = _decoded(dataset, contract, config)
+    results = _decoded(dataset, contract, config, chosen)
     try:
         for index, result in results:
             if isinstance(result, InputError):
                 _count_bad(dataset, index, result, config, counts)
                 continue
+            if not taken:
+                pixels = np.empty((size, contract.height, contract.width, contract.channels), np.uint8)
             pixels[len(taken)] = result
             taken.append(index)
-            if len(taken) == config.batch_size:
+            if len(taken) == size:
                 counts.used += len(taken)
                 yield _batch(dataset, pixels, taken)
-                pixels, taken = np.empty(shape, np.uint8), []
+                taken = []
         if taken:
             counts.used += len(taken)
             yield _batch(dataset, pixels[: len(taken)], taken)
@@ -267,11 +271,11 @@ def _count_bad(dataset: Dataset, index: int, error: InputError, config: LoadConf
 
 
 def _decoded(
-    dataset: Dataset, contract: InputContract, config: LoadConfig
+    dataset: Dataset, contract: InputContract, config: LoadConfig, numbers: Sequence[int]
 ) -> Generator[tuple[int, Pixels | InputError], None, None]:
-    """Number and pixels of every chosen image, in order; an unreadable image is its error."""
+    """Number and pixels of every image in ``numbers``, in order; an unreadable image is its error."""
     read = partial(_read_or_error, dataset.listing.read, contract)
-    chosen = iter(dataset.chosen(config))
+    chosen = iter(numbers)
     if config.workers == 0:
         for index in chosen:
             yield index, read(index)
@@ -335,7 +339,7 @@ def _folder(path: Path, split: str | None) -> tuple[Listing, str]:
     name = path.resolve().name
     if idx.pairs(path):
         images = idx.choose(path, split)
-        return idx.listing(images), f"{name}/{images.name.split('-images')[0]}"
+        return idx.listing(images), f"{name}/{idx.split_name(images)}"
     tars = sorted(entry for entry in path.glob("*.tar") if entry.is_file() and not entry.name.startswith("."))
     if tars and not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):
         _no_split(path, split)

@@ -153,14 +153,19 @@ def listing(path: Path) -> Listing:
         if len(labels) != len(pixels):
             raise _damaged(label_file, f"holds {len(labels):,} labels for {len(pixels):,} images")
         check_numbers(labels, classes, label_file)
-    prefix = path.name.split("-images")[0]
-    names = [f"{prefix}/{number:05d}" for number in range(len(pixels))]
+    names = [f"{split_name(path)}/{number:05d}" for number in range(len(pixels))]
     read_one = partial(_read_image, pixels)
-    return Listing(names=names, labels=labels, classes=classes, digest=digest_of(digests), read=read_one)
+    return Listing(names=names, labels=labels, classes=classes, digest=digest_of(digests, labels, classes), read=read_one)
+
+
+def split_name(path: Path) -> str:
+    """The split of an image file: what stands before the last ``-images`` of its name."""
+    return path.name.rpartition("-images")[0]
 
 
 def _labels_beside(path: Path) -> Path | None:
-    name = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
+    kind = path.name.rpartition("-images")[2].replace("idx3", "idx1").removesuffix(".gz")
+    name = f"{split_name(path)}-labels{kind}"
     both = (path.with_name(name), path.with_name(f"{name}.gz"))
     return next((file for file in both if file.is_file()), None)
 

@@ -18,7 +18,16 @@ from typing import NamedTuple
 import msgspec
 
 from vitdeploy import images
-from vitdeploy.datasets.sources import IMAGE_SUFFIXES, Listing, class_names, digest_of, file_row, numbered
+from vitdeploy.datasets.sources import (
+    IMAGE_SUFFIXES,
+    MAX_DIGITS,
+    Listing,
+    class_names,
+    digest_of,
+    file_row,
+    is_short,
+    numbered,
+)
 from vitdeploy.errors import InputError, TrustError, first_line
 from vitdeploy.images import Pixels
 from vitdeploy.spec import InputContract
@@ -61,7 +70,7 @@ def listing(shards: Sequence[Path]) -> Listing:
             given.append(label)
     labels, classes = numbered(given, class_names(shards[0].parent), shards[0])
     names = [f"{place.shard.name}/{place.name}" for place in places]
-    digest = digest_of(file_row(shard.name, shard) for shard in shards)
+    digest = digest_of((file_row(shard.name, shard) for shard in shards), labels, classes)
     return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read, places, names))
 
 
@@ -132,11 +141,21 @@ def _index(
 def _label(data: bytes, kind: str, name: str, shard: Path) -> int | str | None:
     try:
         if kind == ".json":
-            return msgspec.json.decode(data, type=_Label).label
-        text = data.decode("utf-8").strip()
-        return int(text) if text.isascii() and text.isdigit() else text or None
+            value = msgspec.json.decode(data, type=_Label).label
+            short = not isinstance(value, int) or is_short(value)
+        else:
+            text = data.decode("utf-8").strip()
+            if not (text.isascii() and text.isdigit()):
+                return text or None
+            digits = text.lstrip("0") or "0"
+            short = len(digits) <= MAX_DIGITS
+            value = int(digits) if short else None  # Python refuses to convert thousands of digits
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise _damaged(shard, f"its label {name!r} can't be read: {first_line(exc)}") from exc
+    if not short:
+        message = f"its label {name!r} is a number of more than {MAX_DIGITS} digits, no class number"
+        raise InputError("VD3105", message, file=shard, fix="correct the label and write the shard again")
+    return value
 
 
 def _damaged(shard: Path, message: str) -> InputError:

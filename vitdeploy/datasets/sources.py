@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -29,25 +31,25 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif",
     ".avif", ".jp2",
 ))
-"""Names that claim to be an image. Those that can't be decoded count as bad images; they are not passed over."""
+"""Names that claim to be an image. Those that can't be decoded count as bad images; they are not passed over.
 
-OTHER_SUFFIXES = frozenset((
-    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml", ".toml",
-    ".ini", ".cfg", ".html", ".htm", ".pdf", ".doc", ".log", ".db", ".sqlite", ".mat", ".npy", ".npz", ".pt",
-    ".pth", ".onnx", ".pkl", ".py", ".ipynb", ".sh", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".tar",
-    ".lst", ".names", ".md5", ".sha256", ".cls", ".mp4", ".parquet",
-))
-"""Names that clearly are no image and are passed over. A name of neither kind is taken for an image."""
+A file without a suffix is taken for an image too; every other suffix is passed over.
+"""
 
 _OTHER_NAMES = frozenset((
     "README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS", "MANIFEST", "SHA256SUMS", "MD5SUMS",
-    "Makefile",
+    "CHANGELOG", "CITATION", "CODEOWNERS", "CONTRIBUTORS", "PATENTS", "VERSION", "Makefile", "Dockerfile",
+    "Containerfile", "Jenkinsfile", "Vagrantfile", "Procfile", "Pipfile", "Gemfile", "justfile",
 ))
 _SPLITS = frozenset((
     "train", "val", "valid", "validation", "test",
 ))
 # fmt: on
 _MAX_MANIFEST = 1 << 30  # bytes
+_MAX_VISITS = 1000  # of one folder, through links
+
+MAX_DIGITS = 9
+"""Most digits of a class number."""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +76,8 @@ def folder(root: Path) -> Listing:
     Classes are the subfolders in the order of their names, an empty one included, as in torchvision's ImageFolder.
 
     Raises:
-        InputError: VD3001, unreadable; VD3105, images beside the class folders.
+        InputError: VD3001, unreadable; VD3105, images beside the class folders, or links that lead to the same folder
+            without end.
     """
     found = sorted(_walk(root))
     tops = sorted({entry.name for entry in root.iterdir() if entry.is_dir() and is_visible(entry.name)})
@@ -90,7 +93,8 @@ def folder(root: Path) -> Listing:
         labels = np.array([number[name.split("/", 1)[0]] for name in names], np.int64)
         classes = tuple(tops)
     read = partial(_read_file, [root / name for name in names])
-    return Listing(names=names, labels=labels, classes=classes, digest=digest_of(row for _, row in found), read=read)
+    digest = digest_of((row for _, row in found), labels, classes)
+    return Listing(names=names, labels=labels, classes=classes, digest=digest, read=read)
 
 
 def split_of(root: Path, split: str | None) -> Path:
@@ -115,30 +119,42 @@ def is_visible(name: str) -> bool:
 
 
 def _walk(root: Path) -> Iterable[tuple[str, str]]:
-    """Every file below ``root`` that may be an image: its name, and a row for the digest. No folder is read twice."""
-    seen: set[tuple[int, int]] = set()
+    """Every file below ``root`` that may be an image: its name, and a row for the digest.
+
+    Links are followed, but for those that lead back to a folder on the way to them. A folder that links reach by several
+    ways is read by each: two class folders may be the same.
+    """
+    above: dict[Path, frozenset[tuple[int, int]]] = {}  # each folder's own identity and those on the way to it
+    visits: Counter[tuple[int, int]] = Counter()
 
     def refuse(exc: OSError) -> None:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=exc.filename) from exc
 
     for place, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        status = Path(place).stat()
-        if (status.st_dev, status.st_ino) in seen:  # a link back up: never twice the same folder
+        here = Path(place)
+        status = here.stat()
+        identity = (status.st_dev, status.st_ino)
+        way = above.get(here.parent, frozenset())
+        if identity in way:  # a link back up
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        above[here] = way | {identity}
+        visits[identity] += 1
+        if visits[identity] > _MAX_VISITS:  # links to folders of links: their number grows exponentially
+            message = f"is reached by more than {_MAX_VISITS:,} ways through links"
+            raise InputError("VD3105", message, file=place, fix="remove links between the folders")
         folders[:] = sorted(name for name in folders if is_visible(name))
         for name in names:
             if is_visible(name) and may_be_image(name):
-                path = Path(place, name)
+                path = here / name
                 relative = path.relative_to(root).as_posix()
                 yield relative, file_row(relative, path)
 
 
 def may_be_image(name: str) -> bool:
-    """Whether a name claims to be an image, or at least claims nothing else."""
+    """Whether a name has an image's suffix; or none, and isn't known for something else."""
     suffix = PurePosixPath(name).suffix.lower()
-    return suffix in IMAGE_SUFFIXES or (suffix not in OTHER_SUFFIXES and name not in _OTHER_NAMES)
+    return suffix in IMAGE_SUFFIXES or (not suffix and name not in _OTHER_NAMES)
 
 
 def file_row(name: str, path: Path) -> str:
@@ -150,11 +166,19 @@ def file_row(name: str, path: Path) -> str:
     return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
-def digest_of(rows: Iterable[str]) -> str:
-    """SHA-256 over rows, in hex."""
+def digest_of(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: Sequence[str] | None) -> str:
+    """SHA-256, in hex, over what an accuracy depends on.
+
+    Args:
+        rows: What tells the images, such as `file_row`.
+        labels: Class numbers, or None.
+        classes: Class names by number, or None; their order counts.
+    """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(row.encode("utf-8", "surrogateescape") + b"\n")
+        digest.update(json.dumps(row).encode() + b"\n")  # JSON: no name, whatever it holds, passes for two rows
+    digest.update(json.dumps(None if classes is None else list(classes)).encode() + b"\n")
+    digest.update(b"no labels" if labels is None else b"labels:" + labels.astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -196,8 +220,9 @@ def manifest(path: Path) -> Listing:
         paths.append(file)
         given.append(line.label)
     labels, classes = numbered(given, class_names(path.parent), path)
-    rows = [files.sha256(path), *(f"{name}\0{file.stat().st_size}" for name, file in zip(names, paths, strict=True))]
-    return Listing(names=names, labels=labels, classes=classes, digest=digest_of(rows), read=partial(_read_file, paths))
+    rows = [files.sha256(path), *(file_row(name, file) for name, file in zip(names, paths, strict=True))]
+    digest = digest_of(rows, labels, classes)
+    return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read_file, paths))
 
 
 def _csv_lines(path: Path) -> Iterable[tuple[int, _Line]]:
@@ -260,15 +285,25 @@ def class_names(place: Path) -> tuple[str, ...] | None:
 def numbered(
     given: Sequence[int | str | None], known: tuple[str, ...] | None, file: Path
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    """Labels as written (numbers, names, nothing) as class numbers, with the classes' names where there are any."""
+    """Labels as written (numbers, names, nothing) as class numbers, with the classes' names where there are any.
+
+    Raises:
+        InputError: VD3105, some have no label, or numbers and names are mixed; VD3106, an unknown class or an impossible
+            number.
+    """
     if all(label is None for label in given):
         return None, known
     if None in given:
         missing = sum(label is None for label in given)
         message = f"{missing} of {len(given)} images have no label"
         raise InputError("VD3105", message, file=file, fix="label all or none")
+    large = next((label for label in given if isinstance(label, int) and not is_short(label)), None)
+    if large is not None:
+        shown = str(large) if abs(large) < 1 << 64 else "of more than 64 bits"
+        message = f"label {shown} is impossible: class numbers have at most {MAX_DIGITS} digits"
+        raise InputError("VD3106", message, file=file, fix="correct the labels, or write names as text")
     texts = [str(label).strip() for label in given]
-    if all(re.fullmatch(r"-?\d{1,9}", text, re.ASCII) for text in texts):
+    if all(re.fullmatch(rf"-?\d{{1,{MAX_DIGITS}}}", text, re.ASCII) for text in texts):
         labels = np.array([int(text) for text in texts], np.int64)
         check_numbers(labels, known, file)
         return labels, known
@@ -281,6 +316,12 @@ def numbered(
         message = f"{len(unknown)} class names are not in classes.txt: {', '.join(unknown[:5])}"
         raise InputError("VD3106", message, file=file, fix="correct the labels or classes.txt")
     return np.array([number[text] for text in texts], np.int64), classes
+
+
+def is_short(number: int) -> bool:
+    """Whether a number has no more than `MAX_DIGITS` digits."""
+    limit: int = 10**MAX_DIGITS
+    return abs(number) < limit
 
 
 def check_numbers(labels: NDArray[np.int64], classes: Sequence[str] | None, file: Path) -> None:

@@ -128,6 +128,7 @@ def test_clip_safetensors_by_its_header(tmp_path: Path) -> None:
         found = looked(path)
         assert (found.kind, found.facts["source"], found.facts["image"]) == ("checkpoint", "CLIP", [64, 64])
         assert found.spec is not None
+        assert (found.facts["embedding"], "classes" in found.facts) == (test_clip.OUT, False)
         assert found.contract == found.spec.input
         assert found.facts["elements"] == {"float16": sum(tensor.numel() for tensor in state.values())}
 

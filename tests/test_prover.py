@@ -246,6 +246,13 @@ def test_model_without_head(tiny_headless):
     assert report.rows[1].metrics["cosine_min"].value > 0.9999
 
 
+def test_an_embedding_has_neither_agreement_nor_accuracy(tiny_embedding, answers):
+    report = validate(tiny_embedding, config(manifest(answers, "embedding"), limit=16, backends=("onnxruntime",)))
+    assert report.rows[1].metrics["cosine_min"].value > 0.9999
+    assert not [name for row in report.rows for name in row.metrics if name.startswith("top1")]
+    assert "Accuracy was not measured: the model gives an embedding, not classes." in report.notes
+
+
 def test_record_is_not_needed_on_disk(tiny_artifact):
     """A contract given by hand is used in the measuring processes too."""
     handmade = Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))

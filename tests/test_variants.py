@@ -55,6 +55,12 @@ def test_the_families_are_complete() -> None:
     assert set(VARIANTS) == wanted
 
 
+def test_clip_gives_an_embedding() -> None:
+    assert {name for name, variant in VARIANTS.items() if variant.spec.output == "embedding"} == {
+        name for name in VARIANTS if "_clip_" in name
+    }
+
+
 HALF = ((0.5,) * 3, (0.5,) * 3)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -13,6 +13,9 @@ import msgspec
 
 from vitdeploy.errors import UsageError
 
+LARGEST = 1 << 16
+"""No size of a network is larger; specs come from files of strangers, too."""
+
 Position = Literal["learned", "sinusoidal", "sincos2d", "conditional", "none"]
 Rotary = Literal["none", "eva02", "dinov3"]
 Mlp = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "linear"]
@@ -176,6 +179,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has."""
+        if min(self.patch) < 1:
+            raise UsageError("VD2003", f"model {self.name!r} has a patch of {self.patch[0]} x {self.patch[1]}")
         if self.network == "vit":
             _check_sizes(self)
             _check_tokens(self)
@@ -255,7 +260,12 @@ def _check_sizes(spec: ModelSpec) -> None:
     given = [size for size in (spec.head_width, spec.mlp_width, spec.head_mlp_width) if size is not None]
     if min(*spec.patch, spec.width, spec.depth, spec.heads, *given) < 1:
         raise UsageError("VD2003", f"model {spec.name!r} has a size below 1 (patch, width, depth, heads or a hidden width)")
-    if spec.registers < 0 or not spec.norm_eps > 0:
+    largest = max(*spec.patch, spec.width, spec.depth, spec.heads, spec.registers, *given)
+    if max(largest, spec.input.height, spec.input.width) > LARGEST:
+        raise UsageError("VD2003", f"model {spec.name!r} has a size of {largest:,}, at most {LARGEST:,} is built")
+    if not (min(spec.rotary_grid) > 0 and math.isfinite(spec.layer_scale or 0.0)):
+        raise UsageError("VD2003", f"model {spec.name!r} has rotary_grid {spec.rotary_grid}, layer_scale {spec.layer_scale}")
+    if spec.registers < 0 or not 0 < spec.norm_eps < 1:
         raise UsageError("VD2003", f"model {spec.name!r} has {spec.registers} registers and norm_eps {spec.norm_eps}")
     for side, pixels, patch in zip(("height", "width"), (spec.input.height, spec.input.width), spec.patch, strict=True):
         if pixels % patch:

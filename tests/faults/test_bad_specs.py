@@ -117,3 +117,23 @@ def test_bad_spec_file(tmp_path: Path, text: str, code: str, says: str) -> None:
         read_spec(path)
     check(caught.value, code, says)
     assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 10**12 + 1},
+        {"depth": 10**9},
+        {"registers": 10**9},
+        {"norm_eps": float("inf")},
+        {"norm_eps": float("nan")},
+        {"layer_scale": float("nan")},
+        {"rotary_grid": (0, -3)},
+        {"network": "module", "patch": (0, 0)},
+    ],
+    ids=str,
+)
+def test_sizes_that_no_network_has_are_refused_at_once(change) -> None:
+    with pytest.raises(UsageError) as caught:
+        ModelSpec(name="x", **change)
+    assert caught.value.code == "VD2003"

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitdeploy.errors import InputError
+from vitdeploy.models.weights import load
 from vitdeploy.models.weights.checkpoint import read
 
 STATE = {
@@ -252,3 +254,14 @@ def test_prefixes_of_safetensors_go(tmp_path: Path) -> None:
     found = read(tmp_path / "a.safetensors")
     assert "patch_embed.proj.weight" in found.state
     assert found.notes == ("stripped 'model.' (a trainer's member) from 3 of 3 names",)
+
+
+def test_a_file_of_no_known_source_beside_its_configuration(tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"encoder\.weight") as caught:
+        load(tmp_path / "model.safetensors")
+    assert caught.value.code == "VD3014" and "A ViT of your own" in caught.value.fix
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "model.safetensors")
+    assert caught.value.fix.endswith(f"give the folder instead: vitdeploy export {tmp_path}")

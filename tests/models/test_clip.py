@@ -135,6 +135,7 @@ def test_equals_a_literal_tower(act: type[nn.Module], name: str, visual: bool) -
     assert (set(left_out) == set(text())) if visual else not left_out
     assert all(left_out.values())
     assert (model.classes, model.heads, model.mlp_width, model.pre_norm, model.head_bias) == (OUT, 2, 200, True, False)
+    assert (model.head, model.output, model.classifies) == ("projection", "embedding", False)
     assert model.input.mean == clip.MEAN
     assert model.input.resize == "shortest"
     assert model.input.shorter == SIDE

@@ -109,6 +109,7 @@ def test_equals_transformers(name: str, names: str, tmp_path: Path) -> None:
     state, config = saved(theirs, tmp_path)
     for size in case.sizes:
         ours, _ = assembled(checkpoint(state if names == "hub" else dict(theirs.state_dict()), config, size))
+        assert ours.spec.classifies == case.architecture.endswith(("ImageClassification", "WithTeacher"))
         assert cost.parameters(ours.spec) == sum(parameter.numel() for parameter in ours.parameters())
         given = pixels(ours.spec, 2)
         with torch.no_grad():
@@ -161,6 +162,14 @@ def test_old_buffers_and_prefixes_are_known(architecture: str, tmp_path: Path) -
     name, buffer = OLD_BUFFERS[architecture]
     _, left_out = assembled(checkpoint({**state, name: buffer}, config, (32, 32)))
     assert name in left_out
+
+
+@pytest.mark.parametrize("architecture", ["CLIPVisionModelWithProjection", "CLIPModel"])
+def test_a_projection_gives_an_embedding(architecture: str, tmp_path: Path) -> None:
+    case = next(case for case in HUGGINGFACE if case.architecture == architecture)
+    state, config = saved(build(case), tmp_path)
+    spec = SOURCE.spec(checkpoint(state, {**config, "id2label": {str(index): "cat" for index in range(24)}}), None)
+    assert (spec.head, spec.output, spec.classes, spec.labels) == ("projection", "embedding", 24, ())
 
 
 def test_what_is_left_out_says_why(tmp_path: Path) -> None:

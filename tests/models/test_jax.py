@@ -169,6 +169,13 @@ def test_siglip_equals_timm(prefix: str, tmp_path: Path, monkeypatch: pytest.Mon
     close(native.assemble(model, state)(images()), theirs(plain, tmp_path / "a.npz", **options)(images()))
 
 
+def test_a_head_beside_a_text_tower_gives_an_embedding() -> None:
+    for prefix, head in (("params/img/", "projection"), ("params/", "linear")):
+        model, state, _ = loaded(arrays(new=True, prefix=prefix))
+        assert (model.head, model.classes, model.head_bias) == (head, CLASSES, True)
+        assert native.assemble(model, state)(images()).shape == (2, CLASSES)
+
+
 def test_headless_and_older_table() -> None:
     given = arrays(new=True, pool="mean", head=False)
     given["Transformer/pos_embedding"] = given.pop("pos_embedding")

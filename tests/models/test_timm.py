@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -79,7 +81,10 @@ def ids(case: Case) -> str:
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_equals_timm(case: Case) -> None:
     theirs = created(peer("timm"), case)
-    config = {"pretrained_cfg": {"input_size": [3, case.side, case.side]}} if case.sized else {}
+    changed = {key: case.arguments[key] for key in ("patch_size",) if key in case.arguments}
+    config: dict[str, Any] = {"model_args": {"depth": case.depth, **changed}}
+    if case.sized:
+        config["pretrained_cfg"] = {"input_size": [3, case.side, case.side]}
     ours = loaded(SOURCE, checkpoint(theirs.state_dict(), config), f"timm/{case.name}.some_tag")
     assert ours.spec.name == case.name
     close(ours, theirs)
@@ -106,7 +111,7 @@ def test_equals_timm_at_another_size(name: str, side: tuple[int, int], other: tu
     theirs = created(peer("timm"), Case(name, ""), img_size=side)
     given = checkpoint(theirs.state_dict(), {"pretrained_cfg": {"input_size": config}} if config else None)
     model = SOURCE.spec(given, name)
-    assert model.input.height, model.input.width == side
+    assert (model.input.height, model.input.width) == side
     converted = convert(given.state, SOURCE.rules(given, model))
     ours = native.assemble(model.resized(*other), converted.state, SOURCE.grid(given))
     if other != side:
@@ -156,6 +161,18 @@ def test_every_name_of_timm_is_known_and_its_facts_are_timms() -> None:
     assert known > 170
 
 
+def test_every_depth_is_timms() -> None:
+    timm = peer("timm")
+    for name in registered(timm):
+        try:
+            known = understand(name, Path("x"))
+        except InputError:  # refused
+            continue
+        built = inspect.getsource(timm.models.model_entrypoint(name))
+        depth = re.search(r"\bdepth=(\d+)", built)
+        assert known.size.depth == (int(depth[1]) if depth else 12), name
+
+
 def same_facts(ours: ModelSpec, theirs: Any, name: str) -> None:
     block = theirs.blocks[0]
     assert ours.heads == block.attn.num_heads, name
@@ -184,8 +201,10 @@ def test_other_networks_are_refused_by_name(name: str) -> None:
 def test_variants_agree_with_the_table() -> None:
     for name, variant in VARIANTS.items():
         found = understand(name, Path("x"))
-        facts = {"heads": found.heads or variant.spec.width // 64, "norm_eps": found.family.facts.get("norm_eps", 1e-6)}
-        assert facts == {"heads": variant.spec.heads, "norm_eps": variant.spec.norm_eps}, name
+        spec = variant.spec
+        assert found.size == (spec.width, spec.depth, spec.heads), name
+        assert (found.patch, found.patch) == spec.patch, name
+        assert found.family.facts.get("norm_eps", 1e-6) == spec.norm_eps, name
         assert found.family.facts.get("rotary", "none") == variant.spec.rotary, name
 
 
@@ -241,6 +260,7 @@ def test_the_configuration_overrules_the_name() -> None:
     assert (model.input.mean, model.input.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert (model.input.resize_to, model.input.interpolation) == (256, "bilinear")
     assert model.labels == ("ant", "bee", "cat")
+    assert model.heads == 3
     changed = config(global_pool="avg", model_args={"num_heads": 6, "act_layer": "quick_gelu", "drop_path_rate": 0.1})
     model = SOURCE.spec(checkpoint(tiny(), changed), None)
     assert (model.heads, model.mlp, model.pool) == (6, "quick_gelu", "mean")
@@ -266,6 +286,91 @@ def test_what_is_not_understood_is_refused(changes: dict[str, Any], words: str) 
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         SOURCE.spec(checkpoint(tiny(), config(**changes)), None)
     assert caught.value.code == "VD3015"
+
+
+_STRETCHED = {"resize": ("shortest", "stretch")}
+_PROJECTION: dict[str, Any] = {"head": ("linear", "projection"), "head_bias": (True, False)}
+_DINOV2: dict[str, Any] = {"shorter": (518, 592)}
+_DINOV3 = {"pool": ("mean", "cls"), **_STRETCHED, "interpolation": ("bicubic", "bilinear")}
+DIFFERENT: tuple[tuple[str, dict[str, Any]], ...] = (  # pattern: field: timm's weights, the variant alone
+    (r"deit_.*|vit_small_patch8_224", {"shorter": (248, 256)}),
+    (r"vit_\w+_patch14_dinov2", {"position_resample": ("bicubic-antialias", "bicubic-offset"), **_DINOV2}),
+    (r"vit_\w+_patch14_reg4_dinov2", _DINOV2),
+    (r"vit_\w+_dinov3(_qkvb)?", _DINOV3),
+    (r"vit_\w+_clip_quickgelu_224", _PROJECTION),  # timm's head has a bias, of zeros in OpenAI's weights
+    (r"vit_base_patch16_siglip_224", {"mlp": ("gelu", "gelu_tanh"), **_STRETCHED}),
+    (r"eva02_base_patch14_448", {"resize": ("stretch", "shortest")}),
+)
+
+
+def flat(model: ModelSpec) -> dict[str, object]:
+    """All fields, those of the contract among them, as they count."""
+    contract = model.input
+    fields = {**msgspec.structs.asdict(model), **msgspec.structs.asdict(contract), "mlp_width": model.mlp_size}
+    for name in ("name", "source", "input", "labels", "resize_to"):
+        del fields[name]
+    return fields if contract.resize == "stretch" else {**fields, "shorter": contract.shorter}
+
+
+def test_a_name_with_weights_is_the_variant_but_for_pool_and_preparation() -> None:
+    """The same tensors, with timm's pool and crop instead of the authors'; see the top of `weights.timm`."""
+    timm = peer("timm")
+    for name, variant in VARIANTS.items():
+        alone = variant.spec
+        with torch.device("meta"):
+            theirs = timm.create_model(name, num_classes=alone.classes)
+        given = checkpoint(dict(theirs.state_dict()), {"pretrained_cfg": {"input_size": theirs.pretrained_cfg["input_size"]}})
+        ours = SOURCE.spec(given, name)
+        bias = alone.classes * (ours.head_bias - alone.head_bias)
+        assert parameters(ours) == parameters(alone) + bias, name
+        left, right = flat(ours), flat(alone)
+        both = left.keys() & right.keys()  # a stretched image has no shorter side
+        found = {field: (left[field], right[field]) for field in both if left[field] != right[field]}
+        assert found == next((told for pattern, told in DIFFERENT if re.fullmatch(pattern, name)), {}), name
+
+
+MISFITS = {  # name, arguments that timm was told, configuration: words of the message
+    "width": ("vit_small_patch16_224", {}, {}, "vit_small_patch16_224 has width 384, the weights have 192"),
+    "tiny as base": ("vit_base_patch32_224", {}, {}, "vit_base_patch32_224 has width 768, the weights have 192"),
+    "patch": ("vit_tiny_patch32_224", {}, {}, "vit_tiny_patch32_224 has patch (32, 32), the weights have (16, 16)"),
+    "own width": ("vit_tiny_patch16_224", {"embed_dim": 96, "num_heads": 2}, {}, "has width 192, the weights have 96"),
+    "own patch": ("vit_tiny_patch16_224", {"patch_size": 8}, {}, "has patch (16, 16), the weights have (8, 8)"),
+    "head size": ("vit_tiny_patch16_224", {"num_heads": 6, "qk_norm": True}, {}, "has heads 3, the weights have 6"),
+    "gated": ("eva02_tiny_patch16_224", {}, {}, "has MLP SwiGLU, the weights have plain"),
+    "positions": ("vit_tiny_patch16_dinov3", {}, {}, "has position table none, the weights have learned"),
+    "configuration": ("vit_tiny_patch16_224", {}, {"depth": 12}, "config.json has depth 12, the weights have 1"),
+    "heads": ("vit_tiny_patch16_224", {}, {"num_heads": 5}, "queries of 192 numbers, which 5 heads can't share"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_name_that_does_not_fit_is_refused(case: str) -> None:
+    name, arguments, told, words = MISFITS[case]
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        SOURCE.spec(checkpoint(tiny(**arguments), {"model_args": told}), name)
+    assert caught.value.code == "VD3009" and caught.value.file == "model.pth" and caught.value.fix
+
+
+@pytest.mark.parametrize("arguments", [{"embed_dim": 96, "num_heads": 2}, {"patch_size": 8}, {"num_heads": 6, "qk_norm": True}])
+def test_the_configuration_says_what_timm_was_told(arguments: dict[str, Any]) -> None:
+    model = SOURCE.spec(checkpoint(tiny(**arguments), config(model_args=arguments)), None)
+    assert model.heads == arguments.get("num_heads", 3)
+
+
+def test_another_depth_is_noted(tmp_path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in tiny().items()}, tmp_path / "model.safetensors")
+    note = "has 1 blocks, vit_tiny_patch16_224 has 12"
+    assert load(tmp_path / "model.safetensors", "vit_tiny_patch16_224").origin["notes"] == [note]
+    (tmp_path / "config.json").write_text(json.dumps(config(model_args={"depth": 1})))
+    assert load(tmp_path).origin["notes"] == []
+
+
+def test_a_tensor_given_twice_is_refused_with_its_file(tmp_path: Path) -> None:
+    state = {**tiny(), "blocks.0.ls1.gamma": torch.ones(192), "blocks.0.gamma_1": torch.ones(192)}
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="two tensors") as caught:
+        load(tmp_path / "model.safetensors", "vit_tiny_patch16_224")
+    assert caught.value.file == str(tmp_path / "model.safetensors")
 
 
 def test_a_name_is_needed() -> None:

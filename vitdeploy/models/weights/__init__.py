@@ -31,12 +31,16 @@ def load(path: Path, architecture: str | None = None, *, trust: str | None = Non
 
     checkpoint = read(path, trust=trust, prefer=prefer)
     source = recognise(checkpoint)
-    spec = source.spec(checkpoint, architecture)
-    converted = convert(checkpoint.state, source.rules(checkpoint, spec))
+    try:
+        spec = source.spec(checkpoint, architecture)
+        converted = convert(checkpoint.state, source.rules(checkpoint, spec))
+    except InputError as exc:  # a table knows no file
+        exc.file = exc.file or str(checkpoint.path)
+        raise
     origin = {
         "source": source.name,
         "files": checkpoint.files,
-        "notes": list(checkpoint.notes),
+        "notes": [*checkpoint.notes, *source.notes(checkpoint, spec)],
         "left_out": converted.left_out,
         "architecture": architecture or spec.name,
     }
@@ -54,8 +58,11 @@ def recognise(checkpoint: Checkpoint) -> Source:
         if source.recognise(checkpoint):
             return source
     first = ", ".join(list(checkpoint.state)[:5])
-    fix = "write a mapping file (see README, 'Your own names'), or use --module"
-    raise InputError("VD3014", f"is of no known source; its first tensors are {first}", file=checkpoint.path, fix=fix)
+    fix = "write a mapping file (see README, 'A ViT of your own'), or use --module"
+    path = checkpoint.path
+    if path.is_file() and (path.parent / "config.json").is_file():
+        fix = f"config.json lies beside it, so give the folder instead: vitdeploy export {path.parent}"
+    raise InputError("VD3014", f"is of no known source; its first tensors are {first}", file=path, fix=fix)
 
 
 __all__ = ["Checkpoint", "Loaded", "Source", "load", "recognise"]

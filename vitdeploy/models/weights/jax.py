@@ -66,7 +66,8 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     own = _own_position(rows, "cls" in names, path)
     side = math.isqrt(rows - own)
     pool = "map" if "MAPHead_0/probe" in names else "cls" if "cls" in names else "mean"
-    facts = {**_head(names, path, (_prefix(checkpoint) or "").endswith("img/")), "pool": pool, "position_prefix": bool(own), "class_token": "cls" in names}
+    head = _head(names, path, (_prefix(checkpoint) or "").endswith("img/"))
+    facts = {**head, "pool": pool, "position_prefix": bool(own), "class_token": "cls" in names}
     _check_axes(checkpoint, heads)
     try:
         return ModelSpec(

@@ -96,8 +96,8 @@ def load(mapping: Path, state: State) -> Mapped:
     unknown = []
     for name, tensor in state.items():
         if len(name) > LONGEST_NAME:
-            message = f"has a tensor whose name has {len(name):,} characters, at most {LONGEST_NAME} are read"
-            raise InputError("VD3009", message, fix="rename it in the checkpoint")
+            message = f"is given a tensor whose name has {len(name):,} characters, at most {LONGEST_NAME} are read"
+            raise InputError("VD3009", message, file=mapping, fix="rename it in the checkpoint")
         pattern = _first(patterns, name, "rename", "leave_out")
         if pattern is None:
             unknown.append(name)

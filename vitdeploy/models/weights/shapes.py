@@ -87,6 +87,12 @@ def inner(state: State) -> int | None:
     return None if proj is None or proj.ndim != 2 else proj.shape[1]
 
 
+def head_size(state: State) -> int | None:
+    """Numbers in a head, as the norm of the first block's queries tells, or None without one."""
+    norm = state.get("blocks.0.attn.q_norm.weight")
+    return None if norm is None else norm.numel()
+
+
 def places(state: State, read: Fields, hint: tuple[int, int] | None, path: Path) -> Positions:
     """The grid of a learned position table, and which tokens before the patches have rows in it.
 

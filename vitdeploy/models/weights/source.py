@@ -45,6 +45,7 @@ class Source(NamedTuple):
             user gave one. Raises UsageError or InputError with what is missing.
         rules: The table for a checkpoint that `spec` understood.
         grid: Rows and columns of the learned position table, or None for the model's own or a square.
+        notes: What is unusual about a checkpoint that `spec` understood, a sentence each; see `Checkpoint.notes`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Source(NamedTuple):
     spec: Callable[[Checkpoint, str | None], ModelSpec]
     rules: Callable[[Checkpoint, ModelSpec], tuple[Rule, ...]]
     grid: Callable[[Checkpoint], tuple[int, int] | None] = lambda _: None
+    notes: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = lambda _, __: ()
 
 
 class Loaded(NamedTuple):

@@ -4,6 +4,13 @@ Names are ours but for a few. Shapes tell most of the network (`shapes`), the na
 where there is one, overrules the name. timm itself is not needed. The result is what ``timm.create_model(name)`` computes,
 prepared as timm's evaluation prepares pixels.
 
+What the name says of the size must be what the shapes say: heads have no shape, so a wrong name would compute something
+else without complaint. Only the depth, which changes no fact, may differ; that is noted.
+
+A name beside weights is timm's network: its pool, crop and resampling. The same name alone, without weights, is the variant of
+`vitdeploy.variants`: the same tensors, but pooled and prepared as the paper's authors did (and with SigLIP's own activation, and
+CLIP's projection for a head). tests/models/test_timm.py lists every difference.
+
 Source:
     timm 1.0.31: models/_hub.py (config.json), data/transforms_factory.py (``transforms_imagenet_eval``).
 """
@@ -19,7 +26,7 @@ import msgspec
 from vitdeploy.errors import InputError
 from vitdeploy.models.weights import shapes
 from vitdeploy.models.weights.source import Checkpoint, Source
-from vitdeploy.models.weights.table import Rule, convert, matches
+from vitdeploy.models.weights.table import Rule, State, convert, matches
 from vitdeploy.models.weights.timm_names import ANY_MODULE, Architecture, understand
 from vitdeploy.spec import InputContract, ModelSpec
 from vitdeploy.variants import VARIANTS
@@ -62,21 +69,14 @@ RULES: tuple[Rule, ...] = (
 )
 """timm's names, our names."""
 
+_MLPS, _TABLES = ("plain", "SwiGLU"), ("none", "learned")
 _POOLS = {"token": "cls", "avg": "mean", "max": "max", "map": "map"}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu", "relu": "relu"}
 _FROM_SHAPES = {
-    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "qkv_fused", "qk_norm"),
+    *("img_size", "in_chans", "num_classes", "mlp_ratio", "qkv_bias", "qkv_fused", "qk_norm"),
     *("init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "use_fc_norm"),
-    *(
-        "pos_embed",
-        "swiglu_mlp",
-        "scale_mlp",
-        "scale_attn_inner",
-        "scale_attn_norm",
-        "scale_mlp_norm",
-        "use_pre_transformer_norm",
-    ),
-    *("use_post_transformer_norm", "use_abs_pos_emb", "num_reg_tokens", "swiglu_align_to", "proj_bias"),
+    *("scale_mlp", "scale_attn_inner", "scale_attn_norm", "scale_mlp_norm", "use_pre_transformer_norm"),
+    *("use_post_transformer_norm", "num_reg_tokens", "swiglu_align_to", "proj_bias"),
 }
 _TRAINING_ONLY = {
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init"),
@@ -97,11 +97,17 @@ class Prepared(msgspec.Struct, frozen=True):
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """Arguments of timm's constructor that change the network and that shapes can't tell."""
+    """Arguments of timm's constructor that change what the name says, or that shapes can't tell."""
 
     num_heads: int | None = None
     act_layer: str | None = None
     global_pool: str | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    patch_size: int | tuple[int, int] | None = None
+    swiglu_mlp: bool | None = None
+    pos_embed: str | None = None
+    use_abs_pos_emb: bool | None = None
 
 
 class Config(Prepared, frozen=True):
@@ -124,7 +130,8 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     """What ``timm.create_model`` would build around these weights.
 
     Raises:
-        InputError: VD3015, no architecture's name, or a network or preparation that vitdeploy has not; VD3009.
+        InputError: VD3015, no architecture's name, or a network or preparation that vitdeploy has not; VD3009, tensors are
+            missing or are not of the size that the name says.
         UsageError: VD2001, no such architecture.
     """
     config = _config(checkpoint)
@@ -137,7 +144,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     state = convert(checkpoint.state, RULES).state
     read = shapes.fields(state, checkpoint.path)
     arguments = _arguments(checkpoint)
-    heads = arguments.num_heads or known.heads or max(1, read["width"] // 64)
+    heads = _heads(checkpoint, known, arguments, read, state)
     inner = shapes.inner(state)
     facts = dict(known.family.facts)
     if read["mlp"] == "swiglu":
@@ -169,6 +176,14 @@ def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
 def grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """Rows and columns of the position table, from its rows and the configuration's image size."""
     return _grid(checkpoint, 0)[0] if "pos_embed" in checkpoint.state else None
+
+
+def notes(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    """Whether the stack is shorter or taller than the name's."""
+    known = understand(spec.name, checkpoint.path)
+    if spec.depth in (known.size.depth, _arguments(checkpoint).depth):
+        return ()
+    return (f"has {spec.depth} blocks, {known.name} has {known.size.depth}",)
 
 
 def contract(side: tuple[int, int], prepared: Prepared, checkpoint: Checkpoint) -> InputContract:
@@ -228,6 +243,41 @@ def _arguments(checkpoint: Checkpoint) -> Arguments:
         raise InputError("VD3015", f"has model_args in config.json that are not timm's: {exc}", file=checkpoint.path) from exc
 
 
+def _heads(checkpoint: Checkpoint, known: Architecture, arguments: Arguments, read: shapes.Fields, state: State) -> int:
+    """The configuration's heads, or the name's, once all else that they say has been found in the shapes.
+
+    Raises:
+        InputError: VD3009, these are no weights of that name.
+    """
+    heads = arguments.num_heads or known.size.heads
+    inner, normed = shapes.inner(state) or read["width"], shapes.head_size(state)
+    given = msgspec.structs.asdict(arguments)
+    patch = known.patch if arguments.patch_size is None else arguments.patch_size
+    depth = read["depth"] if arguments.depth is None else arguments.depth
+    gated = known.gated if arguments.swiglu_mlp is None else arguments.swiglu_mlp
+    learned = read["position"] == "learned"
+    table = known.table if arguments.pos_embed is None and arguments.use_abs_pos_emb is None else learned
+    claims: tuple[tuple[str, str, object, object], ...] = (  # argument of timm's, in words, as said, as found
+        ("embed_dim", "width", arguments.embed_dim or known.size.width, read["width"]),
+        ("patch_size", "patch", (patch, patch) if isinstance(patch, int) else patch or read["patch"], read["patch"]),
+        ("depth", "depth", depth, read["depth"]),
+        ("num_heads", "heads", heads, heads if normed is None else inner // max(1, normed)),
+        ("swiglu_mlp", "MLP", _MLPS[gated], _MLPS[read["mlp"] == "swiglu"]),
+        ("pos_embed", "position table", _TABLES[table], _TABLES[learned]),
+    )
+    for argument, what, said, found in claims:
+        if said != found:
+            who = known.name if given[argument] is None else "config.json"
+            message = f"{who} has {what} {said}, the weights have {found}"
+            fix = f"give the weights' own name, or a spec file for a ViT of your own; if timm was told another {argument}, "
+            fix += "a folder whose config.json says so in model_args"
+            raise InputError("VD3009", message, file=checkpoint.path, fix=fix)
+    if heads < 1 or inner % heads:
+        message = f"has queries of {inner} numbers, which {heads} heads can't share"
+        raise InputError("VD3009", message, file=checkpoint.path, fix="correct num_heads in config.json")
+    return heads
+
+
 def _pool(checkpoint: Checkpoint, known: Architecture, read: shapes.Fields, given: str | None) -> str:
     """The configuration's pool, else what the tensors force, else the family's; timm moves the last norm for averages."""
     if read["pool"] == "map":
@@ -285,4 +335,4 @@ def _spread(values: Iterable[float], channels: int) -> tuple[float, ...]:
     return given if len(given) == channels else (sum(given) / len(given),) * channels
 
 
-SOURCE = Source("timm", recognise, spec, rules, grid)
+SOURCE = Source("timm", recognise, spec, rules, grid, notes)

@@ -1,7 +1,8 @@
 """What only the name of a timm architecture tells: heads, activation, epsilon, pool, rotation, and how pixels were prepared.
 
-A table: the first family whose pattern is the whole name decides; heads stand apart, since they follow from the size. Names
-are checked against the families, so that an architecture that vitdeploy can't run is refused and never taken for another.
+Two tables: the first family and the first size whose pattern is the whole name decide. Names are checked against the
+families, so that an architecture that vitdeploy can't run is refused and never taken for another; weights are checked
+against the size, so that heads are never those of a network of another width.
 
 Source:
     timm 1.0.31, models/vision_transformer.py, deit.py and eva.py; tests/models/test_timm.py holds every line to it.
@@ -54,18 +55,32 @@ class Family(NamedTuple):
     refused: str = ""
 
 
+class Size(NamedTuple):
+    """What the size word of a name stands for."""
+
+    width: int
+    depth: int
+    heads: int
+
+
 class Architecture(NamedTuple):
     """A name that is understood.
 
     Attributes:
         name: Without the tag of its weights.
         family: The line of the table.
-        heads: Attention heads; None is one for every 64 of the width.
+        size: Width, depth and heads.
+        patch: Side of a patch in pixels, where the name says it.
+        gated: Whether its MLP is SwiGLU.
+        table: Whether it has a learned position table.
     """
 
     name: str
     family: Family
-    heads: int | None
+    size: Size
+    patch: int | None
+    gated: bool
+    table: bool
 
 
 _EVA02 = {"rotary": "eva02", "rotary_grid": (16, 16)}
@@ -132,14 +147,46 @@ FAMILIES: tuple[Family, ...] = (
 )
 """Every architecture that is understood, and those that are refused by name; the first match decides."""
 
-_HEADS = (  # pattern of the name, heads; else one head for every 64 of the width
-    (r"vit_base_patch16_gap_\d+", 16),
-    (r"vit_7b_.*", 32),
-    (r"vit_huge_plus_.*", 20),
-    (r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_(radio_v\d|lingbot)", 24),
-    (r"(vit|eva|beit3|deit3)_(so400m|huge|giant|giantopt|gigantic)_.*", 16),
-    (r"test_vit2?", 2),
+SIZES: tuple[tuple[str, Size], ...] = (
+    (r"test_vit", Size(64, 6, 2)),
+    (r"test_vit2", Size(64, 8, 2)),
+    (r"vit_intern300m_.*", Size(1024, 24, 16)),
+    (r"vit_small_patch16_36x1_.*", Size(384, 36, 6)),
+    (r"vit_base_patch16_gap_.*", Size(768, 12, 16)),
+    (r"vit_base_patch\d+_plus_.*", Size(896, 12, 14)),
+    (r"vit_huge_plus_.*", Size(1280, 32, 20)),
+    (r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_(radio_v\d|lingbot)", Size(1536, 40, 24)),
+    *(
+        (rf"[a-z0-9]+_{word}(_.*)?", size)
+        for word, size in {
+            "tiny": Size(192, 12, 3),
+            "xsmall": Size(256, 10, 4),
+            "wee": Size(256, 14, 4),
+            "little": Size(320, 14, 5),
+            "small": Size(384, 12, 6),
+            "medium": Size(512, 12, 8),
+            "mediumd": Size(512, 20, 8),
+            "betwixt": Size(640, 12, 10),
+            "base": Size(768, 12, 12),
+            "so150m": Size(896, 18, 14),
+            "so150m2": Size(832, 21, 13),
+            "so400m": Size(1152, 27, 16),
+            "large": Size(1024, 24, 16),
+            "huge": Size(1280, 32, 16),
+            "giant": Size(1408, 40, 16),
+            "giantopt": Size(1536, 40, 16),
+            "gigantic": Size(1664, 48, 16),
+            "7b": Size(4096, 40, 32),
+        }.items()
+    ),
 )
+"""Pattern of the whole name to its size; the first match decides."""
+
+_GATED = (
+    r"eva02_.*|vit_[a-z]+_plus_patch\d+_dinov3.*|vit_7b_.*"
+    r"|vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_lingbot"
+)
+_NO_TABLE = r"vit_\w+_(dinov3|dinov3_qkvb|lingbot)|vit_\w+_rope_\w+"
 
 _TAGS = (  # pattern of the name with its tag, mean and standard deviation: weights unlike the others of their architecture
     (r"vit_\w+\.(dino|mae)", IMAGENET),
@@ -171,9 +218,19 @@ def understand(name: str, path: Path) -> Architecture:
         if family.refused:
             message = f"is {bare!r}, which vitdeploy's network can't be: {family.refused}"
             raise InputError("VD3015", message, file=path, fix=ANY_MODULE)
-        heads = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, bare)), None)
+        size = next((size for pattern, size in SIZES if re.fullmatch(pattern, bare)), None)
+        if size is None:
+            break
         statistics = next((found for pattern, found in _TAGS if re.fullmatch(pattern, full)), family.statistics)
-        return Architecture(bare, family._replace(statistics=statistics), heads)
+        patch = re.search(r"_patch(\d+)", bare)
+        return Architecture(
+            name=bare,
+            family=family._replace(statistics=statistics),
+            size=size,
+            patch=int(patch[1]) if patch else None,
+            gated=re.fullmatch(_GATED, bare) is not None,
+            table=re.fullmatch(_NO_TABLE, bare) is None,
+        )
     fix = nearest(bare, [*VARIANTS, *EXAMPLES]) or "name one that timm has; see: timm.list_models('vit_*')"
     raise UsageError("VD2001", f"no ViT architecture is named {bare!r}", fix=fix)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.models.cases import contract, spec
 from vitdeploy.errors import UsageError
 from vitdeploy.recipe import read_spec
-from vitdeploy.spec import InputContract
+from vitdeploy.spec import InputContract, ModelSpec
 
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -179,11 +179,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has."""
-        if min(self.patch) < 1:
-            raise UsageError("VD2003", f"model {self.name!r} has a patch of {self.patch[0]} x {self.patch[1]}")
         if self.network == "vit":
             _check_sizes(self)
             _check_tokens(self)
+        elif min(self.patch) < 1:
+            raise UsageError("VD2003", f"model {self.name!r} has a patch of {self.patch[0]} x {self.patch[1]}")
         _check_head(self)
 
     @property

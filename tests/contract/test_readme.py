@@ -1,5 +1,6 @@
 """The README tells the truth: its commands run, its Python runs, its make targets, options and files exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -51,6 +52,15 @@ def test_commands_run_in_order(place) -> None:
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
 def test_python_runs(block, place) -> None:
     assert run([sys.executable, "-c", block], place).stdout
+
+
+def test_the_printed_table_and_the_accuracy_are_those_of_the_shipped_weights() -> None:
+    record = json.loads((ROOT / "recipes" / "fashion_mnist_vit.json").read_text())
+    assert f"{100 * record['test_top1']:.2f} % top-1" in TEXT
+    table = TEXT.split("<!-- demo: ")[1].split("<!-- demo ends")[0]
+    assert "onnxruntime" in table
+    assert "openvino" in table
+    assert "speedup" in table
 
 
 def test_the_worked_example_of_a_mapping(place) -> None:

@@ -152,6 +152,7 @@ def _onnx(path: Path, *, digest: bool = True) -> Inspection:
         except (msgspec.MsgspecError, UsageError) as exc:
             notes.append(f"carries a broken input contract: {exc}")
     facts = {
+        **(_model(spec) if spec else {}),
         "weights": weights_of(graph),
         "quantization": graph.quantization,
         "parameters": graph.parameters,
@@ -249,7 +250,7 @@ def _described(
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
     facts: dict[str, Any] = {"source": source or "unknown"}
     if spec is not None:
-        facts |= {"name": spec.name, "image": [spec.input.height, spec.input.width], **_outputs(spec)}
+        facts |= _model(spec)
     facts |= {
         "parameters": sum(count for dtype, count in elements.items() if dtype not in _NOT_PARAMETERS),
         "elements": dict(sorted(elements.items(), key=lambda item: -item[1])),
@@ -269,9 +270,16 @@ def _described(
     )
 
 
-def _outputs(spec: ModelSpec) -> dict[str, int]:
-    """How many numbers the head gives, and what they are."""
-    return {"embedding" if spec.head == "projection" else "classes": spec.classes}
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    """Which model: its name, its architecture in a line, its image size, and what the head gives."""
+    patch = f"{spec.patch[0]} x {spec.patch[1]}"
+    vit = f"ViT of {spec.depth} blocks, width {spec.width}, {spec.heads} heads, patch {patch}"
+    return {
+        "name": spec.name,
+        "architecture": vit if spec.network == "vit" else "a network of the user's own code",
+        "image": [spec.input.height, spec.input.width],
+        "embedding" if spec.head == "projection" else "classes": spec.classes,
+    }
 
 
 def _text(path: Path) -> Inspection:
@@ -298,12 +306,14 @@ def _text(path: Path) -> Inspection:
         return _report(path, made)
     if path.name == RECORD:
         return _artifact(path.absolute().parent)
+    if path.name == "config.json" and keys & {"model_type", "architecture", "architectures"}:
+        return _folder(path.absolute().parent)  # it describes the weights beside it
     if keys and keys <= set(InputContract.__struct_fields__):
         contract = read_contract(path)
         return Inspection(**made, kind="contract", contract=contract, facts={"image": [contract.height, contract.width]})
     if "name" in keys:
         spec = read_spec(path)
-        return Inspection(**made, kind="spec", spec=spec, contract=spec.input, facts={"name": spec.name, **_outputs(spec)})
+        return Inspection(**made, kind="spec", spec=spec, contract=spec.input, facts=_model(spec))
     fix = "a recipe has a table [model], a spec has a name, a mapping has a table [rename]"
     raise InputError("VD3005", "is neither a recipe nor a spec, contract, mapping or report", file=path, fix=fix)
 

@@ -113,7 +113,7 @@ class _Line:
     def is_done(self, stage: str, key: str) -> bool:
         """Whether the stage can be skipped; says so, or removes what will no longer be true."""
         done = self.ledger.stages.get(stage)
-        if done is not None and done.key == key and self.digest(stage) == done.digest:
+        if done is not None and done.digest and done.key == key and self.digest(stage) == done.digest:
             self.progress(f"{stage}: unchanged, skipped", 1, 1)
             return True
         for name in ("report.json", "report.md"):

@@ -109,10 +109,9 @@ def test_without_antialias_equals_torch_interpolate(size: tuple[int, int], inter
     contract = pixel_contract(resize="stretch", height=112, width=160, interpolation=interpolation, antialias=False)
     tensor = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))[None]
     theirs = torch.nn.functional.interpolate(tensor, (112, 160), mode=interpolation, align_corners=False, antialias=False)
-    theirs_u8 = theirs.round().clamp(0, 255)[0].numpy().transpose(1, 2, 0)
-    difference = np.abs(images.resize_and_crop(pixels, contract) - theirs_u8)
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 0.002, "more than ties of rounding"
+    exact = theirs.clamp(0, 255)[0].numpy().transpose(1, 2, 0)
+    difference = np.abs(images.resize_and_crop(pixels, contract) - exact)
+    assert difference.max() <= 0.5 + 2e-3, "not the number rounded; a tie may go either way"
 
 
 @pytest.mark.parametrize("margin", [0, 1, 2, 3, 4, 5, 7])

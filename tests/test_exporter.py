@@ -127,7 +127,7 @@ def test_metadata_is_enough_to_prepare_a_pixel(artifact) -> None:
 
 def test_record_holds_the_proof(artifact) -> None:
     record = json.loads((artifact.folder / RECORD).read_text())
-    assert record["proof"]["batches"] == [1, 2, 3, 7, 16]
+    assert record["proof"]["batches"] == [1, 2, 3, 7, 8]
     assert 0 < record["proof"]["relative"] < 1e-4
     assert record["tools"]["torch"].startswith("2.")
     assert Artifact.open(artifact.folder).id == artifact.id

@@ -77,7 +77,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     input: Literal["float32-nchw", "uint8-nchw", "uint8-nhwc"] = "float32-nchw"
     top_k: int | None = None
     outputs: tuple[Literal["tokens", "pooled"], ...] = ()
-    prove_batches: tuple[int, ...] = (1, 2, 3, 7, 16)
+    prove_batches: tuple[int, ...] = (1, 2, 3, 7, 8)
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ model gives the same bytes on any machine.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -22,6 +21,7 @@ _ROLES = {
     ("Slice", 3): "axes",
     ("Slice", 4): "steps",
 }
+_AT_RUN_TIME = frozenset(("Shape", "Size", "Identity", "Expand", "Range"))
 _PARAMETERS = {
     ("LayerNormalization", 1): "weight",
     ("LayerNormalization", 2): "bias",
@@ -119,15 +119,6 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
-def operators(model: ir.Model) -> dict[str, int]:
-    """How many nodes of each operator a graph has, by name."""
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))
-
-
-def shape_arithmetic(model: ir.Model, operators: Iterable[str] = ("Shape", "Size", "Identity", "Expand", "Range")) -> list[str]:
+def shape_arithmetic(model: ir.Model) -> list[str]:
     """Names of nodes that compute shapes at run time, or nothing at all: where a "dynamic" batch gets frozen."""
-    unwanted = set(operators)
-    return [str(node.name) for node in model.graph if node.op_type in unwanted]
+    return [str(node.name) for node in model.graph if node.op_type in _AT_RUN_TIME]

@@ -16,9 +16,10 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from vitdeploy.errors import InputError
-from vitdeploy.models.weights.native import MOST_TENSORS, as_float32
+from vitdeploy.models.weights.native import as_float32
 from vitdeploy.models.weights.opcodes import ZIP_ERRORS, entries
 from vitdeploy.models.weights.table import State
+from vitdeploy.weightsfile import MOST_TENSORS
 
 MOST_TIMES = 20
 """How many times its own size an archive may unpack to; weights hardly compress at all."""

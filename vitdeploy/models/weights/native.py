@@ -22,10 +22,9 @@ from vitdeploy.files import expect
 from vitdeploy.models import positions, relative
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.spec import ModelSpec
+from vitdeploy.weightsfile import LARGEST_HEADER, MOST_TENSORS
 
 State = dict[str, Tensor]
-MOST_TENSORS = 20_000
-LARGEST_HEADER = 100 << 20
 _SEPARATE = (
     (".attn.q.", (".attn.k.", ".attn.v."), ".attn.qkv."),
     (".mlp.fc1_g.", (".mlp.fc1_x.",), ".mlp.fc1."),

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from vitdeploy.predictor import predict as predict
     from vitdeploy.prover import bench as bench
     from vitdeploy.prover import validate as validate
+    from vitdeploy.quantizer import quantize as quantize
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
     from vitdeploy.recipe import ModelConfig as ModelConfig
+    from vitdeploy.recipe import QuantizeConfig as QuantizeConfig
     from vitdeploy.recipe import Recipe as Recipe
     from vitdeploy.recipe import ValidateConfig as ValidateConfig
     from vitdeploy.report import Report as Report
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-VERBS = ("export", "validate", "bench", "build", "predict", "inspect")
+VERBS = ("export", "quantize", "validate", "bench", "build", "predict", "inspect")
 """The functions that do the work; each is a command of the same name."""
 
 _HOME = {
@@ -56,11 +58,13 @@ _HOME = {
     "Recipe": "recipe",
     "ModelConfig": "recipe",
     "ExportConfig": "recipe",
+    "QuantizeConfig": "recipe",
     "ValidateConfig": "recipe",
     "BenchConfig": "recipe",
     "PredictConfig": "predictor",
     "Prediction": "predictor",
     "export": "exporter",
+    "quantize": "quantizer",
     "validate": "prover",
     "bench": "prover",
     "build": "pipeline",
@@ -82,7 +86,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'vitdeploy' has no attribute {name!r}")
     from vitdeploy.errors import needs
 
-    with needs("export" if _HOME[name] == "exporter" else "all"):  # without torch: one line with the pip command
+    with needs(
+        {"exporter": "export", "quantizer": "quantize"}.get(_HOME[name], "all")
+    ):  # without torch: one line with the pip command
         return getattr(import_module(f"vitdeploy.{_HOME[name]}"), name)
 
 

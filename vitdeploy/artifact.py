@@ -48,7 +48,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     schema_version: int = SCHEMA
     kind: Literal["onnx"] = "onnx"
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weight-only"] = "fp32"
     entry: str = "model.onnx"
     weights: str | None = None
     spec: ModelSpec

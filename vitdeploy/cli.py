@@ -9,11 +9,12 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitdeploy import __version__, errors, shell
+from vitdeploy.arguments import height_and_width, model_source, opened, recipe_of, settings, whole_number
 from vitdeploy.errors import EnvironmentError_, UsageError
 from vitdeploy.options import (
     ArtifactPath,
@@ -21,14 +22,17 @@ from vitdeploy.options import (
     Contract,
     Data,
     InputKind,
+    Isa,
     Limit,
     Model,
     Module,
     Out,
+    Precision,
     Prefer,
     ReportFile,
     Seed,
     Split,
+    Target,
     Threads,
     Trust,
     Weights,
@@ -38,11 +42,7 @@ from vitdeploy.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, com
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
-    from vitdeploy.recipe import ModelConfig, Recipe
     from vitdeploy.report import Report
-
-T = TypeVar("T")
-
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
 
@@ -108,10 +108,55 @@ def export(
     """Export a ViT to ONNX, and prove that the file computes the same."""
     import vitdeploy as vd
 
-    more: dict[str, Any] = {"input": input.kind, "image_size": _size(image_size), "outputs": outputs and outputs.split(",")}
-    config = _settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
-    source = _source(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
+    more: dict[str, Any] = {
+        "input": input.kind,
+        "image_size": height_and_width(image_size),
+        "outputs": outputs and outputs.split(","),
+    }
+    config = settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
+    source = model_source(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
     return _exported(vd.export(source, config, out, progress=progress))
+
+
+@command(
+    app,
+    BUILD,
+    "vitdeploy quantize vit --calibration photos/ -o vit-int8",
+    "vitdeploy quantize vit --target openvino --calibration photos/ -o vit-int8-ov",
+    "vitdeploy quantize vit --precision fp16 --calibration photos/ -o vit-fp16",
+    "vitdeploy quantize timm.onnx --contract input.toml --calibration photos/ -o vit-int8",
+)
+def quantize(
+    *,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that `export` wrote, or any ViT's .onnx file.")],
+    out: Out,
+    precision: Annotated[Precision, typer.Option(help="What to.")] = Precision.int8,
+    target: Annotated[Target, typer.Option(help="The engine it is for.")] = Target.onnxruntime,
+    calibration: Annotated[str | None, typer.Option(help="Images like those of deployment, 128 or so; or `random`.")] = None,
+    contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(help="Images that set ranges, at most; default 256.")] = None,
+    keep_fp32: Annotated[str | None, typer.Option(help="With fp16: parts or nodes to keep: layernorm,softmax,head.")] = None,
+    isa: Annotated[Isa | None, typer.Option(help="The target's instruction set; default: x86 with VNNI.")] = None,
+    attention: Annotated[bool | None, typer.Option(help="INT8 inside attention too; default: what suits the target.")] = None,
+    statistics: Annotated[str | None, typer.Option(help="Folder of saved statistics, in place of images.")] = None,
+    save_statistics: Annotated[str | None, typer.Option(help="Folder to save the statistics in.")] = None,
+    skip: Annotated[str | None, typer.Option(help="Exact rewrites to leave out, with commas.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare and measure on the target's engine.")] = True,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    progress: Progress,
+) -> Outcome:
+    """Quantize to INT8 or FP16, and show that it runs as planned and was worth it."""
+    import vitdeploy as vd
+
+    given: dict[str, object] = {"precision": precision.value, "target": target.value, "isa": isa and isa.value}
+    given |= {"calibration": calibration, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
+    given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
+    given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
+    config = settings(vd.QuantizeConfig, **given, threads=threads)
+    return _quantized(vd.quantize(opened(source, contract), config, out, progress=progress))
 
 
 @command(
@@ -136,7 +181,7 @@ def build(
     from vitdeploy.render import console
 
     out = out or Path("runs") / (Path(recipe).stem or "build")
-    job = _recipe(recipe, weights=weights, data=data, split=split, limit=limit)
+    job = recipe_of(recipe, weights=weights, data=data, split=split, limit=limit)
     report = vd.build(job, out, force=force, progress=progress)
     hint = f"report: {out / 'report.md'}; next: vitdeploy predict {_quoted(out / 'export')} IMAGE"
     return Outcome(report, lambda: console.report(report), hint)
@@ -162,7 +207,7 @@ def validate(
 
     _check_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
-    config = _settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
+    config = settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
     report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
     return _reported(report, out, f"vitdeploy bench {_quoted(artifact)}")
 
@@ -183,8 +228,8 @@ def bench(
     import vitdeploy as vd
 
     _check_file(out)
-    sizes = [_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
-    config = _settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
+    sizes = [whole_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
+    config = settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
     report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
     return _reported(report, out, f"vitdeploy predict {_quoted(artifacts[0])} IMAGE")
 
@@ -203,7 +248,7 @@ def predict(
     import vitdeploy as vd
     from vitdeploy.render import console, tables
 
-    config = _settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
+    config = settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
     found = vd.predict(vd.Artifact.open(artifact), images, config, progress=progress)
     record = {"schema_version": 1, "predictions": found}
     return Outcome(record, lambda: console.show([tables.of_predictions(found)]))
@@ -270,68 +315,6 @@ def doctor(
     return Outcome(checkup, lambda: console.show(tables.of_checkup(checkup)), hint, status)
 
 
-def _settings(kind: type[T], **values: object) -> T:
-    """A settings struct, checked; None means its own default."""
-    import msgspec
-
-    try:
-        return msgspec.convert({name: value for name, value in values.items() if value is not None}, kind)
-    except msgspec.ValidationError as exc:
-        raise UsageError("VD2003", str(exc).replace("`$.", "`--")) from exc
-
-
-def _source(model: str | None, module: str | None, **more: object) -> ModelConfig:
-    import vitdeploy as vd
-
-    if (model is None) == (module is None):
-        raise UsageError("VD2010", "give MODEL or --module, one of them", fix="run: vitdeploy export --help")
-    return _settings(vd.ModelConfig, source=model or module, module=module is not None, **more)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """``224`` or ``224x320`` as height and width."""
-    if text is None:
-        return None
-    sides = [_number(side, "image-size") for side in text.lower().split("x")]
-    if len(sides) > 2 or min(sides) < 1:
-        raise UsageError("VD2003", f"--image-size is {text!r}", fix="use N or HxW, such as 224 or 224x320")
-    return sides[0], sides[-1]
-
-
-def _number(text: str, option: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError("VD2003", f"--{option}: {text!r} is not a whole number", fix="use digits") from None
-
-
-def _recipe(name: str, *, weights: str | None, data: str | None, **more: str | int | None) -> Recipe:
-    """The recipe that was named, or one for the model that was named."""
-    from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
-
-    path = Path(name)
-    if path.suffix == ".toml" and not path.is_dir() and not _is_spec(path):
-        if given := [f"--{key}" for key, value in {"weights": weights, "data": data, **more}.items() if value is not None]:
-            fix = "write them into the recipe"
-            raise UsageError(
-                "VD2010", f"is a recipe, complete in itself, but {', '.join(given)} was given too", file=path, fix=fix
-            )
-        return Recipe.load(path)
-    model = _settings(ModelConfig, source=name, weights=weights)
-    return Recipe(model=model, validate=_settings(ValidateConfig, data=data, **more), bench=BenchConfig())
-
-
-def _is_spec(path: Path) -> bool:
-    """Whether a TOML file describes a model. A recipe names one in its table [model]; unreadable files count as recipes."""
-    import msgspec
-
-    try:
-        table = msgspec.toml.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, ValueError):
-        return False
-    return "name" in table and "model" not in table
-
-
 def _exported(artifact: Artifact) -> Outcome:
     from vitdeploy.render import console, tables
 
@@ -339,6 +322,14 @@ def _exported(artifact: Artifact) -> Outcome:
     folder = _quoted(artifact.folder)
     hint = f"wrote {artifact.folder}; next: vitdeploy validate {folder}"
     return Outcome(record, lambda: console.show([tables.of_artifact(artifact)]), hint)
+
+
+def _quantized(artifact: Artifact) -> Outcome:
+    from vitdeploy.render import console, tables
+
+    record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
+    hint = f"wrote {artifact.folder}; next: vitdeploy validate {_quoted(artifact.folder)} --data DIR"
+    return Outcome(record, lambda: console.show(tables.of_quantized(artifact)), hint)
 
 
 def _reported(report: Report, out: Path | None, following: str) -> Outcome:

@@ -61,6 +61,9 @@ CODES: dict[str, str] = {
     "VD3021": "No weights were found, or several sets of which none is known to be the one that counts.",
     "VD3022": "The network of a Python module can't be exported: its output is not one row of logits an image, the same in "
     "every run and for every image alone.",
+    "VD3023": "No ViT block was found in the graph: nothing looks like attention between two linear layers.",
+    "VD3024": "The model is quantized already, or its weights are not float32.",
+    "VD3025": "The graph's operator set, or one of its operators, can't be edited.",
     # 31xx: images and data
     "VD3101": "No images were found.",
     "VD3102": "An image can't be decoded: it is damaged, empty, of a format that is not accepted, or not an image.",
@@ -70,6 +73,8 @@ CODES: dict[str, str] = {
     "VD3106": "The data's labels do not fit the model (class count, unknown class name).",
     "VD3107": "An image's channels, or a tensor's shape, type or batch, do not fit the input contract.",
     "VD3108": "The image's size does not fit the input contract and may not be changed, or pixels are not uint8 in its shape.",
+    "VD3109": "Calibration statistics are damaged, or belong to another model or input contract.",
+    "VD3110": "An activation is NaN or infinite on a calibration image.",
     # 40xx: environment
     "VD4001": "A package is not installed. vitdeploy never installs anything by itself.",
     "VD4002": "Out of disk space.",
@@ -79,6 +84,7 @@ CODES: dict[str, str] = {
     "VD4006": "Out of memory.",
     "VD4007": "A child process died of a signal (a crash in native code, or killed for want of memory) or gave no answer.",
     "VD4008": "A child process took longer than it may, and was killed.",
+    "VD4009": "The engine does not run what was planned: layers meant for INT8 run in float.",
     # 70xx: trust
     "VD7001": "A path inside an archive or record points outside its folder, or through a link.",
     "VD7002": "The pickle would run code if it were loaded.",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
 from vitdeploy.errors import EnvironmentError_, UsageError, library
+from vitdeploy.graph import storage
 from vitdeploy.graph.names import name_by_module, shape_arithmetic
 from vitdeploy.loader import load
 from vitdeploy.models.freeze import absorb_normalisation, freeze
@@ -32,8 +33,6 @@ from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.spec import ModelSpec
 
 MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
-LARGEST_INLINE = 1900 << 20
-"""Bytes of weights above which they go to ``model.onnx.data``: protobuf ends at 2 GiB."""
 STEPS = ("load", "trace", "write", "prove")
 
 
@@ -66,7 +65,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
         weights = _write_original(source.net, folder)
         if weights is not None:
             origin["state_sha256"] = files.sha256(folder / weights)
-        write(graph, spec, origin, folder / MODEL)
+        storage.write(graph, folder / MODEL, metadata(spec, origin))
         progress("export: prove", 3, len(STEPS))
         proof = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
         record = Record(
@@ -175,24 +174,14 @@ class Program(nn.Module):
         return tuple(found)
 
 
-def write(graph: ir.Model, spec: ModelSpec, origin: dict[str, Any], path: Path) -> None:
-    """Serialise the graph with its metadata; weights beyond protobuf's limit go to ``<name>.data`` beside it."""
-    graph.metadata_props.clear()
-    graph.metadata_props.update(
-        {
-            METADATA_SPEC: msgspec.json.encode(spec).decode(),
-            "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
-            "vitdeploy.weights_sha256": str(origin.get("state_sha256", "")),
-            "vitdeploy.versions": msgspec.json.encode(versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
-        }
-    )
-    graph.doc_string = None
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    with library("onnx", path):
-        if size > LARGEST_INLINE:
-            ir.save(graph, path, external_data=path.name + ".data")
-        else:
-            path.write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
+def metadata(spec: ModelSpec, origin: dict[str, Any]) -> dict[str, str]:
+    """What the file says of itself."""
+    return {
+        METADATA_SPEC: msgspec.json.encode(spec).decode(),
+        "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
+        "vitdeploy.weights_sha256": str(origin.get("state_sha256", "")),
+        "vitdeploy.versions": msgspec.json.encode(versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
+    }
 
 
 def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:

@@ -110,14 +110,14 @@ def read_graph(path: Path) -> OnnxGraph:
     expect(path, "onnx", what="an ONNX model")
     try:
         with path.open("rb") as stream:
-            return _Walk(stream).model(path.stat().st_size)
+            return Walk(stream).model(path.stat().st_size)
     except (EOFError, UnicodeDecodeError, ValueError) as exc:
         raise InputError("VD3011", f"is not a whole ONNX file ({exc})", file=path, fix=_AGAIN) from exc
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     """A field: its number, its varint (or -1 for a length-delimited one) and where its contents lie."""
 
     number: int
@@ -126,7 +126,7 @@ class _Field(NamedTuple):
     end: int
 
 
-class _Walk:
+class Walk:
     """One pass over a file; messages that wait to be looked at are on a stack of kind, start and end."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -246,7 +246,7 @@ class _Walk:
         _limit(self.elements)
         self.counts["tensors"] += 1
 
-    def location(self, entry: _Field) -> None:
+    def location(self, entry: Field) -> None:
         """StringStringEntryProto of a tensor's external data: remember the file."""
         pair = ["", ""]
         for field in self.fields(*entry[2:]):
@@ -256,7 +256,7 @@ class _Walk:
             self.external[pair[1]] = None
             _limit(self.external)
 
-    def port(self, side: str, whole: _Field) -> None:
+    def port(self, side: str, whole: Field) -> None:
         """ValueInfoProto."""
         name, dtype, shape = "", "", None
         for field in self.fields(*whole[2:]):
@@ -271,7 +271,7 @@ class _Walk:
         self.ports[side].append(Port(name, dtype, shape))
         _limit(self.ports[side])
 
-    def shape(self, whole: _Field) -> tuple[int | str, ...]:
+    def shape(self, whole: Field) -> tuple[int | str, ...]:
         """TensorShapeProto: a number, a name, or "" for each axis."""
         found: list[int | str] = []
         for field in self.fields(*whole[2:]):
@@ -288,16 +288,16 @@ class _Walk:
                 raise ValueError(f"an input or output has more than {MOST_AXES} axes")
         return tuple(found)
 
-    def within(self, field: _Field, number: int) -> Iterator[_Field]:
+    def within(self, field: Field, number: int) -> Iterator[Field]:
         """The fields of a message, when ``field`` is a message and has that number."""
         return self.fields(*field[2:]) if field.number == number and field.value < 0 else iter(())
 
-    def push(self, kind: str, field: _Field) -> None:
+    def push(self, kind: str, field: Field) -> None:
         """Look at a message later; a number in its place is a field that nobody knows, as in protobuf."""
         if field.value < 0:
             self.stack.append((kind, field.start, field.end))
 
-    def text(self, field: _Field) -> str:
+    def text(self, field: Field) -> str:
         """A name."""
         if field.value >= 0:
             return ""
@@ -306,7 +306,7 @@ class _Walk:
         self.stream.seek(field.start)
         return self.stream.read(field.end - field.start).decode()
 
-    def packed(self, field: _Field) -> list[int]:
+    def packed(self, field: Field) -> list[int]:
         """Numbers written one behind the other."""
         if field.end - field.start > 10 * MOST_AXES:
             raise ValueError(f"a tensor has more than {MOST_AXES} axes")
@@ -317,7 +317,7 @@ class _Walk:
             found.append(value)
         return found
 
-    def fields(self, start: int, end: int) -> Iterator[_Field]:
+    def fields(self, start: int, end: int) -> Iterator[Field]:
         """The fields of a message, in order."""
         while start < end:
             self.seen += 1
@@ -330,7 +330,7 @@ class _Walk:
             if wire == 0:
                 value, used = _varint(head, used)
                 start += used
-                yield _Field(tag >> 3, value, start, start)
+                yield Field(tag >> 3, value, start, start)
                 continue
             if wire not in (1, 2, 5):
                 raise ValueError(f"unknown wire type {wire}")
@@ -339,7 +339,7 @@ class _Walk:
             if start > end:
                 raise EOFError(f"a field of {length} bytes reaches past the end")
             if wire == 2:
-                yield _Field(tag >> 3, -1, begin, start)
+                yield Field(tag >> 3, -1, begin, start)
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

@@ -30,6 +30,34 @@ class Kind(str, Enum):
     plain = "plain"
 
 
+class Precision(str, Enum):
+    """Values of ``--precision``."""
+
+    int8 = "int8"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8_dynamic = "int8-dynamic"
+    int8_weight_only = "int8-weight-only"
+
+
+class Target(str, Enum):
+    """Values of ``--target``."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    tensorrt = "tensorrt"
+    portable = "portable"
+
+
+class Isa(str, Enum):
+    """Values of ``--isa``."""
+
+    avx2 = "avx2"
+    avx512_vnni = "avx512-vnni"
+    amx = "amx"
+    neon_dotprod = "neon-dotprod"
+
+
 def _known_models(incomplete: str) -> list[str]:
     from vitdeploy.variants import VARIANTS
 

@@ -96,6 +96,75 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2003", f"tolerance is {self.tolerance}", fix="use a share between 0 and 1, such as 1e-4")
 
 
+PRECISIONS = ("int8", "fp16", "bf16", "int8-dynamic", "int8-weight-only")
+TARGETS = ("onnxruntime", "openvino", "tensorrt", "portable")
+
+
+class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to quantize.
+
+    Attributes:
+        precision: ``int8``: weights and activations, with ranges from calibration images. ``fp16``: half precision, with FP32
+            where FP16 would overflow. ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in
+            INT8, activations by their own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine
+            likes it.
+        target: The engine that the file is for; ``portable`` is read by all of them.
+        calibration: Images that look like those of deployment (folder, manifest, tar shards or IDX), or ``random`` for
+            generated ones: good for latency, not for accuracy.
+        split: Which pair of an IDX folder holds the images.
+        statistics: A folder that `save_statistics` wrote, in place of images.
+        save_statistics: Folder to write the statistics to.
+        limit: Use at most this many images for ranges, drawn by `seed`.
+        seed: Seed of the draw.
+        max_bad: Unreadable images to tolerate.
+        keep_fp32: For ``fp16``: parts that stay FP32 (``layernorm``, ``softmax``, ``head``, ...), or names of nodes.
+        skip: Exact rewrites to leave out, by name.
+        isa: Instruction set of the target's CPU; None is x86 with VNNI, where all of INT8's range can be used.
+        attention: Quantize the products inside attention too; None is what is best for the target.
+        lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead.
+        verify: Compare with the source, and measure, on the target's engine.
+        verify_images: Images held back from the ranges for that, at most.
+        threads: Threads of each engine; None is the number of cores.
+    """
+
+    precision: Literal["int8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"] = "int8"
+    target: Literal["onnxruntime", "openvino", "tensorrt", "portable"] = "onnxruntime"
+    calibration: str | None = None
+    split: str | None = None
+    statistics: str | None = None
+    save_statistics: str | None = None
+    limit: int = 256
+    seed: int = 0
+    max_bad: int = 0
+    keep_fp32: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    isa: Literal["avx2", "avx512-vnni", "amx", "neon-dotprod"] | None = None
+    attention: bool | None = None
+    lane_db: float = 20.0
+    verify: bool = True
+    verify_images: int = 256
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that mean nothing."""
+        _positive(self, "limit", "threads", "verify_images")
+        _seed(self.seed)
+        if self.max_bad < 0:
+            raise UsageError("VD2003", f"max_bad is {self.max_bad}", fix="use 0 or more")
+        if self.calibration is not None and self.statistics is not None:
+            raise UsageError("VD2010", "calibration images and recorded statistics were both given", fix="give one of them")
+        if self.precision == "int8" and self.calibration is None and self.statistics is None:
+            fix = "give --calibration DIR with some 128 images like those of deployment (or the word random, to try latency)"
+            raise UsageError("VD2010", "INT8 needs calibration images", fix=fix)
+        if self.precision == "bf16" and self.target != "openvino":
+            raise UsageError("VD2011", f"bf16 is a hint to OpenVINO, the target is {self.target!r}", fix="use --target openvino")
+        if self.precision.startswith("int8-") and self.target in ("tensorrt", "portable"):
+            message = f"{self.precision} has no form that {self.target!r} reads"
+            raise UsageError("VD2011", message, fix="use --precision int8, or --target onnxruntime or openvino")
+        if self.keep_fp32 and self.precision != "fp16" and self.target != "tensorrt":
+            raise UsageError("VD2011", "keep_fp32 is for fp16", fix="leave it out")
+
+
 class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to prove parity and accuracy.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, UsageError
+from vitdeploy.graph.census import Kernel
 from vitdeploy.spec import InputContract
 
 Tensor = NDArray[Any]
@@ -26,10 +27,12 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         threads: Threads inside one run; None is the number of cores this process may use.
         device: ``cpu``, or what the backend calls another device.
+        precision: What float parts of the model are computed in, whatever the file holds; None is ``f32``.
     """
 
     threads: int | None = None
     device: str = "cpu"
+    precision: Literal["f32", "bf16", "f16"] | None = None
 
 
 class Runner(Protocol):
@@ -37,7 +40,11 @@ class Runner(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on: engine, version, threads, device, precision."""
+        """What the numbers depend on: engine, version, threads, device, precision.
+
+        Precision is what the artifact was made for, with what its float parts are computed in when that is not fp32: ``fp32``,
+        ``bf16``, ``int8``, ``int8+bf16``.
+        """
 
     @property
     def batch(self) -> int | None:
@@ -54,6 +61,16 @@ class Runner(Protocol):
 
         Raises:
             InputError: VD3107, shape, dtype or batch do not fit the model.
+            EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
+        """
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """What the engine really executes, read from its own optimised graph.
+
+        Returns:
+            In order of execution; empty for an engine that runs the network as it is written.
+
+        Raises:
             EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
         """
 
@@ -91,6 +108,17 @@ def only_cpu(name: str, config: OpenConfig) -> None:
     if config.device != "cpu":
         message = f"the backend {name!r} runs on 'cpu', not on {config.device!r}"
         raise UsageError("VD2011", message, fix="leave the device out")
+
+
+def only_f32(name: str, config: OpenConfig) -> None:
+    """Refuse another precision than ``f32``, as `only_cpu` refuses a device.
+
+    Raises:
+        UsageError: VD2011.
+    """
+    if config.precision not in (None, "f32"):
+        message = f"the backend {name!r} computes float parts in 'f32', not in {config.precision!r}"
+        raise UsageError("VD2011", message, fix="leave the precision out, or convert the model with vitdeploy quantize")
 
 
 def checked(tensor: Tensor, contract: InputContract, batch: int | None = None) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 
 from vitdeploy import images
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Outputs, Tensor, checked, only_cpu, threads
+from vitdeploy.backends.base import OpenConfig, Outputs, Tensor, checked, only_cpu, only_f32, threads
 from vitdeploy.errors import InputError, library
+from vitdeploy.graph.census import Kernel
 from vitdeploy.models import original
 
 
@@ -26,11 +27,12 @@ class PyTorch:
         The number of threads is PyTorch's own and holds for the whole process.
 
         Raises:
-            UsageError: VD2011, another device than ``cpu``.
+            UsageError: VD2011, another device than ``cpu`` or precision than ``f32``.
             InputError: VD3010, the artifact does not carry the original (a bare .onnx); else as `models.original`.
             EnvironmentError_: VD4004, torch failed; VD4006, out of memory.
         """
         only_cpu(self.name, config)
+        only_f32(self.name, config)
         return PyTorchRunner(artifact, threads(config))
 
 
@@ -72,6 +74,10 @@ class PyTorchRunner:
         with library("torch"), torch.inference_mode():
             result = self._model(torch.from_numpy(pixels))
             return {self._output: np.array(result.numpy(), np.float32)}
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """None: eager PyTorch runs the network as it is written, in float32."""
+        return ()
 
     def close(self) -> None:
         """Drop the network."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -45,12 +46,14 @@ class Subject:
         artifact: The model.
         backend: Which engine.
         reference: Name of the subject it is compared with, or None; its own name for a reference.
+        precision: What the engine computes float parts in; None is its f32.
     """
 
     name: str
     artifact: Artifact
     backend: str
     reference: str | None = None
+    precision: Literal["f32", "bf16", "f16"] | None = None
 
 
 @dataclass
@@ -96,7 +99,7 @@ def measure(
         workers: dict[str, Worker] = {}
         opened: dict[str, Opened] = {}
         for subject in subjects:
-            options = OpenConfig(threads=config.threads)
+            options = OpenConfig(threads=config.threads, precision=subject.precision)
             workers[subject.name] = stack.enter_context(Worker(subject.name, subject.artifact, subject.backend, options))
             opened[subject.name] = workers[subject.name].open()
         for index, batch in enumerate(batches):

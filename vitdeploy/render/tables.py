@@ -27,6 +27,7 @@ _SUFFIX = {"share": " %", "ratio": "x", "count": "", "": ""}
 _TINY = 1e-3  # numbers without unit below this are differences and tolerances: written as powers of ten
 _MOST_DECIMALS = 4
 _NEARLY_ONE, _MOST_NINES = 0.999, 9
+_HARDEST = 5
 _SHA256 = 64  # hexadecimal digits
 
 
@@ -178,6 +179,52 @@ def of_artifact(artifact: Artifact) -> Table:
     if left_out := record.origin.get("left_out"):
         rows["left out"] = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) + "; ..." * (len(left_out) > 3)
     return pairs("", rows)
+
+
+def of_quantized(artifact: Artifact) -> list[Table]:
+    """What `quantize` wrote: the verdict, what runs in which precision, and the inputs that were hardest to quantize."""
+    record, proof = artifact.record, artifact.record.proof
+    size = sum(path.stat().st_size for path in artifact.folder.glob(f"{record.entry}*")) / 2**20
+    rows = {
+        "artifact": str(artifact.folder),
+        "model": artifact.spec.name,
+        "file": f"{record.entry}, {size:,.1f} MiB, {record.precision} for {record.config['target']}",
+        "rewrites": ", ".join(f"{name} {count}" for name, count in proof.get("rewrites", {}).items()),
+        "calibration": _calibrated(proof.get("calibration")),
+    }
+    for engine, found in proof.get("census", {}).items():
+        rows[f"runs in {engine}"] = ", ".join(f"{count} {kind}" for kind, count in found["counts"].items())
+    rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
+    if overflow := proof.get("fp16", {}).get("overflow"):
+        first = overflow[0]
+        more = f" and {len(overflow) - 1} more" if len(overflow) > 1 else ""
+        rows["kept FP32"] = f"{first['tensor']} reaches {first['max_abs']:.3g}{more}: beyond half of what FP16 holds"
+    rows["verdict"] = proof.get("verdict", "not measured")
+    return [pairs("", {name: text for name, text in rows.items() if text}), *_hardest(proof.get("sites", ()))]
+
+
+def _calibrated(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    if found["source"] == "random":
+        return f"{found['images']} RANDOM images: good for latency, not for accuracy"
+    return f"{found['images']} images of {found['source']}" if "images" in found else f"statistics in {found['folder']}"
+
+
+def _hardest(sites: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The inputs whose rounding adds most to the output of their layers."""
+    worst = sorted(sites, key=lambda site: -float(site["error_db"]))[:_HARDEST]
+    if worst:
+        cells = tuple(
+            (
+                str(site["layers"][0]).removesuffix("/MatMul"),
+                f"{site['error_db']:.1f} dB",
+                f"{site['untouched_db']:.1f} dB",
+                "at run time" if site["lane"] else str(site["chosen"]),
+            )
+            for site in worst
+        )
+        yield Table("hardest inputs", ("layer", "error", "without equalisation", "chosen"), cells)
 
 
 def _cost(spec: ModelSpec) -> str:

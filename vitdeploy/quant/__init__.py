@@ -1,0 +1,1 @@
+"""Policy of quantization: what is observed, which ranges are chosen, what becomes INT8."""

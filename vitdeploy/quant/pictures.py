@@ -1,0 +1,97 @@
+"""Calibration images: which of them set ranges, in two halves, and which are held back to judge the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy import images, synthetic
+from vitdeploy.artifact import Artifact
+from vitdeploy.datasets import Dataset, LoadConfig, open_dataset
+from vitdeploy.recipe import QuantizeConfig
+
+BATCH = 8
+RANDOM = 64
+"""Generated images of ``--calibration random``."""
+_FEWEST = 16
+Part = Literal["first", "second", "ranges", "held"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The calibration images, split into those that set ranges (in two halves) and those held back.
+
+    Attributes:
+        data: The data set; None for generated images.
+        artifact: Whose input contract counts.
+        used: Images in all.
+        held: How many of them are held back.
+        config: Seed, tolerance.
+    """
+
+    data: Dataset | None
+    artifact: Artifact
+    used: int
+    held: int
+    config: QuantizeConfig
+
+    def part(self, part: Part) -> Iterator[tuple[NDArray[Any], tuple[str, ...]]]:
+        """Images of one part in batches, as the model takes them, with their names; the same in every pass."""
+        counter = 0
+        for pixels, names in self._all():
+            chosen = []
+            for place in range(len(pixels)):
+                chosen.append(self._belongs(counter + place, part))
+            counter += len(pixels)
+            if any(chosen):
+                kept = tuple(name for name, keep in zip(names, chosen, strict=True) if keep)
+                yield images.to_tensor(pixels[np.array(chosen)], self.artifact.spec.input), kept
+
+    def tensors(self, part: Part) -> Iterator[NDArray[Any]]:
+        """As `part`, without names."""
+        return (tensor for tensor, _ in self.part(part))
+
+    def _belongs(self, number: int, part: Part) -> bool:
+        before = number * self.held // self.used
+        held = (number + 1) * self.held // self.used > before
+        half = (number - before) % 2
+        return {"held": held, "ranges": not held, "first": not held and half == 0, "second": not held and half == 1}[part]
+
+    def _all(self) -> Iterator[tuple[NDArray[np.uint8], tuple[str, ...]]]:
+        contract = self.artifact.spec.input
+        if self.data is None:
+            for start in range(0, self.used, BATCH):
+                count = min(BATCH, self.used - start)
+                yield (
+                    synthetic.pixels(count, contract, seed=self.config.seed + start),
+                    tuple(f"random {start + i}" for i in range(count)),
+                )
+            return
+        load = LoadConfig(batch_size=BATCH, limit=self.used, seed=self.config.seed, max_bad=self.config.max_bad)
+        with self.data.batches(contract, load) as batches:
+            for batch in batches:
+                yield batch.pixels, batch.names
+
+
+def open_pictures(artifact: Artifact, config: QuantizeConfig) -> Pictures | None:
+    """The images that were named, or None when statistics, or nothing, are to serve.
+
+    A quarter of the images is held back, or as many as the ranges do not need; none of fewer than 16.
+
+    Raises:
+        InputError: VD3001, VD3101, VD3105: the images can't be read.
+    """
+    if config.calibration is None:
+        return None
+    data = None if config.calibration == "random" else open_dataset(Path(config.calibration), split=config.split)
+    there = RANDOM if data is None else len(data)
+    held = 0
+    if config.verify and there >= _FEWEST:
+        held = min(config.verify_images, max(there - config.limit, there // 4))
+    used = min(there, config.limit + held)
+    return Pictures(data, artifact, used, held, config)

@@ -1,0 +1,71 @@
+"""Weights to int8: each output channel has its own step, and rounding errors are compensated by the weights not yet rounded.
+
+Source: Frantar et al. 2023 (GPTQ), arXiv:2210.17323, algorithm 1, in the order of decreasing diagonal; steps are max|w| / 127.
+At 8 bits the input's noise is a large part of the error that is left, and it is known: its variance is added to the moments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Double = NDArray[np.float64]
+DAMPING = 0.01
+_BLOCK = 96
+
+
+def steps(weight: Array, *, codes: int = 127) -> NDArray[np.float32]:
+    """The step of each output channel: float32 [M] of a weight [K, M]; 1 / codes for a channel of zeros."""
+    largest = np.abs(weight).max(0).astype(np.float64)
+    largest[largest == 0] = 1.0
+    return np.asarray((largest / codes).astype(np.float32))
+
+
+def nearest(weight: Array, scale: Array, *, codes: int = 127) -> NDArray[np.int8]:
+    """Each weight to the nearest code: int8 [K, M]."""
+    return np.asarray(np.clip(np.rint(weight.astype(np.float64) / scale), -codes, codes).astype(np.int8))
+
+
+def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 127) -> NDArray[np.int8]:
+    """Codes that keep x W close to what it was on inputs with the given second moments.
+
+    Args:
+        weight: float [K, M].
+        scale: Step of each output channel, float [M].
+        moments: E[x x^T] of the input as the layer will see it, float64 [K, K].
+        codes: Greatest code.
+
+    Returns:
+        int8 [K, M]. Plain rounding where the moments can't be factored.
+    """
+    count = len(weight)
+    diagonal = np.diag(moments).copy()
+    unseen = diagonal <= 0  # always 0: whatever its weight, and nothing may be made up for through it
+    moments = moments.copy()
+    moments[unseen, unseen] = diagonal[~unseen].mean() if not unseen.all() else 1.0
+    order = np.argsort(-diagonal, kind="stable")
+    moments = moments[np.ix_(order, order)]
+    moments[np.diag_indices(count)] += DAMPING * float(np.mean(np.diag(moments)))
+    try:  # the upper factor of the inverse, which row by row says how later weights make up for an earlier one
+        upper = np.linalg.cholesky(np.linalg.inv(moments)).T.astype(np.float32)
+    except np.linalg.LinAlgError:
+        return nearest(weight, scale, codes=codes)
+    left = weight[order].astype(np.float32)
+    scale = scale.astype(np.float32)
+    found = np.empty(left.shape, np.int8)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        block, errors = left[start:stop].copy(), np.empty((stop - start, left.shape[1]), np.float32)
+        for row in range(stop - start):
+            place = start + row
+            codes_now = np.clip(np.rint(block[row] / scale), -codes, codes)
+            found[place] = codes_now
+            errors[row] = (block[row] - codes_now * scale) / upper[place, place]
+            block[row + 1 :] -= upper[place, place + 1 : stop, None] * errors[row]
+        left[stop:] -= upper[start:stop, stop:].T @ errors
+    result = np.empty_like(found)
+    result[order] = found
+    return result

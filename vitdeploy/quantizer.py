@@ -1,0 +1,336 @@
+"""The verb `quantize`: an exported ViT becomes INT8 or FP16, and is shown to run as planned before it is accepted.
+
+Four things go wrong in silence elsewhere and are checked here each time: the rewritten float graph is not the same function,
+the engine runs in float what the file says is INT8, accuracy is lost on other images than those that set the ranges, and
+the result is no faster than what it replaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vitdeploy import files, images, synthetic
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
+from vitdeploy.backends import backend, installed
+from vitdeploy.backends.base import OpenConfig, run_any, threads
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.graph import qdq, storage
+from vitdeploy.graph.census import Plan, census, require
+from vitdeploy.graph.precision import to_half
+from vitdeploy.measure.worth import Comparison, open_made, worth
+from vitdeploy.onnxgraph import read_graph
+from vitdeploy.progress import Progress, silent
+from vitdeploy.quant import rounding
+from vitdeploy.quant.calibrator import CalibrateConfig, calibrate
+from vitdeploy.quant.int8 import Layout, Outcome, Prepared, Quantizer, prepare, wants
+from vitdeploy.quant.maxima import maxima
+from vitdeploy.quant.moments import Moments, moments
+from vitdeploy.quant.pictures import BATCH, Part, Pictures, open_pictures
+from vitdeploy.quant.statistics import Statistics
+from vitdeploy.recipe import QuantizeConfig
+
+MODEL = "model.onnx"
+HALVES = ("first.npz", "second.npz")
+"""Files of saved statistics: each has seen every other image."""
+SAME = 1e-3
+"""Largest difference of the rewritten float graph, as a share of the output's standard deviation."""
+_MOMENT_IMAGES = 64
+_ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "portable": ("onnxruntime", "openvino"), "tensorrt": ()}
+
+
+def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+    """Quantize an exported model.
+
+    Args:
+        artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
+        config: Precision, target, calibration images.
+        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        progress: Hears of each step.
+
+    Returns:
+        The artifact; its record's ``proof`` has the rewrites, the choice made for every tensor, the census and the verdict.
+
+    Raises:
+        UsageError: VD2008 unusable ``out``; VD2003, VD2010, VD2011 impossible options.
+        InputError: VD3023 no ViT in the graph; VD3024 quantized already; VD3025 a graph that can't be edited; VD3101 to VD3107
+            the images; VD3109 statistics of another model; VD3110 NaN in an activation.
+        EnvironmentError_: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
+            VD4004, VD4006 the engine failed.
+    """
+    files.check_output(out, ours=RECORD)
+    precision = artifact.record.precision
+    if precision != "fp32" or read_graph(artifact.model).quantization:
+        message = f"is {precision} already" if precision != "fp32" else "has quantized operators already"
+        raise InputError("VD3024", message, file=artifact.model, fix="give the FP32 model that it was made from")
+    pictures = open_pictures(artifact, config)
+    with files.folder(out, ours=RECORD) as folder:
+        work = folder / "work"
+        work.mkdir()
+        job = _Job(artifact, config, pictures, work, progress)
+        model, plan = job.convert()
+        shutil.rmtree(work)
+        storage.write(model, folder / MODEL, _metadata(artifact))
+        record = job.record(folder)
+        found = job.check(Artifact(folder, record), plan)
+        record = seal(folder, msgspec.structs.replace(record, proof=job.proof | found))
+    return Artifact(out, record)
+
+
+@dataclass
+class _Job:
+    """One quantization.
+
+    Attributes:
+        source: The FP32 artifact.
+        config: What is wanted.
+        pictures: Calibration images, if any.
+        work: A folder for intermediate files.
+        progress: Hears of each step.
+        proof: What is to be recorded.
+    """
+
+    source: Artifact
+    config: QuantizeConfig
+    pictures: Pictures | None
+    work: Path
+    progress: Progress
+    proof: dict[str, Any] = field(default_factory=dict)
+
+    def convert(self) -> tuple[ir.Model, Plan]:
+        """The new graph, and what should run in INT8."""
+        config, model = self.config, storage.read(self.source.model)
+        if config.precision == "bf16":
+            return model, Plan()
+        layout = layout_of(config, fixed=_fixed_batch(model))
+        self.progress("quantize: rewrite", 0, 5)
+        prepared = prepare(model, layout, config.skip)
+        storage.write(prepared.model, self.work / MODEL, _metadata(self.source))
+        self.proof |= {"rewrites": prepared.rewrites, "rewritten": self._same()}
+        if config.precision == "fp16":
+            self._halve(prepared.model)
+            return prepared.model, Plan()
+        if config.precision != "int8":
+            return prepared.model, _weights_only(prepared, config, layout)
+        outcome = self._int8(prepared, layout)
+        self.proof |= {"sites": outcome.sites, "notes": outcome.notes, "calibration": self._calibration()}
+        if config.target == "tensorrt":
+            self._halve(prepared.model)
+        return prepared.model, outcome.plan
+
+    def _same(self) -> float:
+        """Run the source and the rewritten graph on a few images; the largest difference, in standard deviations."""
+        contract, output = self.source.spec.input, self.source.spec.output
+        tensor = next(self.pictures.tensors("ranges"), None) if self.pictures is not None else None
+        if tensor is None:
+            tensor = images.to_tensor(synthetic.pixels(4, contract), contract)
+        rewritten = Artifact(self.work, Record(spec=self.source.spec, made_by="quantize", entry=MODEL))
+        found = []
+        for each in (self.source, rewritten):
+            with closing(backend("onnxruntime").open(each, OpenConfig())) as runner:
+                found.append(run_any(runner, tensor[:4])[output].astype(np.float64))
+        apart = float(np.abs(found[0] - found[1]).max() / (found[0].std() or 1.0))
+        if not apart <= SAME:
+            message = f"the rewritten graph differs from the source by {apart:.2g} of the output's standard deviation"
+            fix = "leave a rewrite out with --skip, and report this model"
+            raise EnvironmentError_("VD4003", message, file=self.source.model, fix=fix)
+        return apart
+
+    def _int8(self, prepared: Prepared, layout: Layout) -> Outcome:
+        halves = self._statistics(prepared, layout)
+        if self.config.save_statistics is not None:
+            _save(halves, Path(self.config.save_statistics))
+        self.progress("quantize: equalize", 2, 5)
+        quantizer = Quantizer(prepared, layout, halves)
+        quantizer.equalize()
+        self.progress("quantize: round", 3, 5)
+        quantizer.round_weights(self._moments(quantizer))
+        self.progress("quantize: write", 4, 5)
+        outcome = quantizer.emit()
+        self.progress("quantize", 5, 5)
+        outcome.notes += [note for half in dict.fromkeys(halves) for note in half.notes]
+        return outcome
+
+    def _moments(self, quantizer: Quantizer) -> Iterator[tuple[str, Moments]] | None:
+        if self.pictures is None:
+            return None
+        storage.write(quantizer.prepared.model, self.work / MODEL)
+        pictures, count = self.pictures, threads(OpenConfig(threads=self.config.threads))
+
+        def some() -> Iterator[NDArray[Any]]:
+            return islice(pictures.tensors("ranges"), max(1, _MOMENT_IMAGES // BATCH))
+
+        return moments(self.work / MODEL, quantizer.widths(), some, threads=count)
+
+    def _statistics(self, prepared: Prepared, layout: Layout) -> tuple[Statistics, Statistics]:
+        """Of the two halves of the images, observed or read."""
+        contract, config = msgspec.json.encode(self.source.spec.input).decode(), self.config
+        if self.pictures is None:
+            return _read(Path(str(config.statistics)), files.sha256(self.work / MODEL), contract)
+        wanted, source = wants(prepared.structure, layout), self._calibration()["source"]
+        options = CalibrateConfig(limit=config.limit, batch=BATCH, threads=config.threads, contract=contract, source=source)
+
+        def observe(part: Part) -> Statistics:
+            assert self.pictures is not None
+            return calibrate(self.work / MODEL, wanted, self.pictures.part(part), options, progress=self.progress)
+
+        first = observe("first")
+        return first, observe("second") if self.pictures.used - self.pictures.held > 1 else first
+
+    def _calibration(self) -> dict[str, Any]:
+        if self.pictures is None:
+            return {"source": "statistics", "folder": self.config.statistics}
+        count, data = self.pictures.used - self.pictures.held, self.pictures.data
+        if data is None:
+            return {"source": "random", "images": count}
+        return {"source": data.name, "digest": data.digest, "images": count}
+
+    def _halve(self, model: ir.Model) -> None:
+        """Turn the graph into FP16, with FP32 where the calibration images show that FP16 would overflow."""
+        ranges: dict[str, float] = {}
+        keep = list(self.config.keep_fp32)
+        if self.pictures is not None:
+            count = threads(OpenConfig(threads=self.config.threads))
+            ranges = maxima(model, self.pictures.tensors("ranges"), self.work, threads=count)
+        elif "layernorm" not in keep:
+            keep.append("layernorm")
+            note = "no calibration images: LayerNorm stays FP32, other tensors were not checked for overflow"
+            self.proof["notes"] = [*self.proof.get("notes", []), note]
+        self.proof["fp16"] = msgspec.to_builtins(to_half(model, keep=keep, ranges=ranges))
+
+    def record(self, folder: Path) -> Record:
+        """The record so far; the PyTorch original's weights come along."""
+        weights = self.source.weights
+        if weights is not None:
+            files.need_space(folder, weights.stat().st_size)
+            shutil.copyfile(weights, folder / weights.name)
+        return Record(
+            precision=self.config.precision,
+            entry=MODEL,
+            weights=None if weights is None else weights.name,
+            spec=self.source.spec,
+            made_by="quantize",
+            config=msgspec.to_builtins(self.config),
+            origin=self.source.record.origin,
+            proof=self.proof,
+            tools=versions("onnx", "onnx_ir", "onnxruntime", "openvino", "numpy"),
+            parent=self.source.id,
+        )
+
+    def check(self, made: Artifact, plan: Plan) -> dict[str, Any]:
+        """Count the kernels on the target's engines, and say whether it was worth it."""
+        config, options = self.config, OpenConfig(threads=self.config.threads)
+        there = [name for name in _ENGINES[config.target] if name in installed()]
+        found: dict[str, Any] = {"census": {}}
+        for engine in there:
+            with closing(open_made(made, engine, options)) as runner:
+                counted = census(plan, runner.kernels(), engine)
+            require(counted)
+            found["census"][engine] = msgspec.to_builtins(counted)
+        if not there:
+            verdict = f"{config.precision.upper()}: not run here: no engine of the target {config.target!r} is installed"
+            return found | {"verdict": verdict}
+        if not config.verify:
+            return found
+        held = self.pictures is not None and self.pictures.held > 0
+        batches: Iterator[NDArray[Any]] = iter(())
+        if self.pictures is not None and self.pictures.data is not None:
+            batches = self.pictures.tensors("held" if held else "ranges")
+        comparison = Comparison(self.source, made, there[0], options, held)
+        measured = worth(comparison, batches, progress=self.progress)
+        return found | {"worth": msgspec.to_builtins(measured), "verdict": measured.verdict}
+
+
+def _metadata(artifact: Artifact) -> dict[str, str]:
+    return {
+        METADATA_SPEC: msgspec.json.encode(artifact.spec).decode(),
+        "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(artifact.spec)).hexdigest(),
+        "vitdeploy.parent": artifact.id,
+    }
+
+
+def layout_of(config: QuantizeConfig, *, fixed: bool) -> Layout:
+    """What the target reads best.
+
+    Args:
+        config: Target, instruction set, attention.
+        fixed: Whether the model's batch is fixed: then ONNX Runtime needs int32 biases.
+    """
+    attention = config.attention if config.attention is not None else config.target == "openvino"
+    return Layout(
+        symmetric=config.target in ("tensorrt", "portable"),
+        signed=config.isa == "neon-dotprod" and config.target == "onnxruntime",
+        attention=attention,
+        integer_bias=fixed and config.target in ("onnxruntime", "portable"),
+        codes=63 if config.isa == "avx2" else 127,
+        lane_db=config.lane_db,
+    )
+
+
+def _fixed_batch(model: ir.Model) -> bool:
+    shape = model.graph.inputs[0].shape
+    return shape is not None and len(shape) > 0 and isinstance(shape[0], int)
+
+
+def _save(halves: tuple[Statistics, Statistics], folder: Path) -> None:
+    with files.folder(folder, ours=HALVES[0]) as fresh:
+        for half, name in zip(halves, HALVES, strict=True):
+            half.save(fresh / name)
+
+
+def _read(folder: Path, model: str, contract: str) -> tuple[Statistics, Statistics]:
+    first, second = (Statistics.load(folder / name) for name in HALVES)
+    for half in (first, second):
+        if half.model != model or half.contract != contract:
+            message = "the statistics are of another model or input contract, or of other rewrites"
+            raise InputError("VD3109", message, file=folder, fix="quantize with --calibration, and save them again")
+    return (first, first) if first.digest == second.digest else (first, second)
+
+
+def _weights_only(prepared: Prepared, config: QuantizeConfig, layout: Layout) -> Plan:
+    """INT8 weights, and activations at run time or not at all; no images."""
+    dynamic = []
+    integer = config.precision == "int8-dynamic" and config.target == "onnxruntime"
+    for linear in prepared.structure.linears:
+        weight = linear.weight
+        scale = rounding.steps(weight, codes=layout.codes)
+        codes = rounding.nearest(weight, scale, codes=layout.codes)
+        dynamic.append(f"{linear.name}Integer" if integer else linear.name)
+        if integer:
+            qdq.quantize_at_run_time(linear, codes, scale)
+        else:
+            qdq.quantize_weight(linear, codes, scale)
+    return Plan(dynamic=tuple(dynamic))
+
+
+def foreign(path: Path, contract: Path, *, name: str = "") -> Artifact:
+    """A ViT's ONNX file that was made elsewhere, with the input contract that it lacks.
+
+    Raises:
+        InputError: VD3011 not ONNX; VD3107 its input does not fit the contract.
+        UsageError: As `recipe.read_contract`.
+    """
+    from vitdeploy.recipe import read_contract
+    from vitdeploy.spec import ModelSpec
+
+    graph = read_graph(path)
+    given = read_contract(contract)
+    if len(graph.inputs) != 1 or not graph.outputs:
+        raise InputError("VD3107", f"has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one image", file=path)
+    shape = graph.outputs[0].shape
+    classes = shape[-1] if shape and len(shape) == 2 and isinstance(shape[-1], int) else 0
+    if not classes:
+        raise UsageError("VD2010", f"the first output is {graph.outputs[0].name} {shape}, not logits [N, classes]", file=path)
+    spec = ModelSpec(name=name or path.stem, network="module", input=given, classes=classes)
+    return Artifact(path.parent, Record(entry=path.name, spec=spec, made_by="import"))

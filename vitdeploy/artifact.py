@@ -85,6 +85,12 @@ class Artifact:
         return self.record.spec
 
     @property
+    def engine(self) -> str | None:
+        """The one engine that this file was made for, or None when any will do."""
+        target = self.record.config.get("target") if self.record.made_by == "quantize" else None
+        return None if target in (None, "portable") else str(target)
+
+    @property
     def name(self) -> str:
         """Name for tables: the model's."""
         return self.spec.name

@@ -101,7 +101,7 @@ def predict(
     from vitdeploy import backends
     from vitdeploy.backends.base import OpenConfig, run_any
 
-    name = config.backend or choose(backends.installed())
+    name = config.backend or artifact.engine or choose(backends.installed())
     found = []
     with closing(backends.backend(name).open(artifact, OpenConfig(threads=config.threads))) as runner:
         for done, path in enumerate(images):

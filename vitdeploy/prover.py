@@ -90,12 +90,12 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
     """
     if not artifacts:
         raise UsageError("VD2010", "no artifact to measure", fix="give one or more")
-    engines = _engines(config.backends)
+    engines = [_engines(config.backends, artifact) for artifact in artifacts]
     subjects: list[Subject] = []
     originals: dict[bytes, str] = {}
     notes: list[str] = []
     labels = _labels(artifacts)
-    for artifact, label in zip(artifacts, labels, strict=True):
+    for artifact, label, names in zip(artifacts, labels, engines, strict=True):
         before = f"{label} / " if len(artifacts) > 1 else ""
         key = _origin(artifact)
         if key is not None and key not in originals and REFERENCE in installed():
@@ -104,7 +104,7 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
         reference = None if key is None else originals.get(key)
         if reference is None:
             notes.append(f"{label}: no speed-up, {_why_not(artifact)}")
-        subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in engines]
+        subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in names]
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
     rows, remarks = latency.measure(subjects, config, progress=progress)
@@ -171,7 +171,7 @@ class _Trial:
 
 def _compared(artifact: Artifact, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Names of the backends, the reference first, and why it is not the original if it is not."""
-    engines = _engines(wanted)
+    engines = _engines(wanted, artifact)
     if REFERENCE in wanted or (artifact.weights is not None and REFERENCE in installed()):
         return (REFERENCE, *engines), []
     why = _why_not(artifact)
@@ -183,8 +183,8 @@ def _why_not(artifact: Artifact) -> str:
     return "the artifact does not carry its original's weights" if artifact.weights is None else "PyTorch is not installed"
 
 
-def _engines(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The backends that are measured beside the reference.
+def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
+    """The backends that are measured beside the reference: those named, else the one the file was made for, else all.
 
     Raises:
         UsageError: VD2009.
@@ -192,7 +192,11 @@ def _engines(wanted: tuple[str, ...]) -> tuple[str, ...]:
     """
     for name in wanted:
         backend(name)
-    engines = tuple(dict.fromkeys(name for name in wanted or installed() if name != REFERENCE))
+    there = installed() if artifact.engine is None else tuple(name for name in installed() if name == artifact.engine)
+    engines = tuple(dict.fromkeys(name for name in wanted or there if name != REFERENCE))
+    if not engines and not wanted and artifact.engine is not None:
+        message = f"was made for {artifact.engine}, which is not installed"
+        raise EnvironmentError_("VD4001", message, file=artifact.model, fix="quantize for an engine that is")
     if not engines and not wanted:
         fix = "run: pip install 'vitdeploy[onnxruntime]'"
         raise EnvironmentError_("VD4001", "no inference engine is installed", fix=fix)
@@ -250,7 +254,9 @@ def _origin(artifact: Artifact) -> bytes | None:
 
 def _labels(artifacts: Sequence[Artifact]) -> list[str]:
     """A name for each artifact, unique: the model's, or the path where two are alike."""
-    names = [artifact.name for artifact in artifacts]
+    plain = [artifact.name for artifact in artifacts]
+    precisions = [f"{artifact.name} {artifact.record.precision}" for artifact in artifacts]
+    names = plain if len(set(plain)) == len(plain) else precisions
     pairs = zip(names, artifacts, strict=True)
     places = [
         name if names.count(name) == 1 else str(artifact.folder if artifact.record.files else artifact.model)

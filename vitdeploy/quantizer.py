@@ -26,10 +26,10 @@ from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, ve
 from vitdeploy.backends import backend, installed
 from vitdeploy.backends.base import OpenConfig, run_any, threads
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
-from vitdeploy.graph import qdq, storage
+from vitdeploy.graph import native, qdq, storage
 from vitdeploy.graph.census import Plan, census, require
 from vitdeploy.graph.precision import to_half
-from vitdeploy.measure.worth import Comparison, open_made, worth
+from vitdeploy.measure.worth import Comparison, worth
 from vitdeploy.onnxgraph import read_graph
 from vitdeploy.progress import Progress, silent
 from vitdeploy.quant import rounding
@@ -40,6 +40,7 @@ from vitdeploy.quant.moments import Moments, moments
 from vitdeploy.quant.pictures import BATCH, Part, Pictures, open_pictures
 from vitdeploy.quant.statistics import Statistics
 from vitdeploy.recipe import QuantizeConfig
+from vitdeploy.spec import InputContract
 
 MODEL = "model.onnx"
 HALVES = ("first.npz", "second.npz")
@@ -113,7 +114,7 @@ class _Job:
         config, model = self.config, storage.read(self.source.model)
         if config.precision == "bf16":
             return model, Plan()
-        layout = layout_of(config, fixed=_fixed_batch(model))
+        layout = layout_of(config, self.source.spec.input, fixed=_fixed_batch(model))
         self.progress("quantize: rewrite", 0, 5)
         prepared = prepare(model, layout, config.skip)
         storage.write(prepared.model, self.work / MODEL, _metadata(self.source))
@@ -127,6 +128,8 @@ class _Job:
         self.proof |= {"sites": outcome.sites, "notes": outcome.notes, "calibration": self._calibration()}
         if config.target == "tensorrt":
             self._halve(prepared.model)
+        elif config.target == "onnxruntime":
+            self.proof["rewrites"] |= {"native-products": native.fuse(prepared.model)}
         return prepared.model, outcome.plan
 
     def _same(self) -> float:
@@ -234,7 +237,7 @@ class _Job:
         there = [name for name in _ENGINES[config.target] if name in installed()]
         found: dict[str, Any] = {"census": {}}
         for engine in there:
-            with closing(open_made(made, engine, options)) as runner:
+            with closing(backend(engine).open(made, options)) as runner:
                 counted = census(plan, runner.kernels(), engine)
             require(counted)
             found["census"][engine] = msgspec.to_builtins(counted)
@@ -260,22 +263,31 @@ def _metadata(artifact: Artifact) -> dict[str, str]:
     }
 
 
-def layout_of(config: QuantizeConfig, *, fixed: bool) -> Layout:
+def layout_of(config: QuantizeConfig, contract: InputContract, *, fixed: bool) -> Layout:
     """What the target reads best.
 
     Args:
         config: Target, instruction set, attention.
-        fixed: Whether the model's batch is fixed: then ONNX Runtime needs int32 biases.
+        contract: What the pixels' range is taken from.
+        fixed: Whether the model's batch is fixed: then ONNX Runtime reads a pattern of Q/DQ only with int32 biases.
     """
-    attention = config.attention if config.attention is not None else config.target == "openvino"
     return Layout(
         symmetric=config.target in ("tensorrt", "portable"),
         signed=config.isa == "neon-dotprod" and config.target == "onnxruntime",
-        attention=attention,
-        integer_bias=fixed and config.target in ("onnxruntime", "portable"),
+        attention=config.attention,
+        pixels=_span(contract) if config.target == "openvino" else None,
+        integer_bias=fixed and config.target == "portable",
         codes=63 if config.isa == "avx2" else 127,
         lane_db=config.lane_db,
     )
+
+
+def _span(contract: InputContract) -> tuple[float, float]:
+    """Least and greatest number that a pixel becomes."""
+    if contract.tensor != "float32-nchw":
+        return 0.0, 255.0
+    pairs = list(zip(contract.mean, contract.std, strict=True))
+    return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
 
 
 def _fixed_batch(model: ir.Model) -> bool:

@@ -47,7 +47,7 @@ def collect(case: Case, engine: str, options: argparse.Namespace) -> Table:
     labels = np.load(case.labels)
     source = Artifact.open(case.artifact, verify=False)
     precisions = ["f32", "bf16"] if engine == "openvino" else ["f32"]
-    reference = logits(case, source, engine, OpenConfig(threads=options.threads), options.work)
+    reference = logits(case, source, engine, OpenConfig(threads=options.threads, precision="f32"), options.work)
     table = Table(case.name, engine, len(labels), [], [])
 
     def add(method: str, title: str, artifact: Artifact, made: Made | None) -> None:

@@ -27,7 +27,8 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         threads: Threads inside one run; None is the number of cores this process may use.
         device: ``cpu``, or what the backend calls another device.
-        precision: What float parts of the model are computed in, whatever the file holds; None is ``f32``.
+        precision: What float parts of the model are computed in, whatever the file holds; None is ``f32``, or what the artifact
+            was made for (``bf16``).
     """
 
     threads: int | None = None

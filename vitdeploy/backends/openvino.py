@@ -52,7 +52,8 @@ class OpenVino:
             EnvironmentError_: VD4004, the engine refused the model; VD4006, out of memory.
         """
         only_cpu(self.name, config)
-        return OpenVinoRunner(artifact, threads(config), config.precision or "f32")
+        made = "bf16" if artifact.record.precision == "bf16" else "f32"
+        return OpenVinoRunner(artifact, threads(config), config.precision or made)
 
 
 class OpenVinoRunner:

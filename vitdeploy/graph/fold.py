@@ -10,27 +10,27 @@ LayerNorm itself, stays what it was: LN(x R) = LN(x) R when R is orthogonal and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.structure import (
-    Attention,
+from vitdeploy.graph.editor import Array, constant, integer, text, whole
+from vitdeploy.graph.layers import (
     Linear,
-    Site,
-    Structure,
     add_constant,
-    constant,
+    declare,
+    first,
+    insert,
     insert_linear,
     insert_split,
-    ints,
     own,
+    remove,
+    substitute,
 )
+from vitdeploy.graph.structure import Attention, Site, Structure
 
-Array = NDArray[Any]
 Double = NDArray[np.float64]
 
 
@@ -40,25 +40,22 @@ def normalisation(model: ir.Model) -> list[str]:
     Understood between the input and an unpadded convolution: Sub, Add, Mul and Div by a number or by [C, 1, 1] numbers.
     """
     conv = next((node for node in model.graph if node.op_type == "Conv"), None)
-    if conv is None or any(ints(conv, "pads") or ()) or conv.inputs[0] is None:
+    weight = None if conv is None else constant(conv.inputs[1])
+    if conv is None or weight is None or not _cuts(conv):
         return []
     factor, offset, gone = np.ones(1), np.zeros(1), list[ir.Node]()  # what the convolution sees: x * factor + offset
-    value = conv.inputs[0]
-    for node in _upwards(value):
-        number = constant(node.inputs[1]) if len(node.inputs) == 2 else None
-        flat = None if number is None else _channels(number)
-        if flat is None or node.op_type not in ("Sub", "Add", "Mul", "Div") or len(list(node.outputs[0].uses())) != 1:
+    for node in _upwards(conv.inputs[0]):
+        flat = _channels(constant(node.inputs[1])) if len(node.inputs) == 2 else None
+        if flat is None or node.op_type not in ("Sub", "Add", "Mul", "Div") or _read_elsewhere(node) or _widens(node):
             break
         if node.op_type in ("Mul", "Div"):
             factor = factor * (flat if node.op_type == "Mul" else 1 / flat)
         else:
             offset = offset + factor * (flat if node.op_type == "Add" else -flat)
         gone.append(node)
-    weight = constant(conv.inputs[1])
-    if not gone or weight is None:
+    if not gone:
         return []
-    channels = weight.shape[1]
-    factor, offset = np.broadcast_to(factor, channels), np.broadcast_to(offset, channels)
+    factor, offset = (np.broadcast_to(part, weight.shape[1]) for part in (factor, offset))
     bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
     total = np.einsum("mchw,c->m", weight.astype(np.float64), offset) + (0 if bias is None else bias)
     own(conv, 1, (weight * factor[None, :, None, None]).astype(np.float32))
@@ -67,24 +64,39 @@ def normalisation(model: ir.Model) -> list[str]:
         conv.replace_input_with(2, add_constant(conv, f"{conv.name}.bias", total.astype(np.float32)))
     else:
         own(conv, 2, total.astype(np.float32))
-    first = gone[-1].inputs[0]
-    assert first is not None
-    conv.replace_input_with(0, first)
-    return _remove(gone)
+    conv.replace_input_with(0, gone[-1].inputs[0])
+    return remove(gone)
 
 
-def _upwards(value: ir.Value) -> Iterator[ir.Node]:
-    node = value.producer()
+def _cuts(conv: ir.Node) -> bool:
+    """Whether a convolution sees nothing but pixels: behind padding, zeros would have to become means."""
+    known = len(conv.inputs) < 3 or conv.inputs[2] is None or constant(conv.inputs[2]) is not None
+    plain = text(conv, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(whole(conv, "pads") or ())
+    return known and plain and integer(conv, "group", 1) == 1
+
+
+def _upwards(value: ir.Value | None) -> Iterator[ir.Node]:
+    node = None if value is None else value.producer()
     while node is not None and node.inputs[0] is not None:
         yield node
         node = node.inputs[0].producer()
 
 
-def _channels(number: Array) -> Double | None:
+def _read_elsewhere(node: ir.Node) -> bool:
+    return len(list(node.outputs[0].uses())) != 1 or node.outputs[0].is_graph_output()
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether one channel of the input may become several by broadcasting."""
+    before, after = (None if value is None else value.shape for value in (node.inputs[0], node.outputs[0]))
+    return before is None or after is None or len(before) != 4 or len(after) != 4 or before[1] != after[1]
+
+
+def _channels(number: Array | None) -> Double | None:
     """One number, or one a channel of [N, C, H, W]; None for anything else."""
-    if number.size == 1:
-        return number.reshape(1).astype(np.float64)
-    shape = number.shape if number.ndim < 4 else number.shape[1:]
+    if number is None or number.size == 1:
+        return None if number is None else number.reshape(1).astype(np.float64)
+    shape = number.shape[1:] if number.ndim == 4 and number.shape[0] == 1 else number.shape
     return number.reshape(-1).astype(np.float64) if len(shape) == 3 and shape[1:] == (1, 1) else None
 
 
@@ -98,12 +110,12 @@ def layer_scale(structure: Structure) -> list[str]:
             continue
         other = scale.inputs[1 - users[0].idx]
         gamma = constant(other)
-        if gamma is None or gamma.size not in (1, linear.shape[1]) or gamma.reshape(-1).size != gamma.shape[-1:][0] * 1:
+        if gamma is None or (gamma.size > 1 and not gamma.size == linear.shape[1] == gamma.shape[-1]) or gamma.ndim > 3:
             continue
         gamma = gamma.reshape(-1).astype(np.float64)
         linear.write(linear.weight * gamma, linear.bias * gamma)
-        scale.outputs[0].replace_all_uses_with(linear.output, replace_graph_outputs=True)
-        gone += _remove([scale])
+        substitute(scale.outputs[0], linear.output)
+        gone += remove([scale])
     return gone
 
 
@@ -121,12 +133,12 @@ def query_scale(structure: Structure) -> list[str]:
             factor *= float(number.reshape(())) if node.op_type == "Mul" else 1 / float(number.reshape(()))
             above = node.inputs[0]
             assert above is not None
-            node.outputs[0].replace_all_uses_with(above)
+            substitute(node.outputs[0], above)
         weight, bias, chosen = query.weight, query.bias, columns.reshape(-1)
         weight[:, chosen] *= factor
         bias[chosen] *= factor
         query.write(weight, bias)
-        gone += _remove(list(attention.scale))
+        gone += remove(attention.scale)
         attention.scale = ()
     return gone
 
@@ -139,7 +151,7 @@ def pack(structure: Structure) -> list[str]:
         if any(linear is None for linear in found) or len({id(linear) for linear in found}) < 3:
             continue
         parts = [linear for linear in found if linear is not None]
-        if any(part.input is not parts[0].input for part in parts):
+        if any(part.input is not parts[0].input or part.output.is_graph_output() for part in parts):
             continue
         _pack(attention, parts)
         packed.append(parts[0].name)
@@ -149,32 +161,29 @@ def pack(structure: Structure) -> list[str]:
 def _pack(attention: Attention, parts: list[Linear]) -> None:
     widths = [part.shape[1] for part in parts]
     weight, bias = np.concatenate([part.weight for part in parts], 1), np.concatenate([part.bias for part in parts])
-    before = min(parts, key=lambda part: _place(part.matmul)).matmul
+    before = first(part.matmul for part in parts)
     stem = f"{str(before.name).removesuffix('/MatMul')}.packed"
     outputs, nodes = [part.output for part in parts], [node for part in parts for node in (part.add, part.matmul) if node]
     linear = insert_linear(before, parts[0].input, weight, bias, stem)
     for old, new in zip(outputs, insert_split(before, linear.output, widths, stem), strict=True):
-        old.replace_all_uses_with(new)
-    _remove(nodes)
+        substitute(old, new)
+    remove(nodes)
     starts = np.cumsum([0, *widths[:-1]])
     attention.linears = (linear, linear, linear)
     columns = [None if own is None else own + start for own, start in zip(attention.columns, starts, strict=True)]
     attention.columns = (columns[0], columns[1], columns[2])
 
 
-def _place(node: ir.Node) -> int:
-    assert isinstance(node.graph, ir.Graph)
-    return next(index for index, each in enumerate(node.graph) if each is node)
-
-
 def norm_affine(site: Site) -> bool:
-    """LayerNorm's weight and bias into the layers that take it; False when it has other users or no affine.
+    """LayerNorm's weight and bias into the layers that take it; False when it has other users, or 1 and 0 already.
 
     W' = diag(gamma) W, b' = b + beta W; then gamma = 1 and beta = 0.
     """
     if site.kind != "norm" or not site.only or site.maker is None:
         return False
     gamma, beta = affine(site.maker)
+    if (gamma == 1).all() and not beta.any():
+        return False
     for linear in site.linears:
         weight = linear.weight.astype(np.float64)
         linear.write(gamma[:, None] * weight, linear.bias + beta @ weight)
@@ -195,38 +204,39 @@ def write_affine(norm: ir.Node, gamma: Array, beta: Array) -> None:
     own(norm, 1, gamma.astype(np.float32))
     if len(norm.inputs) > 2 and norm.inputs[2] is not None:
         own(norm, 2, beta.astype(np.float32))
-    else:
+    elif np.any(beta):
         norm.resize_inputs(3)
         norm.replace_input_with(2, add_constant(norm, f"{norm.name}.bias", beta.astype(np.float32)))
 
 
 def rescale_input(site: Site, factor: Array, shift: Array) -> None:
-    """Make a site's tensor (x - shift) / factor instead of x, and its layers undo it; free for ``norm`` and ``context``.
+    """Make a site's tensor (x - shift) / factor instead of x, and its layers undo it; free behind a norm, else one Mul.
 
     Args:
-        site: Of kind ``norm``, with no other users; or ``activation``, where a Mul is inserted and no shift is possible.
+        site: Of kind ``norm``, with no other users; or any other kind, where a Mul is inserted and no shift is possible.
         factor: float [K], above 0.
-        shift: float [K]; zeros for an ``activation``.
+        shift: float [K]; zeros unless the kind is ``norm``.
     """
+    norm = site.maker if site.kind == "norm" else None
+    assert site.only if norm is not None else not np.any(shift)
     for linear in site.linears:
         weight = linear.weight.astype(np.float64)
         linear.write(factor[:, None] * weight, linear.bias + shift @ weight)
-    if site.kind == "norm":
-        assert site.maker is not None
-        gamma, beta = affine(site.maker)
-        write_affine(site.maker, gamma / factor, (beta - shift) / factor)
+    if norm is not None:
+        gamma, beta = affine(norm)
+        write_affine(norm, gamma / factor, (beta - shift) / factor)
         return
-    matmul = site.linears[0].matmul
-    graph, stem = matmul.graph, str(matmul.name).removesuffix("/MatMul")
-    assert isinstance(graph, ir.Graph)
-    divisor = add_constant(matmul, f"{stem}.equalise", (1 / factor).astype(np.float32))
-    scaled = ir.node("Mul", [site.value, divisor], name=f"{stem}.equalise/Mul")
-    value = scaled.outputs[0]
-    value.name, value.type, value.shape = f"{scaled.name}_out", site.value.type, site.value.shape
-    graph.insert_before(min((linear.matmul for linear in site.linears), key=_place), scaled)
-    for linear in site.linears:
-        linear.matmul.replace_input_with(0, value)
-    site.value = value
+    takers = [linear.matmul if linear.input is site.value else linear.input.producer() for linear in site.linears]
+    users = [node for node in dict.fromkeys(takers) if node is not None]
+    place = first(users)
+    stem = f"{site.linears[0].name.removesuffix('/MatMul')}.equalise"
+    divisor = add_constant(place, f"{stem}.weight", (1 / factor).astype(np.float32))
+    scaled = ir.node("Mul", [site.value, divisor], name=f"{stem}/Mul")
+    declare(scaled.outputs[0], site.value.type, site.value.shape)
+    insert([scaled], place)
+    for node in users:
+        node.replace_input_with(0, scaled.outputs[0])
+    site.value = scaled.outputs[0]
 
 
 def shift_values(attention: Attention, factor: Array, shift: Array) -> None:
@@ -300,7 +310,7 @@ def rotation(width: int, seed: int = 0) -> Double:
     """An orthogonal matrix that leaves the vector of ones in place and spreads every other direction over all channels.
 
     R = B diag(1, D) B: B is the reflection that takes the first unit vector to 1/sqrt(C), D a cosine transform (DCT-II) with
-    random signs. Made of closed formulas: the same on every machine.
+    random signs.
 
     Args:
         width: C.
@@ -309,33 +319,20 @@ def rotation(width: int, seed: int = 0) -> Double:
     Returns:
         R, float64 [C, C], R R^T = I and R 1 = 1.
     """
-    size = width - 1
-    place = np.arange(size)
-    cosine = np.sqrt(2 / size) * np.cos(np.pi * (2 * place[:, None] + 1) * place[None] / (2 * size))  # [C-1, C-1]
-    cosine[:, 0] /= np.sqrt(2)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (2, size))
-    inner = np.zeros((width, width))
-    inner[0, 0] = 1
-    inner[1:, 1:] = signs[0][:, None] * cosine * signs[1]
+    if width == 1:
+        return np.ones((1, 1))
+    inner = np.eye(width)
+    inner[1:, 1:] = head_rotation(width - 1, seed)
     axis = np.full(width, -1 / np.sqrt(width))
     axis[0] += 1
-    reflection = np.eye(width) - 2 * np.outer(axis, axis) / (axis @ axis) if width > 1 else np.eye(1)
+    reflection = np.eye(width) - 2 * np.outer(axis, axis) / (axis @ axis)
     return np.asarray(reflection @ inner @ reflection)
 
 
 def head_rotation(size: int, seed: int = 0) -> Double:
-    """An orthogonal cosine transform with random signs, float64 [d, d]."""
+    """An orthogonal cosine transform (DCT-II) with random signs, float64 [d, d]."""
     place = np.arange(size)
     cosine = np.sqrt(2 / size) * np.cos(np.pi * (2 * place[:, None] + 1) * place[None] / (2 * size))
     cosine[:, 0] /= np.sqrt(2)
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (2, size))
     return np.asarray(signs[0][:, None] * cosine * signs[1])
-
-
-def _remove(nodes: Sequence[ir.Node]) -> list[str]:
-    """Take nodes that nothing uses out of the graph; their names."""
-    names = [str(node.name) for node in nodes]
-    for node in nodes:
-        assert isinstance(node.graph, ir.Graph)
-        node.graph.remove(node, safe=True)
-    return names

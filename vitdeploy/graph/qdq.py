@@ -7,15 +7,14 @@ channel and an explicit zero point of 0 (without it ONNX Runtime computes a stat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.structure import Linear, add_constant
+from vitdeploy.graph.editor import Array
+from vitdeploy.graph.layers import Linear, add_constant, declare, first, insert, release, remove, substitute
 
-Array = NDArray[Any]
 LARGEST_BIAS = 1 << 30
 """Codes of an int32 bias stay below this, so that the sum of products beside it can't overflow."""
 
@@ -31,19 +30,17 @@ def quantize(value: ir.Value, scale: float, zero: int, dtype: type[np.generic], 
         uses: Node and input index of each use that shall see the rounded tensor.
     """
     uses = list(uses)
-    before = first(node for node, _ in uses)
-    graph, name = before.graph, str(value.name)
-    assert isinstance(graph, ir.Graph)
+    before, name = first(node for node, _ in uses), str(value.name)
     constants = [
         add_constant(before, f"{name}.scale", np.array(scale, np.float32)),
         add_constant(before, f"{name}.zero", np.array(zero, dtype)),
     ]
     down = ir.node("QuantizeLinear", [value, *constants], name=f"{name}/QuantizeLinear")
     up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{name}/DequantizeLinear")
-    kind = ir.DataType.UINT8 if dtype is np.uint8 else ir.DataType.INT8
-    for node, suffix, type_ in ((down, "quantized", ir.TensorType(kind)), (up, "dequantized", value.type)):
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = f"{name}.{suffix}", value.shape, type_
-    graph.insert_before(before, [down, up])
+    down.outputs[0].name, up.outputs[0].name = f"{name}.quantized", f"{name}.dequantized"
+    declare(down.outputs[0], ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))), value.shape)
+    declare(up.outputs[0], value.type, value.shape)
+    insert([down, up], before)
     for node, index in uses:
         node.replace_input_with(index, up.outputs[0])
 
@@ -56,20 +53,36 @@ def quantize_weight(linear: Linear, codes: NDArray[np.int8], scale: Array) -> No
         codes: int8 [K, M].
         scale: Step of each output channel, float [M].
     """
-    node = linear.matmul
-    weight = node.inputs[1]
-    assert weight is not None and isinstance(node.graph, ir.Graph)
-    name = str(weight.name)
+    _dequantize(linear.matmul, codes, scale, axis=1)
+
+
+def quantize_convolution(conv: ir.Node, codes: NDArray[np.int8], scale: Array) -> None:
+    """Store a convolution's weight as int8 with a DequantizeLinear behind it; its bias stays float.
+
+    Args:
+        conv: A Conv with a constant weight.
+        codes: int8 [M, C, kh, kw].
+        scale: Step of each output channel, float [M].
+    """
+    _dequantize(conv, codes, scale, axis=0)
+
+
+def _dequantize(node: ir.Node, codes: Array, scale: Array, *, axis: int) -> None:
+    """A DequantizeLinear of constant codes in the place of a node's second input, with one step for each index of an axis."""
+    old = node.inputs[1]
+    assert old is not None
+    name = str(old.name)
     constants = [
         add_constant(node, f"{name}.codes", codes),
         add_constant(node, f"{name}.scale", scale.astype(np.float32)),
-        add_constant(node, f"{name}.zero", np.zeros(len(scale), np.int8)),
+        add_constant(node, f"{name}.zero", np.zeros(len(scale), codes.dtype)),
     ]
-    up = ir.node("DequantizeLinear", constants, {"axis": 1}, name=f"{name}/DequantizeLinear")
-    result = up.outputs[0]
-    result.name, result.shape, result.type = f"{name}.dequantized", ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)
-    node.graph.insert_before(node, up)
-    node.replace_input_with(1, result)
+    up = ir.node("DequantizeLinear", constants, {"axis": axis}, name=f"{name}/DequantizeLinear")
+    up.outputs[0].name = f"{name}.dequantized"
+    declare(up.outputs[0], ir.TensorType(ir.DataType.FLOAT), codes.shape)
+    insert([up], node)
+    node.replace_input_with(1, up.outputs[0])
+    release(old)
 
 
 def quantize_bias(linear: Linear, scale: Array) -> bool:
@@ -83,22 +96,11 @@ def quantize_bias(linear: Linear, scale: Array) -> bool:
     if add is None:
         return False
     step = scale.astype(np.float32).astype(np.float64)
-    codes = np.rint(linear.bias.astype(np.float64) / step)
-    if np.abs(codes).max(initial=0.0) > LARGEST_BIAS:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes = np.rint(linear.bias.astype(np.float64) / step)
+    if not (np.abs(codes) <= LARGEST_BIAS).all():  # not a number is too large as well: a step that is 0 in float32
         return False
-    bias = add.inputs[1]
-    assert bias is not None and isinstance(add.graph, ir.Graph)
-    name = str(bias.name)
-    constants = [
-        add_constant(add, f"{name}.codes", codes.astype(np.int32)),
-        add_constant(add, f"{name}.scale", step.astype(np.float32)),
-        add_constant(add, f"{name}.zero", np.zeros(len(step), np.int32)),
-    ]
-    up = ir.node("DequantizeLinear", constants, {"axis": 0}, name=f"{name}/DequantizeLinear")
-    result = up.outputs[0]
-    result.name, result.shape, result.type = f"{name}.dequantized", ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)
-    add.graph.insert_before(add, up)
-    add.replace_input_with(1, result)
+    _dequantize(add, codes.astype(np.int32), step, axis=0)
     return True
 
 
@@ -110,31 +112,33 @@ def quantize_at_run_time(linear: Linear, codes: NDArray[np.int8], scale: Array) 
         codes: int8 [K, M].
         scale: Step of each output channel, float [M].
     """
-    node, name = linear.matmul, linear.name
-    graph, result = node.graph, linear.matmul.outputs[0]
-    assert isinstance(graph, ir.Graph)
-    value = linear.input
-    shared = next((use.node for use in value.uses() if use.node.op_type == "DynamicQuantizeLinear"), None)
-    down = shared or ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=f"{value.name}/DynamicQuantizeLinear")
-    weight = add_constant(node, f"{name}.codes", codes)
-    steps = add_constant(node, f"{name}.scale", scale.astype(np.float32))
-    product = ir.node("MatMulInteger", [down.outputs[0], weight, down.outputs[2]], name=f"{name}Integer")
-    cast = ir.node("Cast", [product.outputs[0]], {"to": 1}, name=f"{name}/Cast")
-    step = ir.node("Mul", [down.outputs[1], steps], name=f"{name}/Mul_scale")
-    scaled = ir.node("Mul", [cast.outputs[0], step.outputs[0]], name=f"{name}/Mul")
-    fresh = [product, cast, step, scaled] if shared is not None else [down, product, cast, step, scaled]
-    for each in fresh:
-        for index, out in enumerate(each.outputs):
-            out.name = f"{each.name}_out{index or ''}"
-    scaled.outputs[0].shape, scaled.outputs[0].type = result.shape, result.type
-    graph.insert_before(node, fresh)
-    result.replace_all_uses_with(scaled.outputs[0], replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    node, stem = linear.matmul, linear.name
+    result, float32 = node.outputs[0], ir.TensorType(ir.DataType.FLOAT)
+    quantized, step, zero = _quantized_at_run_time(linear.input)
+    weight = add_constant(node, f"{stem}.codes", codes)
+    steps = add_constant(node, f"{stem}.scale", scale.astype(np.float32))
+    product = ir.node("MatMulInteger", [quantized, weight, zero], name=f"{stem}Integer")
+    cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{stem}/Cast")
+    whole = ir.node("Mul", [step, steps], name=f"{stem}/Mul_scale")
+    scaled = ir.node("Mul", [cast.outputs[0], whole.outputs[0]], name=f"{stem}/Mul")
+    declare(product.outputs[0], ir.TensorType(ir.DataType.INT32), result.shape)
+    declare(whole.outputs[0], float32, scale.shape)
+    for each in (cast, scaled):
+        declare(each.outputs[0], float32, result.shape)
+    insert([product, cast, whole, scaled], node)
+    substitute(result, scaled.outputs[0])
+    remove([node])
 
 
-def first(nodes: Iterable[ir.Node]) -> ir.Node:
-    """The node that comes first in its graph."""
-    wanted = set(nodes)
-    graph = next(iter(wanted)).graph
-    assert isinstance(graph, ir.Graph)
-    return next(node for node in graph if node in wanted)
+def _quantized_at_run_time(value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Codes, step and zero of a tensor: one DynamicQuantizeLinear for all layers, before the first user of the tensor."""
+    users = [use.node for use in value.uses()]
+    node = next((user for user in users if user.op_type == "DynamicQuantizeLinear"), None)
+    if node is None:
+        node = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=f"{value.name}/DynamicQuantizeLinear")
+        codes = ir.TensorType(ir.DataType.UINT8)
+        shapes = ((codes, value.shape), (ir.TensorType(ir.DataType.FLOAT), ()), (codes, ()))
+        for out, (type_, shape) in zip(node.outputs, shapes, strict=True):
+            declare(out, type_, shape)
+        insert([node], first(users))
+    return node.outputs[0], node.outputs[1], node.outputs[2]

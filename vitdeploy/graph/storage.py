@@ -24,7 +24,7 @@ def read(path: Path) -> ir.Model:
 
 
 def write(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Serialise a graph.
+    """Serialise a graph; initializers that nothing uses are dropped from it.
 
     Args:
         model: The graph; its metadata is replaced when some is given.
@@ -35,6 +35,9 @@ def write(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None
         model.metadata_props.clear()
         model.metadata_props.update(metadata)
     model.doc_string = None
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            model.graph.initializers.pop(name)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     with library("onnx", path):
         if size > LARGEST_INLINE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -116,7 +116,8 @@ def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[N
     classify = spec.classifies and spec.classes > 1
     parity = Parity(classify=classify)
     parts: list[NDArray[np.float64]] = []
-    with closing(backend(reference_engine).open(source, config)) as reference, closing(open_made(made, engine, config)) as runner:
+    first, second = backend(reference_engine).open(source, config), backend(engine).open(made, config)
+    with closing(first) as reference, closing(second) as runner:
         for batch in batches:
             expected, got = (run_any(each, batch)[spec.output] for each in (reference, runner))
             parity.add(expected, got)
@@ -135,12 +136,6 @@ def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[N
         divergence=Metric(mean, "nats", max(0.0, mean - spread), mean + spread) if classify else None,
         cosine=float(metrics["cosine_mean"].value),
     )
-
-
-def open_made(made: Artifact, engine: str, config: OpenConfig) -> Any:  # noqa: ANN401 (a Runner)
-    """Open an artifact as it is meant to run: in bf16 when that is its precision."""
-    hint = msgspec.structs.replace(config, precision="bf16") if made.record.precision == "bf16" else config
-    return backend(engine).open(made, hint)
 
 
 def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,8 +162,7 @@ def _timed(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     source, made, engine, config, _ = comparison
     batch = _fixed(made, engine, config)
     names = source.record.precision, made.record.precision
-    hint: Literal["bf16"] | None = "bf16" if names[1] == "bf16" else None
-    subjects = [Subject(names[0], source, engine, names[0]), Subject(names[1], made, engine, names[0], hint)]
+    subjects = [Subject(names[0], source, engine, names[0]), Subject(names[1], made, engine, names[0])]
     if names[1] not in ("bf16", "fp16") and _has_bf16(source, engine, config):
         subjects.append(Subject("bf16", source, engine, names[0], "bf16"))
     bench = msgspec.structs.replace(_BENCH, batches=(batch,), threads=config.threads)
@@ -189,7 +183,7 @@ def _plain(metric: Metric) -> Metric:
 
 
 def _fixed(made: Artifact, engine: str, config: OpenConfig) -> int:
-    with closing(open_made(made, engine, config)) as runner:
+    with closing(backend(engine).open(made, config)) as runner:
         return runner.batch or 1
 
 
@@ -229,6 +223,8 @@ def _advice(precision: str, source: str, found: Worth) -> str:
     speed = found.speedup.low if found.speedup.low is not None else found.speedup.value
     if found.other is not None and found.other.value >= found.speedup.value:
         return "not worth it here: use --precision bf16, it is as fast and loses less"
+    if found.speedup.low is not None and found.speedup.low < 1 and (found.speedup.high or 0) > FASTER:
+        return "not clear: the machine was not quiet, measure again with vitdeploy bench"
     if speed < FASTER:
         sizes = list(found.size_mib.values())
         smaller = f", but {sizes[0] / sizes[1]:.1f}x smaller" if len(sizes) == 2 and sizes[0] > 1.2 * sizes[1] else ""

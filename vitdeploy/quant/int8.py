@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitdeploy.graph import fold, qdq, residual
 from vitdeploy.graph.canonical import canonicalise
 from vitdeploy.graph.census import Plan
-from vitdeploy.graph.structure import Attention, Linear, Site, Structure, recognise
+from vitdeploy.graph.structure import Attention, Linear, Site, Structure, constant, recognise
 from vitdeploy.quant import rounding
 from vitdeploy.quant.calibrator import Want
 from vitdeploy.quant.equalize import Choice, Limits, Step, choose, step
@@ -59,6 +59,7 @@ class Layout:
         attention: Queries, keys, values and probabilities are quantized too.
         integer_bias: Biases are int32 behind a DequantizeLinear.
         codes: Greatest code of a weight: 127, or 63 where products of uint8 and int8 saturate in pairs (x86 without VNNI).
+        pixels: Range of the image input when the patch embedding is to be quantized too; None leaves it float.
         lane_db: Least ratio of signal to noise of the median token, in dB; below it an input is not quantized statically.
     """
 
@@ -67,6 +68,7 @@ class Layout:
     attention: bool = False
     integer_bias: bool = False
     codes: int = 127
+    pixels: tuple[float, float] | None = None
     lane_db: float = 20.0
 
 
@@ -327,18 +329,21 @@ class Quantizer:
                 self._quantize(site, quantizer)
             for linear in site.linears:
                 codes, scale = self.rounded[linear.name]
-                qdq.quantize_weight(linear, codes, scale)
-                (dynamic if lane else gemms).append(linear.name)
                 if not lane and self.layout.integer_bias:
                     qdq.quantize_bias(linear, scale * quantizer.scale)
+                qdq.quantize_weight(linear, codes, scale)
+                (dynamic if lane else gemms).append(linear.name)
             report.append(_row(site, name, choice, quantizer, lane=lane))
         for each in self.prepared.structure.attentions:
             if each.name in self.attention:
                 self._quantize_attention(each, self.attention[each.name])
                 attention += [str(each.scores.name), str(each.context.name)]
+        if self.layout.pixels is not None:
+            gemms += _quantize_patches(self.prepared.model, self.layout)
         lanes = [
             f"{name}: activations are quantized at run time, the median token would have {self.choices[name].token_db:.0f} dB"
-            for name in self.lanes
+            for name in self.choices
+            if name in self.lanes
         ]
         return Outcome(Plan(gemms=tuple(gemms), dynamic=tuple(dynamic), attention=tuple(attention)), report, lanes)
 
@@ -362,6 +367,30 @@ class Quantizer:
                 done.add(value)
                 qdq.quantize(value, quantizer.scale, 0, np.int8, [(use.node, use.idx) for use in value.uses()])
         qdq.quantize(attention.softmax.outputs[0], float(np.float32(1 / 255)), 0, np.uint8, [(attention.context, 0)])
+
+
+def _quantize_patches(model: ir.Model, layout: Layout) -> list[str]:
+    """The convolution that takes the pixels: their range is known from the contract. Its name, if there is one."""
+    conv = next((node for node in model.graph if node.op_type == "Conv"), None)
+    weight = None if conv is None else constant(conv.inputs[1])
+    if conv is None or weight is None or conv.inputs[0] is None or layout.pixels is None or not _from_pixels(conv.inputs[0]):
+        return []
+    flat = weight.reshape(len(weight), -1).T  # [C kh kw, M]
+    scale = rounding.steps(flat, codes=layout.codes)
+    codes = rounding.nearest(flat, scale, codes=layout.codes).T.reshape(weight.shape)
+    quantizer = step(*layout.pixels, symmetric=layout.symmetric)
+    qdq.quantize(conv.inputs[0], quantizer.scale, quantizer.zero, np.int8 if quantizer.low else np.uint8, [(conv, 0)])
+    qdq.quantize_convolution(conv, np.ascontiguousarray(codes), scale)
+    return [str(conv.name)]
+
+
+def _from_pixels(value: ir.Value) -> bool:
+    """Whether only casts and moves stand between the graph's input and a tensor."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Cast", "Transpose") and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value.is_graph_input()
 
 
 def _lost(parts: Sequence[Array]) -> Callable[[Step], float]:

@@ -53,6 +53,8 @@ def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 12
         upper = np.linalg.cholesky(np.linalg.inv(moments)).T.astype(np.float32)
     except np.linalg.LinAlgError:
         return nearest(weight, scale, codes=codes)
+    if not np.isfinite(upper).all():
+        return nearest(weight, scale, codes=codes)
     left = weight[order].astype(np.float32)
     scale = scale.astype(np.float32)
     found = np.empty(left.shape, np.int8)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ def logits(case: Case, artifact: Artifact, engine: str, config: OpenConfig, work
     files = [artifact.model, artifact.model.with_suffix(".bin"), artifact.model.with_name(artifact.model.name + ".data")]
     parts = [sha256(file) for file in files if file.is_file()]
     parts += [engine, str(config.precision), str(len(images)), sha256(case.labels)]
-    kept = work / "logits" / case.name / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}.npy"
+    folder = work / "logits" / case.name / f"{engine}-{metadata.version(engine)}"
+    kept = folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}.npy"
     if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with closing(backend(engine).open(artifact, config)) as runner:
             name = artifact.spec.output
             taken = [runner.run(np.array(images[at : at + BATCH]))[name] for at in range(0, len(images), BATCH)]

@@ -13,7 +13,8 @@ from PIL import Image
 
 import vitdeploy
 from vitdeploy import errors
-from vitdeploy.cli import _size, main
+from vitdeploy.arguments import height_and_width
+from vitdeploy.cli import main
 
 SPEC = """name = "tiny"
 width = 32
@@ -308,4 +309,4 @@ class TestInterruption:
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("224x320", (224, 320)), ("8X16", (8, 16)), (None, None)])
 def test_image_size(text, size):
-    assert _size(text) == size
+    assert height_and_width(text) == size

@@ -178,7 +178,7 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Do finished stages again.")] = False,
     progress: Progress,
 ) -> Outcome:
-    """Export, validate, bench and report in one go; skips what is done."""
+    """Export, quantize, validate, bench and report in one go; skips what is done."""
     import vitdeploy as vd
     from vitdeploy.render import console
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +22,15 @@ from vitdeploy import __version__, files
 from vitdeploy.artifact import RECORD, Artifact, versions
 from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
 from vitdeploy.progress import Progress, silent
-from vitdeploy.recipe import FILES, BenchConfig, ModelConfig, Recipe, ValidateConfig
+from vitdeploy.recipe import FILES, RANDOM, BenchConfig, ModelConfig, QuantizeConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
 from vitdeploy.render.json import text
 from vitdeploy.report import Report, this_machine
 
-LEDGER, RECIPE, EXPORT = "build.json", "recipe.toml", "export"
-STAGES = ("export", "validate", "bench")
+LEDGER, RECIPE = "build.json", "recipe.toml"
+ARTIFACTS = ("export", "quantize")
+"""Stages whose result is an artifact's folder of the same name; the others leave a report."""
+STAGES = (*ARTIFACTS, "validate", "bench")
 SCHEMA = 1
 
 
@@ -56,13 +59,13 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress = silent) -> Report:
-    """Run a recipe: export, validate, bench, report; stages that are done and unchanged are skipped.
+    """Run a recipe: export, quantize, validate, bench, report; stages that are done and unchanged are skipped.
 
     Args:
         recipe: The job. Relative paths are taken from the current folder.
-        out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/`` (the artifact),
-            ``validate.json``, ``bench.json``, ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one
-            that an earlier build wrote.
+        out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/`` and ``quantize/`` (the artifacts),
+            ``validate.json``, ``bench.json``, ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one that
+            an earlier build wrote.
         force: Do every stage again.
         progress: Hears of each stage, skipped ones included.
 
@@ -75,12 +78,14 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
         EnvironmentError_: See the verbs.
     """
     recipe = located(recipe)
-    model, data = model_digest(recipe.model), data_digest(recipe.validate)  # before any work: a typo must not cost minutes
+    # before any work: a typo must not cost minutes
+    model, data, calibration = model_digest(recipe.model), data_digest(recipe.validate), data_digest(recipe.quantize)
     line = _Line(out, force, progress)
     files.write(out / RECIPE, to_toml(recipe))
     artifact = _export(line, recipe, model)
-    parts = _measured(line, recipe, artifact, data)
-    report = _report(recipe, artifact, parts)
+    artifacts = [artifact, *_quantize(line, recipe, artifact, calibration)]
+    parts = _measured(line, recipe, artifacts, data)
+    report = _report(recipe, artifacts, parts)
     files.write(out / "report.json", text(report))
     files.write(out / "report.md", markdown.document(report))
     progress("report: written", 1, 1)
@@ -97,13 +102,13 @@ class _Line:
         self._write()  # from now on the folder is ours, also when this process is killed
 
     def result(self, stage: str) -> Path:
-        return self.out / (EXPORT if stage == "export" else f"{stage}.json")
+        return self.out / (stage if stage in ARTIFACTS else f"{stage}.json")
 
     def digest(self, stage: str) -> str:
         """Digest of a stage's result as it lies on disk; "" when it is missing or damaged."""
         path = self.result(stage)
         try:
-            if stage == "export":
+            if stage in ARTIFACTS:
                 Artifact.open(path)  # compares every file with the record
                 path = path / RECORD
             return files.sha256(path)
@@ -124,15 +129,18 @@ class _Line:
         """Record a stage; when the artifact is another than before, the numbers that lie here are of another model and go."""
         old, digest = self.ledger.stages.get(stage), self.digest(stage)
         self.ledger.stages[stage] = Done(key, digest)
-        if stage == "export" and (old is None or old.digest != digest):
-            for later in STAGES[1:]:
+        if stage in ARTIFACTS and (old is None or old.digest != digest):
+            for later in STAGES[STAGES.index(stage) + 1 :]:
                 self.drop(later)
         self._write()
 
     def drop(self, stage: str) -> None:
         """Remove a stage that is not, or no longer, part of the build."""
-        self.ledger.stages.pop(stage, None)
-        self.result(stage).unlink(missing_ok=True)
+        known, path = self.ledger.stages.pop(stage, None), self.result(stage)
+        if stage not in ARTIFACTS:
+            path.unlink(missing_ok=True)
+        elif known is not None:
+            shutil.rmtree(path, ignore_errors=True)
         self._write()
 
     def _write(self) -> None:
@@ -152,37 +160,64 @@ def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
     return artifact
 
 
-def _measured(line: _Line, recipe: Recipe, artifact: Artifact, data: str) -> tuple[Report, ...]:
+def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str) -> list[Artifact]:
+    """The quantized artifact, when the recipe asks for one."""
+    config = recipe.quantize
+    if config is None:
+        line.drop("quantize")
+        return []
+    machine = msgspec.to_builtins(this_machine()) if config.verify else None  # the verdict is of this machine
+    inputs = {"artifact": files.sha256(artifact.folder / RECORD), "calibration": calibration, "machine": machine}
+    key = key_of("quantize", config, inputs | {"tools": versions("onnx", "onnx_ir", "onnxruntime", "openvino")})
+    if line.is_done("quantize", key):
+        return [Artifact.open(line.result("quantize"), verify=False)]
+    with needs("quantize"):
+        from vitdeploy.quantizer import quantize
+
+    made = quantize(artifact, config, line.result("quantize"), progress=line.progress)
+    line.finish("quantize", key)
+    return [made]
+
+
+def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str) -> tuple[Report, ...]:
     """The reports of the stages that measure, as far as the recipe names them."""
     found = []
-    inputs = {"artifact": files.sha256(artifact.folder / RECORD), "machine": msgspec.to_builtins(this_machine())}
-    for stage in STAGES[1:]:
+    digests = [files.sha256(artifact.folder / RECORD) for artifact in artifacts]
+    inputs = {"artifacts": digests, "machine": msgspec.to_builtins(this_machine())}
+    for stage in STAGES[len(ARTIFACTS) :]:
         config = getattr(recipe, stage)
         if config is None:
             line.drop(stage)
             continue
         key = key_of(stage, config, inputs | ({"data": data} if stage == "validate" else {}))
         if not line.is_done(stage, key):
-            report = _measure(artifact, config, line.progress)
+            report = _measure(artifacts, config, line.progress)
             files.write(line.result(stage), text(report))
             line.finish(stage, key)
         found.append(read_report(line.result(stage)))
     return tuple(found)
 
 
-def _measure(artifact: Artifact, config: ValidateConfig | BenchConfig, progress: Progress) -> Report:
+def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, progress: Progress) -> Report:
     from vitdeploy.prover import bench, validate
 
-    if isinstance(config, ValidateConfig):
-        return validate(artifact, config, progress=progress)
-    return bench([artifact], config, progress=progress)
+    if isinstance(config, BenchConfig):
+        return bench(artifacts, config, progress=progress)
+    whole, *others = (validate(artifact, config, progress=progress) for artifact in artifacts)
+    for other, artifact in zip(others, artifacts[1:], strict=True):  # the same images and reference: rows of one table
+        rows = [msgspec.structs.replace(row, subject=f"{artifact.record.precision} / {row.subject}") for row in other.rows[1:]]
+        whole = msgspec.structs.replace(whole, rows=(*whole.rows, *rows))
+    return whole
 
 
-def _report(recipe: Recipe, artifact: Artifact, parts: tuple[Report, ...]) -> Report:
+def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]) -> Report:
     """The whole report: nothing in it depends on which stages were skipped, so an unchanged build writes the same bytes."""
+    artifact = artifacts[0]
     settings: dict[str, Any] = {"model": artifact.spec.name, "artifact": artifact.id, "origin": artifact.record.origin}
-    settings |= {"stages": ["export", *(part.title for part in parts)], "opset": recipe.export.opset}
-    whole = Report(title="build", settings=settings, parts=parts)
+    stages = [*ARTIFACTS[: len(artifacts)], *(part.title for part in parts)]
+    settings |= {"stages": stages, "opset": recipe.export.opset}
+    notes = tuple(str(made.record.proof["verdict"]) for made in artifacts[1:] if "verdict" in made.record.proof)
+    whole = Report(title="build", settings=settings, notes=notes, parts=parts)
     if not parts:
         return whole
     return msgspec.structs.replace(whole, machine=parts[0].machine, taken=max(part.taken for part in parts))
@@ -191,7 +226,8 @@ def _report(recipe: Recipe, artifact: Artifact, parts: tuple[Report, ...]) -> Re
 def key_of(stage: str, config: msgspec.Struct, inputs: dict[str, Any]) -> str:
     """SHA-256, in hex, of everything a stage's result depends on; where data lie does not count, what they are does."""
     settings = msgspec.to_builtins(config)
-    settings.pop("data", None)
+    for name in ("data", "calibration"):
+        settings.pop(name, None)
     everything = {"vitdeploy": __version__, "stage": stage, "config": settings, "inputs": inputs}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
@@ -220,17 +256,18 @@ def model_digest(model: ModelConfig) -> str:
     return hashlib.sha256(json.dumps([source, *others, model.seed, model.prefer]).encode()).hexdigest()
 
 
-def data_digest(config: ValidateConfig | None) -> str:
-    """Digest of the images that `validate` will read; "" when it reads none.
+def data_digest(config: ValidateConfig | QuantizeConfig | None) -> str:
+    """Digest of the images that a stage will read; "" when it reads none.
 
     Raises:
         InputError: The data source is missing or damaged.
     """
-    if config is None or config.data is None:
-        return ""
+    path = config.calibration if isinstance(config, QuantizeConfig) else None if config is None else config.data
+    if config is None or path in (None, RANDOM):
+        return str(path or "")
     from vitdeploy.datasets import open_dataset
 
-    return open_dataset(Path(config.data), split=config.split).digest
+    return open_dataset(Path(str(path)), split=config.split).digest
 
 
 def _digest(path: Path) -> str:
@@ -291,7 +328,8 @@ def located(recipe: Recipe) -> Recipe:
     validate = recipe.validate
     if validate is not None:
         validate = msgspec.structs.replace(validate, data=validate.data and whole(validate.data))
-    return msgspec.structs.replace(recipe, model=model, validate=validate)
+    quantize = recipe.quantize and recipe.quantize.moved(whole)
+    return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -71,10 +71,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
             VD4004, VD4006 the engine failed.
     """
     files.check_output(out, ours=RECORD)
-    precision = artifact.record.precision
-    if precision != "fp32" or read_graph(artifact.model).quantization:
-        message = f"is {precision} already" if precision != "fp32" else "has quantized operators already"
-        raise InputError("VD3024", message, file=artifact.model, fix="give the FP32 model that it was made from")
+    _require_float(artifact)
     pictures = open_pictures(artifact, config)
     with files.folder(out, ours=RECORD) as folder:
         work = folder / "work"
@@ -87,6 +84,22 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
         found = job.check(Artifact(folder, record), plan)
         record = seal(folder, msgspec.structs.replace(record, proof=job.proof | found))
     return Artifact(out, record)
+
+
+def _require_float(artifact: Artifact) -> None:
+    """Refuse a model that is quantized, or of another type than float32, or that takes other images than its contract says."""
+    graph, precision, contract = read_graph(artifact.model), artifact.record.precision, artifact.spec.input
+    reduced = [name for name in ("float16", "bfloat16") if name in graph.elements]
+    if precision != "fp32" or graph.quantization or reduced:
+        message = "has quantized operators already" if graph.quantization else f"has numbers of type {', '.join(reduced)}"
+        message = f"is {precision} already" if precision != "fp32" else message
+        raise InputError("VD3024", message, file=artifact.model, fix="give the FP32 model that it was made from")
+    wanted: tuple[int, ...] = (contract.channels, contract.height, contract.width)
+    wanted = wanted if contract.tensor.endswith("nchw") else (*wanted[1:], wanted[0])
+    takes = (graph.inputs[0].shape or ())[1:] if graph.inputs else ()
+    if any(isinstance(size, int) and size != want for size, want in zip(takes, wanted, strict=False)):
+        message = f"takes images {list(takes)}, its input contract says {list(wanted)}"
+        raise InputError("VD3107", message, file=artifact.model, fix="correct the contract")
 
 
 @dataclass
@@ -135,14 +148,18 @@ class _Job:
     def _same(self) -> float:
         """Run the source and the rewritten graph on a few images; the largest difference, in standard deviations."""
         contract, output = self.source.spec.input, self.source.spec.output
-        tensor = next(self.pictures.tensors("ranges"), None) if self.pictures is not None else None
+        tensor, names = next(self.pictures.part("ranges"), (None, ())) if self.pictures is not None else (None, ())
         if tensor is None:
-            tensor = images.to_tensor(synthetic.pixels(4, contract), contract)
+            tensor, names = images.to_tensor(synthetic.pixels(4, contract), contract), ("a generated one",) * 4
         rewritten = Artifact(self.work, Record(spec=self.source.spec, made_by="quantize", entry=MODEL))
         found = []
         for each in (self.source, rewritten):
             with closing(backend("onnxruntime").open(each, OpenConfig())) as runner:
                 found.append(run_any(runner, tensor[:4])[output].astype(np.float64))
+        bad = ~np.isfinite(found[0]).reshape(len(found[0]), -1).all(1)
+        if bad.any():
+            message = f"the output {output!r} is nan or infinite on the image {names[int(bad.argmax())]!r}"
+            raise InputError("VD3110", message, file=self.source.model, fix="check the weights, and that it takes such images")
         apart = float(np.abs(found[0] - found[1]).max() / (found[0].std() or 1.0))
         if not apart <= SAME:
             message = f"the rewritten graph differs from the source by {apart:.2g} of the output's standard deviation"
@@ -174,7 +191,7 @@ class _Job:
         def some() -> Iterator[NDArray[Any]]:
             return islice(pictures.tensors("ranges"), max(1, _MOMENT_IMAGES // BATCH))
 
-        return moments(self.work / MODEL, quantizer.widths(), some, threads=count)
+        return moments(self.work / MODEL, quantizer.widths(), some, threads=count, progress=self.progress)
 
     def _statistics(self, prepared: Prepared, layout: Layout) -> tuple[Statistics, Statistics]:
         """Of the two halves of the images, observed or read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -96,8 +97,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2003", f"tolerance is {self.tolerance}", fix="use a share between 0 and 1, such as 1e-4")
 
 
-PRECISIONS = ("int8", "fp16", "bf16", "int8-dynamic", "int8-weight-only")
-TARGETS = ("onnxruntime", "openvino", "tensorrt", "portable")
+RANDOM = "random"
+"""What `QuantizeConfig.calibration` says for generated images."""
 
 
 class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,6 +164,12 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise UsageError("VD2011", message, fix="use --precision int8, or --target onnxruntime or openvino")
         if self.keep_fp32 and self.precision != "fp16" and self.target != "tensorrt":
             raise UsageError("VD2011", "keep_fp32 is for fp16", fix="leave it out")
+
+    def moved(self, whole: Callable[[str], str]) -> QuantizeConfig:
+        """The same with other paths: ``whole`` is applied to each that was given."""
+        given = {name: getattr(self, name) for name in ("calibration", "statistics", "save_statistics")}
+        paths = {name: path and (path if path == RANDOM else whole(path)) for name, path in given.items()}
+        return msgspec.structs.replace(self, **paths)
 
 
 class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -231,12 +238,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         model: Which model.
         export: How to export it.
+        quantize: How to quantize the export; None leaves the stage out.
         validate: How to prove parity and accuracy; None leaves the stage out.
         bench: How to measure latency; None leaves the stage out.
     """
 
     model: ModelConfig
     export: ExportConfig = ExportConfig()
+    quantize: QuantizeConfig | None = None
     validate: ValidateConfig | None = None
     bench: BenchConfig | None = None
 
@@ -258,7 +267,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
         model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
-        return msgspec.structs.replace(recipe, model=model, validate=validate)
+        quantize = recipe.quantize and recipe.quantize.moved(lambda name: str(beside / name))
+        return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
 
 
 def read_spec(path: Path) -> ModelSpec:

@@ -205,12 +205,12 @@ def poisoned(artifact: Artifact, folder: Path) -> Artifact:
 
 def test_an_activation_that_is_no_number_names_tensor_and_image(tiny_artifact, pictures, tmp_path):
     source = poisoned(tiny_artifact, tmp_path / "source")
-    error = refused(source, config(pictures), tmp_path / "out", "VD3110", "blocks.1.mlp", "nan")
-    assert ".png" in str(error)
+    for precision in ("int8", "fp16"):
+        refused(source, config(pictures, precision=precision), tmp_path / "out", "VD3110", "'logits' is nan", ".png'")
 
 
 def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path):
-    """An image of zeros is fine, a bright one is beyond float32."""
+    """Grey images are fine, a white one is beyond float32; the first images of the folder are not the one."""
     folder = tmp_path / "images"
     folder.mkdir()
     for index in range(6):
@@ -221,10 +221,12 @@ def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path)
         nodes = list(model.graph.node)
         place = nodes.index(gelu)
         model.graph.initializer.append(numpy_helper.from_array(np.array(0.9, np.float32), "bright"))
-        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3]), "axes"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 1]), "column"))
         for node in reversed(
             (
-                helper.make_node("ReduceMax", ["pixels"], ["brightest"], keepdims=0, name="brightest"),
+                helper.make_node("ReduceMax", ["pixels", "axes"], ["row"], keepdims=0, name="row"),
+                helper.make_node("Reshape", ["row", "column"], ["brightest"], name="brightest"),
                 helper.make_node("Greater", ["brightest", "bright"], ["too bright"], name="too bright"),
                 helper.make_node("Cast", ["too bright"], ["flag"], to=TensorProto.FLOAT, name="flag"),
                 helper.make_node("Sub", ["one", "flag"], ["rest"], name="rest"),
@@ -238,7 +240,8 @@ def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path)
 
     source = edited(tiny_artifact, tmp_path / "source", change)
     error = refused(source, config(folder), tmp_path / "out", "VD3110")
-    assert "4.png" in str(error) or "inf" in str(error)
+    assert "'4.png'" in str(error)
+    assert "blocks.0.mlp" in str(error) or "divided" in str(error)
 
 
 # Options
@@ -288,15 +291,11 @@ def test_statistics_that_are_damaged_or_gone(tiny_artifact, pictures, tmp_path):
     whole = first.read_bytes()
     for damage in (whole[: len(whole) // 2], b"", b"PK\x03\x04 no archive"):
         first.write_bytes(damage)
-        error = refused(tiny_artifact, config(None, statistics=str(folder)), tmp_path / "out", _code(damage))
+        error = refused(tiny_artifact, config(None, statistics=str(folder)), tmp_path / "out", "VD3109" if damage else "VD3002")
         assert str(folder) in str(error)
     first.unlink()
     refused(tiny_artifact, config(None, statistics=str(folder)), tmp_path / "out", "VD3001")
     refused(tiny_artifact, config(None, statistics=str(tmp_path / "none")), tmp_path / "out", "VD3001")
-
-
-def _code(damage: bytes) -> str:
-    return "VD3109"
 
 
 # Engines

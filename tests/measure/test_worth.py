@@ -53,11 +53,17 @@ def test_images_that_set_the_ranges_are_said_to():
 
 @pytest.mark.parametrize(("speed", "words"), [(1.02, "1.02x faster than FP32"), (0.8, "0.80x the speed of FP32")])
 def test_not_worth_it_for_speed(speed, words):
-    said = verdict("int8", "fp32", numbers(speed))
+    known = {"speedup": Metric(speed, "x", speed - 0.02, speed + 0.02)}
+    said = verdict("int8", "fp32", numbers(**known))
     assert words in said
     assert said.endswith("not worth it here for speed, but 4.0x smaller: keep fp32")
-    same = verdict("int8", "fp32", numbers(speed, size_mib={"fp32": 20.0, "int8": 19.0}))
+    same = verdict("int8", "fp32", numbers(**known, size_mib={"fp32": 20.0, "int8": 19.0}))
     assert same.endswith("not worth it here for speed: keep fp32")
+
+
+def test_an_interval_that_holds_both_says_nothing():
+    said = verdict("int8", "fp32", numbers(speedup=Metric(1.3, "x", 0.9, 1.7)))
+    assert said.endswith("not clear: the machine was not quiet, measure again with vitdeploy bench")
 
 
 def test_the_lower_end_of_the_interval_decides():

@@ -116,9 +116,8 @@ def _follow(structure: Structure, width: int) -> _Stream | None:
             return None
         queue += [*above, *_below(value, stream, norms)]
     stream.readers = {use: value for use, value in stream.readers.items() if use[0].outputs[0] not in stream.values}
-    if len(stream.turned) > _TURNED:
-        return None
-    return stream if stream.norms and all(norms[node].only and _bare(node) for node in stream.norms) else None
+    understood = len(stream.turned) <= _TURNED and all(norms[node].only and _bare(node) for node in stream.norms)
+    return stream if stream.norms and understood else None
 
 
 def _bare(norm: ir.Node) -> bool:

@@ -1,0 +1,205 @@
+"""Q/DQ pairs: what they round to, where they stand, and what they leave alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.graph import foreign, vits
+from tests.graph.foreign import Sketch
+from vitdeploy.graph import qdq
+from vitdeploy.graph.structure import Linear, recognise
+
+WIDTH, UNITS = 16, 12
+
+
+def layer(*, bias: bool = True) -> tuple[ir.Model, Linear]:
+    """One linear layer on [batch, 6, 16]."""
+    sketch = Sketch()
+    out = sketch.add("MatMul", "x", sketch.weight(WIDTH, UNITS))
+    model = vits.canonical(sketch.model(sketch.add("Add", out, sketch.weight(UNITS)) if bias else out))
+    return model, linears(model)[0]
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    return [Linear(node) for node in model.graph if Linear.of(node)]
+
+
+def rounded(numbers: np.ndarray, scale: float, zero: int, dtype: type) -> np.ndarray:
+    """What ONNX says of QuantizeLinear and DequantizeLinear."""
+    limits = np.iinfo(dtype)
+    codes = np.clip(np.rint(numbers / np.float32(scale)) + zero, limits.min, limits.max)
+    return ((codes - zero) * np.float32(scale)).astype(np.float32)
+
+
+def weight_codes(linear: Linear) -> tuple[np.ndarray, np.ndarray]:
+    weight = linear.weight
+    scale = np.abs(weight).max(0) / 127
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+@pytest.mark.parametrize(("zero", "dtype"), [(0, np.int8), (-5, np.int8), (101, np.uint8)])
+def test_a_tensor_is_rounded_for_the_uses_that_are_named(zero, dtype) -> None:
+    sketch = Sketch()
+    value = sketch.add("Relu", "x")
+    first, second = sketch.add("MatMul", value, sketch.weight(WIDTH, UNITS)), sketch.add("MatMul", value, sketch.weight(WIDTH, 4))
+    model = vits.canonical(sketch.model(first, second))
+    one, two = linears(model)
+    plain = vits.peek(model, one.input)[0]
+    qdq.quantize(one.input, 0.02, zero, dtype, [(one.matmul, 0)])
+    after = vits.sound(model)
+    seen, other = vits.peek(model, one.input, two.input)
+    np.testing.assert_allclose(seen, rounded(plain, 0.02, zero, dtype), atol=1e-6)
+    assert (other == plain).all()
+    assert [node.op_type for node in after.graph.node].count("QuantizeLinear") == 1
+
+
+def test_one_tensor_can_be_rounded_twice() -> None:
+    sketch = Sketch()
+    first, second = (sketch.add("MatMul", "x", sketch.weight(WIDTH, 4)) for _ in range(2))
+    model = vits.canonical(sketch.model(first, second))
+    one, two = linears(model)
+    source = one.input
+    for linear, scale in ((one, 0.5), (two, 0.25)):
+        qdq.quantize(source, scale, 0, np.int8, [(linear.matmul, 0)])
+    vits.sound(model)
+    assert not np.array_equal(*vits.peek(model, one.input, two.input))
+
+
+def test_weights_have_one_step_an_output_channel() -> None:
+    model, linear = layer()
+    codes, scale = weight_codes(linear)
+    pixels = vits.feed(ir.to_proto(model), 3)
+    expected = pixels @ (codes * scale) + linear.bias
+    qdq.quantize_weight(linear, codes, scale)
+    after = vits.sound(model)
+    np.testing.assert_allclose(foreign.run(after, pixels)[0], expected, rtol=1e-5, atol=1e-5)
+    (node,) = [node for node in after.graph.node if node.op_type == "DequantizeLinear"]
+    assert [each.i for each in node.attribute] == [1] and len(node.input) == 3
+    sizes = {each.name: (each.data_type, list(each.dims)) for each in after.graph.initializer}
+    assert [sizes[name] for name in node.input] == [(3, [WIDTH, UNITS]), (1, [UNITS]), (3, [UNITS])]
+
+
+def test_a_weight_that_two_layers_share_stays_for_the_other() -> None:
+    sketch = Sketch()
+    weight = sketch.weight(WIDTH, WIDTH)
+    out = sketch.add("MatMul", sketch.add("Relu", sketch.add("MatMul", "x", weight)), weight)
+    model = vits.canonical(sketch.model(out))
+    one, two = linears(model)
+    before = two.weight
+    qdq.quantize_weight(one, *weight_codes(one))
+    vits.sound(model)
+    assert (two.weight == before).all()
+    qdq.quantize_weight(two, *weight_codes(two))
+    assert "FLOAT" not in {str(value.dtype) for value in model.graph.initializers.values() if len(value.shape or ()) == 2}
+    vits.sound(model)
+
+
+def test_biases_are_int32_of_the_step_of_the_sum() -> None:
+    model, linear = layer()
+    scale = np.geomspace(1e-4, 1e-2, UNITS)
+    bias = linear.bias
+    assert qdq.quantize_bias(linear, scale)
+    after = vits.sound(model)
+    pixels = vits.feed(after, 2)
+    step = scale.astype(np.float32)
+    np.testing.assert_allclose(foreign.run(after, pixels)[0], pixels @ linear.weight + np.rint(bias / step) * step, atol=1e-5)
+    (node,) = [node for node in after.graph.node if node.op_type == "DequantizeLinear"]
+    sizes = {each.name: (each.data_type, list(each.dims)) for each in after.graph.initializer}
+    assert [sizes[name] for name in node.input] == [(6, [UNITS]), (1, [UNITS]), (6, [UNITS])]
+
+
+@pytest.mark.parametrize("step", [1e-12, 1e-60, 0.0])
+def test_a_bias_whose_code_would_overflow_stays_float(step) -> None:
+    model, linear = layer()
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    scale = np.full(UNITS, 0.01)
+    scale[3] = step
+    assert not qdq.quantize_bias(linear, scale)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_the_largest_code_of_a_bias_is_kept_and_one_more_is_not() -> None:
+    for codes, fits in ((qdq.LARGEST_BIAS, True), (qdq.LARGEST_BIAS + 128, False)):
+        _, linear = layer()
+        linear.write(bias=np.full(UNITS, codes * 2.0**-20))
+        assert qdq.quantize_bias(linear, np.full(UNITS, 2.0**-20)) == fits
+
+
+def test_a_layer_without_bias_has_none_to_quantize() -> None:
+    _, linear = layer(bias=False)
+    assert not qdq.quantize_bias(linear, np.ones(UNITS))
+
+
+def test_a_convolution_has_one_step_an_output_channel() -> None:
+    sketch = Sketch(shape=("batch", 3, 8, 8))
+    proto = sketch.model(sketch.add("Conv", "x", sketch.weight(5, 3, 4, 4), sketch.weight(5), strides=[4, 4]))
+    model = vits.canonical(proto)
+    conv = model.graph.node(0)
+    weight = np.asarray(conv.inputs[1].const_value.numpy())
+    scale = np.abs(weight).max((1, 2, 3)) / 127
+    codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+    qdq.quantize_convolution(conv, codes, scale)
+    after = vits.sound(model)
+    assert [each.i for each in after.graph.node[0].attribute] == [0]
+    pixels = vits.feed(proto, 2)
+    plain, found = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
+    assert 0 < np.abs(found - plain).max() < 0.05 * plain.std()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_layers_of_one_input_share_its_range_at_run_time(order) -> None:
+    sketch = Sketch()
+    value = sketch.add("Relu", "x")
+    outs = [sketch.add("Add", sketch.add("MatMul", value, sketch.weight(WIDTH, UNITS)), sketch.weight(UNITS)) for _ in range(3)]
+    proto = sketch.model(*outs)
+    model = vits.canonical(proto)
+    found = linears(model)
+    for index in order:
+        qdq.quantize_at_run_time(found[index], *weight_codes(found[index]))
+    after = vits.sound(model)
+    counted = vits.operators(model)
+    assert counted["DynamicQuantizeLinear"] == 1 and counted["MatMulInteger"] == 3 and not counted["MatMul"]
+    assert [each.name for each in after.graph.output] == outs
+    pixels = vits.feed(proto, 3)
+    for one, two in zip(foreign.run(proto, pixels), foreign.run(after, pixels), strict=True):
+        assert 0 < np.abs(one - two).max() < 0.05 * one.std()
+
+
+def test_codes_of_the_run_time_form_are_exact() -> None:
+    model, linear = layer(bias=False)
+    codes, scale = weight_codes(linear)
+    pixels = vits.feed(ir.to_proto(model), 3)
+    low, high = min(0.0, float(pixels.min())), max(0.0, float(pixels.max()))
+    step = np.float32((high - low) / 255)
+    zero = int(np.clip(np.rint(-low / step), 0, 255))
+    expected = rounded(pixels, float(step), zero, np.uint8) @ (codes * scale)
+    name = linear.name
+    qdq.quantize_at_run_time(linear, codes, scale)
+    after = vits.sound(model)
+    np.testing.assert_allclose(foreign.run(after, pixels)[0], expected, rtol=1e-4, atol=1e-5)
+    assert f"{name}Integer" in {node.name for node in after.graph.node}  # as the plan of the census calls it
+
+
+@pytest.mark.parametrize("form", ["static", "dynamic"])
+def test_a_whole_network(form) -> None:
+    proto = vits.quick("like-clip")
+    model = vits.canonical(proto)
+    for site in recognise(model).sites:
+        if form == "static":
+            (seen,) = vits.peek(model, site.value)
+            high, low = max(0.0, float(seen.max())), min(0.0, float(seen.min()))
+            step = (high - low) / 255
+            qdq.quantize(site.value, step, round(-low / step), np.uint8, [(linear.matmul, 0) for linear in site.linears])
+        for linear in site.linears:
+            codes, scale = weight_codes(linear)
+            if form == "dynamic":
+                qdq.quantize_at_run_time(linear, codes, scale)
+            else:
+                assert linear.add is None or qdq.quantize_bias(linear, scale * step)
+                qdq.quantize_weight(linear, codes, scale)
+    after = vits.sound(model)
+    pixels = vits.feed(proto, 3)
+    plain, found = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
+    assert 0 < np.abs(found - plain).max() < 0.3 * plain.std()

@@ -1,0 +1,195 @@
+"""What is recognised in a ViT: which layers, and which column and row belongs to which head."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.graph import foreign, vits
+from tests.graph.foreign import Sketch
+from tests.models.cases import CASES
+from vitdeploy.errors import InputError
+from vitdeploy.graph import fold, layers
+from vitdeploy.graph.structure import Structure, recognise
+
+MADE = [
+    "plain",
+    "tokens-distilled",
+    "heads-inner-wider",
+    "heads-one",
+    "qk-norm",
+    "attn-norm",
+    "pool-map",
+    "like-eva02",
+    "mlp-linear",
+]
+
+
+def check_heads(model: ir.Model, structure: Structure) -> tuple[int, int]:
+    """Columns and rows against what the graph computes; how many were known."""
+    columns, rows = 0, 0
+    for attention in structure.attentions:
+        for place, (linear, known) in enumerate(zip(attention.linears, attention.columns, strict=True)):
+            node, index = ((attention.scores, 0), (attention.scores, 1), (attention.context, 1))[place]
+            if linear is not None and known is not None:
+                whole, heads = vits.peek(model, linear.output, node.inputs[index])
+                heads = heads[:, None] if heads.ndim == 3 else heads
+                expected = np.moveaxis(whole[..., known], 1, 2)  # [N, T, h, d] -> [N, h, T, d]
+                expected = np.swapaxes(expected, -2, -1) if place == 1 else expected
+                scale = heads.ravel()[0] / expected.ravel()[0]
+                np.testing.assert_allclose(heads, expected * scale, rtol=1e-4, atol=1e-6)
+                columns += 1
+        if attention.rows is not None:
+            whole, heads = vits.peek(model, attention.projection.input, attention.context.outputs[0])
+            heads = heads[:, None] if heads.ndim == 3 else heads
+            assert (whole[..., attention.rows] == np.moveaxis(heads, 1, 2)).all()
+            rows += 1
+    return columns, rows
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_layers_of_our_own_networks(name) -> None:
+    spec = CASES[name]
+    model = vits.canonical(vits.quick(name))
+    found = recognise(model)
+    pool = spec.pool == "map"
+    assert len(found.attentions) == spec.depth + pool
+    kinds = [site.kind for site in found.sites]
+    # two norms a block feed layers, and those that stand before a projection or the last layer of an MLP
+    inner = spec.attn_norm + spec.mlp_norm
+    assert kinds.count("norm") == spec.depth * (2 + inner) + 2 * pool
+    assert kinds.count("context") == spec.depth * (not spec.attn_norm) + pool
+    single = spec.mlp == "linear"
+    assert kinds.count("activation") == spec.depth * (not spec.mlp_norm and not single) + pool
+    assert "other" not in kinds
+    assert all(site.only for site in found.sites)
+    assert len(found.linears) == spec.depth * (3 if single else 4) + 4 * pool
+    assert [linear.shape[1] for linear in found.outside] == [spec.classes] * (1 + spec.distillation_token)
+    rotated = spec.qk_norm or spec.rotary != "none"
+    columns, rows = check_heads(model, found)
+    assert columns == spec.depth * (1 if rotated else 3) + 2 * pool
+    assert rows == spec.depth * (not spec.attn_norm) + pool
+
+
+def test_heads_of_our_own_export_are_where_the_module_puts_them() -> None:
+    spec = CASES["heads-inner-wider"]
+    found = recognise(vits.canonical(vits.exported("heads-inner-wider")))
+    for index, attention in enumerate(found.attentions):
+        assert attention.packed is not None and attention.packed.name == f"blocks.{index}.attn.qkv/MatMul"
+        assert attention.projection is not None and attention.projection.name == f"blocks.{index}.attn.proj/MatMul"
+        order = np.arange(3 * spec.inner).reshape(3, spec.heads, spec.head_size)
+        for known, expected in zip((*attention.columns, attention.rows), (*order, order[0]), strict=True):
+            assert (known == expected).all()
+
+
+@pytest.mark.parametrize(("name", "opset"), vits.FOREIGN)
+def test_layers_of_other_peoples_networks(name, opset) -> None:
+    model = vits.canonical(foreign.script(name, opset))
+    found = recognise(model)
+    assert len(found.attentions) == foreign.DEPTH
+    assert [site.kind for site in found.sites] == ["norm", "context", "norm", "activation"] * foreign.DEPTH
+    rotated = name == "DINOv3ViTModel"
+    assert check_heads(model, found) == (foreign.DEPTH * (1 if rotated else 3), foreign.DEPTH)
+
+
+def test_one_batch_size_is_understood() -> None:
+    model = vits.canonical(foreign.script("timm", 17, 4))
+    assert check_heads(model, recognise(model)) == (3 * foreign.DEPTH, foreign.DEPTH)
+
+
+@pytest.mark.parametrize("form", ["packed", "multi-head"])
+def test_fused_attention_is_recognised_after_it_is_split(form) -> None:
+    found = recognise(vits.canonical(foreign.contrib(form)))
+    assert len(found.attentions) == 2
+    assert all(part is not None for attention in found.attentions for part in (*attention.columns, attention.rows))
+
+
+@pytest.mark.parametrize(("operator", "nearest"), [("MatMul", "MatMul"), ("Softmax", "Softmax"), (None, "no MatMul at all")])
+def test_a_graph_without_a_block_is_refused_by_what_was_looked_for(operator, nearest) -> None:
+    sketch = Sketch()
+    value = sketch.add("Relu", "x")
+    if operator is not None:
+        value = sketch.add("MatMul", value, sketch.weight(16, 16))
+    if operator == "Softmax":
+        value = sketch.add("Softmax", value)
+    model = vits.canonical(sketch.model(value))
+    with pytest.raises(InputError) as caught:
+        recognise(model)
+    assert caught.value.code == "VD3023"
+    assert "MatMul, Softmax, MatMul" in str(caught.value) and nearest in str(caught.value)
+
+
+def attention(sketch: Sketch, query: str, key: str, value: str, **softmax) -> tuple[str, str]:
+    """Scores and context of one head of 16 channels."""
+    scores = sketch.add("MatMul", query, sketch.add("Transpose", key, perm=[0, 2, 1]))
+    return scores, sketch.add("MatMul", sketch.add("Softmax", scores, **softmax), value)
+
+
+def test_columns_that_another_node_reads_are_not_given() -> None:
+    sketch = Sketch()
+    shared, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(2))
+    _, context = attention(sketch, shared, shared, value)
+    out = sketch.add("MatMul", context, sketch.weight(16, 16))
+    found = recognise(vits.canonical(sketch.model(sketch.add("Add", out, value)))).attentions[0]
+    assert found.columns == (None, None, None)
+
+
+def test_scaled_values_are_not_taken_for_the_layers_own() -> None:
+    sketch = Sketch()
+    query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))
+    scaled = sketch.add("Mul", value, sketch.constant(np.float32(2)))
+    _, context = attention(sketch, query, key, scaled)
+    found = recognise(vits.canonical(sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16))))).attentions[0]
+    assert found.columns[0] is not None and found.columns[2] is None and found.rows is None
+
+
+def test_a_factor_behind_the_bias_of_the_scores_stays() -> None:
+    sketch = Sketch()
+    query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))
+    scores = sketch.add("MatMul", query, sketch.add("Transpose", key, perm=[0, 2, 1]))
+    scores = sketch.add("Mul", scores, sketch.constant(np.float32(3)))
+    biased = sketch.add("Mul", sketch.add("Add", scores, sketch.weight(1, 6, 6)), sketch.constant(np.float32(2)))
+    context = sketch.add("MatMul", sketch.add("Softmax", biased), value)
+    proto = sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16)))
+    model = vits.canonical(proto)
+    found = recognise(model)
+    assert len(fold.query_scale(found)) == 1
+    assert vits.operators(model)["Mul"] == 1
+    vits.same(proto, model)
+
+
+def test_a_softmax_over_another_axis_is_no_attention() -> None:
+    sketch = Sketch()
+    query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))
+    _, context = attention(sketch, query, key, value, axis=1)
+    with pytest.raises(InputError, match="no block"):
+        recognise(vits.canonical(sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16)))))
+
+
+def test_shared_weights_are_left_to_the_other_layer() -> None:
+    sketch = Sketch()
+    weight = sketch.weight(16, 16)
+    first = sketch.add("MatMul", "x", weight)
+    proto = sketch.model(sketch.add("MatMul", sketch.add("Relu", first), weight))
+    model = vits.canonical(proto)
+    one, two = (layers.Linear(node) for node in model.graph if node.op_type == "MatMul")
+    before = two.weight
+    one.write(2 * one.weight)
+    assert (two.weight == before).all() and (one.weight == 2 * before).all()
+    two.write(0.5 * before, np.zeros(16))
+    vits.same(proto, model)
+    assert len(model.graph.initializers) == 2
+
+
+def test_a_bias_is_added_behind_a_layer_that_makes_an_output() -> None:
+    sketch = Sketch()
+    proto = sketch.model(sketch.add("MatMul", "x", sketch.weight(16, 16)))
+    model = vits.canonical(proto)
+    linear = layers.Linear(model.graph.node(0))
+    linear.write(bias=np.ones(16))
+    after = vits.sound(model)
+    assert after.graph.output[0].name == proto.graph.output[0].name
+    pixels = vits.feed(proto, 2)
+    np.testing.assert_allclose(foreign.run(after, pixels)[0], foreign.run(proto, pixels)[0] + 1, rtol=1e-6, atol=1e-6)
+    assert layers.Linear(linear.matmul).add is linear.add

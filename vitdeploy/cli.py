@@ -138,9 +138,7 @@ def quantize(
     limit: Annotated[int | None, typer.Option(help="Images that set ranges, at most; default 256.")] = None,
     keep_fp32: Annotated[str | None, typer.Option(help="With fp16: parts or nodes to keep: layernorm,softmax,head.")] = None,
     isa: Annotated[Isa | None, typer.Option(help="The target's instruction set; default: x86 with VNNI.")] = None,
-    attention: Annotated[
-        bool, typer.Option("--attention", help="INT8 inside attention too: a little faster, twice the error.")
-    ] = False,
+    attention: Annotated[bool, typer.Option("--attention", help="OpenVINO: INT8 inside attention too.")] = False,
     statistics: Annotated[str | None, typer.Option(help="Folder of saved statistics, in place of images.")] = None,
     save_statistics: Annotated[str | None, typer.Option(help="Folder to save the statistics in.")] = None,
     skip: Annotated[str | None, typer.Option(help="Exact rewrites to leave out, with commas.")] = None,

@@ -154,7 +154,7 @@ class _Job:
         rewritten = Artifact(self.work, Record(spec=self.source.spec, made_by="quantize", entry=MODEL))
         found = []
         for each in (self.source, rewritten):
-            with closing(backend("onnxruntime").open(each, OpenConfig())) as runner:
+            with closing(backend("onnxruntime").open(each, OpenConfig(threads=self.config.threads))) as runner:
                 found.append(run_any(runner, tensor[:4])[output].astype(np.float64))
         bad = ~np.isfinite(found[0]).reshape(len(found[0]), -1).all(1)
         if bad.any():

@@ -121,10 +121,12 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         keep_fp32: For ``fp16``: parts that stay FP32 (``layernorm``, ``softmax``, ``head``, ...), or names of nodes.
         skip: Exact rewrites to leave out, by name.
         isa: Instruction set of the target's CPU; None is x86 with VNNI, where all of INT8's range can be used.
-        attention: Quantize the products inside attention too: some per cent faster, about twice the error.
+        attention: For ``int8`` on ``openvino``: quantize the products inside attention too; some per cent faster, about twice
+            the error.
         lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead.
-        verify: Compare with the source, and measure, on the target's engine.
-        verify_images: Images held back from the ranges for that, at most.
+        verify: Compare with the source, and measure, on the target's engine. The images for that are held back from the ranges,
+            so this changes the file.
+        verify_images: Images held back, at most.
         threads: Threads of each engine; None is the number of cores.
     """
 
@@ -162,6 +164,8 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.precision.startswith("int8-") and self.target in ("tensorrt", "portable"):
             message = f"{self.precision} has no form that {self.target!r} reads"
             raise UsageError("VD2011", message, fix="use --precision int8, or --target onnxruntime or openvino")
+        if self.attention and (self.target != "openvino" or self.precision != "int8"):
+            raise UsageError("VD2011", "INT8 inside attention is for int8 on openvino", fix="leave attention out")
         if self.keep_fp32 and self.precision != "fp16" and self.target != "tensorrt":
             raise UsageError("VD2011", "keep_fp32 is for fp16", fix="leave it out")
 

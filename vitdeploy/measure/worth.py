@@ -41,7 +41,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
         held_back: Whether none of them set a range.
         agreement: Share of images with the same class, with its 95 % interval; None without classes.
         divergence: Mean Kullback-Leibler divergence from the reference, in nats, with its 95 % interval; None without classes.
-        cosine: Mean cosine of the outputs.
+        cosine: Mean cosine of the outputs; None when nothing was compared.
         speedup: Source's latency over this one's, batch 1, with its interval; None when nothing was timed.
         other: The same against the other cheap precision on this engine (``bf16``), where the CPU has it.
         latency_ms: Median latency at batch 1 of each form.
@@ -55,7 +55,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     held_back: bool
     agreement: Metric | None = None
     divergence: Metric | None = None
-    cosine: float = float("nan")
+    cosine: float | None = None
     speedup: Metric | None = None
     other: Metric | None = None
     latency_ms: dict[str, float] = {}
@@ -210,7 +210,7 @@ def verdict(precision: str, source: str, found: Worth) -> str:
         held = "" if found.held_back else " that also set the ranges"
         said.append(f"agreement {100 * found.agreement.value:.1f} % [{low:.1f}, {high:.1f}] on {found.images} images{held}")
     elif found.images:
-        said.append(f"cosine {found.cosine:.4f} on {found.images} images")
+        said.append(f"cosine {found.cosine or 0:.4f} on {found.images} images")
     return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, found)}"
 
 

@@ -285,26 +285,25 @@ def layout_of(config: QuantizeConfig, contract: InputContract, *, fixed: bool) -
 
     Args:
         config: Target, instruction set, attention.
-        contract: What the pixels' range is taken from.
+        contract: The input's normalisation.
         fixed: Whether the model's batch is fixed: then ONNX Runtime reads a pattern of Q/DQ only with int32 biases.
     """
     return Layout(
         symmetric=config.target in ("tensorrt", "portable"),
         signed=config.isa == "neon-dotprod" and config.target == "onnxruntime",
         attention=config.attention,
-        pixels=_span(contract) if config.target == "openvino" else None,
+        pixels=_pixels(contract) if config.target == "openvino" else None,
         integer_bias=fixed and config.target == "portable",
         codes=63 if config.isa == "avx2" else 127,
         lane_db=config.lane_db,
     )
 
 
-def _span(contract: InputContract) -> tuple[float, float]:
-    """Least and greatest number that a pixel becomes."""
+def _pixels(contract: InputContract) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the input's channels in steps of a pixel; 0 and 1 where it is raw."""
     if contract.tensor != "float32-nchw":
-        return 0.0, 255.0
-    pairs = list(zip(contract.mean, contract.std, strict=True))
-    return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
+        return (0.0,) * contract.channels, (1.0,) * contract.channels
+    return tuple(255 * mean for mean in contract.mean), tuple(255 * std for std in contract.std)
 
 
 def _fixed_batch(model: ir.Model) -> bool:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from vitdeploy.graph import fold, qdq, residual
 from vitdeploy.graph.canonical import canonicalise
 from vitdeploy.graph.census import Plan
+from vitdeploy.graph.editor import whole
+from vitdeploy.graph.layers import add_constant, own
 from vitdeploy.graph.structure import Attention, Linear, Site, Structure, constant, recognise
 from vitdeploy.quant import rounding
 from vitdeploy.quant.calibrator import Want
@@ -59,7 +61,8 @@ class Layout:
         attention: Queries, keys, values and probabilities are quantized too.
         integer_bias: Biases are int32 behind a DequantizeLinear.
         codes: Greatest code of a weight: 127, or 63 where products of uint8 and int8 saturate in pairs (x86 without VNNI).
-        pixels: Range of the image input when the patch embedding is to be quantized too; None leaves it float.
+        pixels: Mean and standard deviation, in units of one of the pixel's 256 values, that were taken from each channel of the
+            input, when the patch embedding is to be quantized too; None leaves it float.
         lane_db: Least ratio of signal to noise of the median token, in dB; below it an input is not quantized statically.
     """
 
@@ -68,7 +71,7 @@ class Layout:
     attention: bool = False
     integer_bias: bool = False
     codes: int = 127
-    pixels: tuple[float, float] | None = None
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     lane_db: float = 20.0
 
 
@@ -370,18 +373,40 @@ class Quantizer:
 
 
 def _quantize_patches(model: ir.Model, layout: Layout) -> list[str]:
-    """The convolution that takes the pixels: their range is known from the contract. Its name, if there is one."""
+    """The convolution that takes the pixels; its name, if there is one that can be quantized.
+
+    A pixel has 256 values. So the input is brought back to 0 to 255 and rounded with a step of 1, which loses nothing, and the
+    normalisation goes into the weights.
+    """
     conv = next((node for node in model.graph if node.op_type == "Conv"), None)
     weight = None if conv is None else constant(conv.inputs[1])
-    if conv is None or weight is None or conv.inputs[0] is None or layout.pixels is None or not _from_pixels(conv.inputs[0]):
+    if conv is None or weight is None or layout.pixels is None or any(whole(conv, "pads") or ()) or len(conv.inputs) < 3:
         return []
-    flat = weight.reshape(len(weight), -1).T  # [C kh kw, M]
+    value, bias = conv.inputs[0], constant(conv.inputs[2])
+    mean, std = (np.asarray(each, np.float64)[:, None, None] for each in layout.pixels)  # [C, 1, 1]
+    if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
+        return []
+    if np.any(std != 1) or np.any(mean != 0):
+        value = _scaled(conv, value, std, mean)
+    own(conv, 2, (bias - (weight * (mean / std)).sum((1, 2, 3))).astype(np.float32))
+    flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
     scale = rounding.steps(flat, codes=layout.codes)
     codes = rounding.nearest(flat, scale, codes=layout.codes).T.reshape(weight.shape)
-    quantizer = step(*layout.pixels, symmetric=layout.symmetric)
-    qdq.quantize(conv.inputs[0], quantizer.scale, quantizer.zero, np.int8 if quantizer.low else np.uint8, [(conv, 0)])
+    qdq.quantize(value, 1.0, 0, np.uint8, [(conv, 0)])
     qdq.quantize_convolution(conv, np.ascontiguousarray(codes), scale)
     return [str(conv.name)]
+
+
+def _scaled(conv: ir.Node, value: ir.Value, factor: Array, offset: Array) -> ir.Value:
+    """The tensor times a factor plus an offset, before the convolution."""
+    mul = ir.node("Mul", [value, add_constant(conv, "pixels.factor", factor.astype(np.float32))], name="pixels/Mul")
+    add = ir.node("Add", [mul.outputs[0], add_constant(conv, "pixels.offset", offset.astype(np.float32))], name="pixels/Add")
+    for node in (mul, add):
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = f"{node.name}_out", value.shape, value.type
+    assert isinstance(conv.graph, ir.Graph)
+    conv.graph.insert_before(conv, [mul, add])
+    conv.replace_input_with(0, add.outputs[0])
+    return add.outputs[0]
 
 
 def _from_pixels(value: ir.Value) -> bool:

@@ -47,6 +47,7 @@ REWRITES = (
 )
 """Exact rewrites beyond those of `vitdeploy.graph.canonical`, in their order."""
 _WORTH_A_MUL = 0.8
+_MIDDLE = 128
 _CLIPS = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the range of q, k and v among which the one with the least square error is taken."""
 
@@ -375,8 +376,9 @@ class Quantizer:
 def _quantize_patches(model: ir.Model, layout: Layout) -> list[str]:
     """The convolution that takes the pixels; its name, if there is one that can be quantized.
 
-    A pixel has 256 values. So the input is brought back to 0 to 255 and rounded with a step of 1, which loses nothing, and the
-    normalisation goes into the weights.
+    A pixel has 256 values. So the input is brought back to them and rounded with a step of 1, which loses nothing, and the
+    normalisation goes into the weights. The zero point is the mean pixel: what rounding does to the weights is multiplied by the
+    distance from it.
     """
     conv = next((node for node in model.graph if node.op_type == "Conv"), None)
     weight = None if conv is None else constant(conv.inputs[1])
@@ -386,13 +388,13 @@ def _quantize_patches(model: ir.Model, layout: Layout) -> list[str]:
     mean, std = (np.asarray(each, np.float64)[:, None, None] for each in layout.pixels)  # [C, 1, 1]
     if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
         return []
-    if np.any(std != 1) or np.any(mean != 0):
-        value = _scaled(conv, value, std, mean)
-    own(conv, 2, (bias - (weight * (mean / std)).sum((1, 2, 3))).astype(np.float32))
+    zero = int(np.clip(np.rint(mean.mean()), 0, 255)) if np.any(mean) else _MIDDLE
+    value = _scaled(conv, value, std, mean - zero)
+    own(conv, 2, (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32))
     flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
     scale = rounding.steps(flat, codes=layout.codes)
     codes = rounding.nearest(flat, scale, codes=layout.codes).T.reshape(weight.shape)
-    qdq.quantize(value, 1.0, 0, np.uint8, [(conv, 0)])
+    qdq.quantize(value, 1.0, zero, np.uint8, [(conv, 0)])
     qdq.quantize_convolution(conv, np.ascontiguousarray(codes), scale)
     return [str(conv.name)]
 

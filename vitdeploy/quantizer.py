@@ -177,7 +177,7 @@ class _Job:
         self.progress("quantize: round", 3, 5)
         quantizer.round_weights(self._moments(quantizer))
         self.progress("quantize: write", 4, 5)
-        outcome = quantizer.emit()
+        outcome = quantizer.emit(self._some())
         self.progress("quantize", 5, 5)
         outcome.notes += [note for half in dict.fromkeys(halves) for note in half.notes]
         return outcome
@@ -186,12 +186,13 @@ class _Job:
         if self.pictures is None:
             return None
         storage.write(quantizer.prepared.model, self.work / MODEL)
-        pictures, count = self.pictures, threads(OpenConfig(threads=self.config.threads))
+        count = threads(OpenConfig(threads=self.config.threads))
+        return moments(self.work / MODEL, quantizer.widths(), self._some, threads=count, progress=self.progress)
 
-        def some() -> Iterator[NDArray[Any]]:
-            return islice(pictures.tensors("ranges"), max(1, _MOMENT_IMAGES // BATCH))
-
-        return moments(self.work / MODEL, quantizer.widths(), some, threads=count, progress=self.progress)
+    def _some(self) -> Iterator[NDArray[Any]]:
+        """A few dozen images of those that set ranges; none without images."""
+        if self.pictures is not None:
+            yield from islice(self.pictures.tensors("ranges"), max(1, _MOMENT_IMAGES // BATCH))
 
     def _statistics(self, prepared: Prepared, layout: Layout) -> tuple[Statistics, Statistics]:
         """Of the two halves of the images, observed or read."""

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from vitdeploy.graph import fold, qdq, residual
 from vitdeploy.graph.canonical import canonicalise
 from vitdeploy.graph.census import Plan
-from vitdeploy.graph.editor import whole
-from vitdeploy.graph.layers import add_constant, own
-from vitdeploy.graph.structure import Attention, Linear, Site, Structure, constant, recognise
+from vitdeploy.graph.structure import Attention, Linear, Site, Structure, recognise
 from vitdeploy.quant import rounding
 from vitdeploy.quant.calibrator import Want
 from vitdeploy.quant.equalize import Choice, Limits, Step, choose, step
 from vitdeploy.quant.moments import Moments, from_rows
+from vitdeploy.quant.patches import quantize_patches
 from vitdeploy.quant.sketch import Sketch
 from vitdeploy.quant.statistics import Statistics
 
@@ -47,7 +46,6 @@ REWRITES = (
 )
 """Exact rewrites beyond those of `vitdeploy.graph.canonical`, in their order."""
 _WORTH_A_MUL = 0.8
-_MIDDLE = 128
 _CLIPS = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the range of q, k and v among which the one with the least square error is taken."""
 
@@ -321,8 +319,12 @@ class Quantizer:
             self.rounded[linear.name] = codes[:, start:stop], scale[start:stop]
             start = stop
 
-    def emit(self) -> Outcome:
-        """Write the Q/DQ into the graph."""
+    def emit(self, pixels: Iterable[Array] = ()) -> Outcome:
+        """Write the Q/DQ into the graph.
+
+        Args:
+            pixels: Some images as the model takes them, for the weights of the patch embedding.
+        """
         gemms: list[str] = []
         dynamic: list[str] = []
         attention: list[str] = []
@@ -343,7 +345,7 @@ class Quantizer:
                 self._quantize_attention(each, self.attention[each.name])
                 attention += [str(each.scores.name), str(each.context.name)]
         if self.layout.pixels is not None:
-            gemms += _quantize_patches(self.prepared.model, self.layout)
+            gemms += quantize_patches(self.prepared.model, self.layout.pixels, pixels, codes=self.layout.codes)
         lanes = [
             f"{name}: activations are quantized at run time, the median token would have {self.choices[name].token_db:.0f} dB"
             for name in self.choices
@@ -371,53 +373,6 @@ class Quantizer:
                 done.add(value)
                 qdq.quantize(value, quantizer.scale, 0, np.int8, [(use.node, use.idx) for use in value.uses()])
         qdq.quantize(attention.softmax.outputs[0], float(np.float32(1 / 255)), 0, np.uint8, [(attention.context, 0)])
-
-
-def _quantize_patches(model: ir.Model, layout: Layout) -> list[str]:
-    """The convolution that takes the pixels; its name, if there is one that can be quantized.
-
-    A pixel has 256 values. So the input is brought back to them and rounded with a step of 1, which loses nothing, and the
-    normalisation goes into the weights. The zero point is the mean pixel: what rounding does to the weights is multiplied by the
-    distance from it.
-    """
-    conv = next((node for node in model.graph if node.op_type == "Conv"), None)
-    weight = None if conv is None else constant(conv.inputs[1])
-    if conv is None or weight is None or layout.pixels is None or any(whole(conv, "pads") or ()) or len(conv.inputs) < 3:
-        return []
-    value, bias = conv.inputs[0], constant(conv.inputs[2])
-    mean, std = (np.asarray(each, np.float64)[:, None, None] for each in layout.pixels)  # [C, 1, 1]
-    if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
-        return []
-    zero = int(np.clip(np.rint(mean.mean()), 0, 255)) if np.any(mean) else _MIDDLE
-    value = _scaled(conv, value, std, mean - zero)
-    own(conv, 2, (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32))
-    flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
-    scale = rounding.steps(flat, codes=layout.codes)
-    codes = rounding.nearest(flat, scale, codes=layout.codes).T.reshape(weight.shape)
-    qdq.quantize(value, 1.0, zero, np.uint8, [(conv, 0)])
-    qdq.quantize_convolution(conv, np.ascontiguousarray(codes), scale)
-    return [str(conv.name)]
-
-
-def _scaled(conv: ir.Node, value: ir.Value, factor: Array, offset: Array) -> ir.Value:
-    """The tensor times a factor plus an offset, before the convolution."""
-    mul = ir.node("Mul", [value, add_constant(conv, "pixels.factor", factor.astype(np.float32))], name="pixels/Mul")
-    add = ir.node("Add", [mul.outputs[0], add_constant(conv, "pixels.offset", offset.astype(np.float32))], name="pixels/Add")
-    for node in (mul, add):
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = f"{node.name}_out", value.shape, value.type
-    assert isinstance(conv.graph, ir.Graph)
-    conv.graph.insert_before(conv, [mul, add])
-    conv.replace_input_with(0, add.outputs[0])
-    return add.outputs[0]
-
-
-def _from_pixels(value: ir.Value) -> bool:
-    """Whether only casts and moves stand between the graph's input and a tensor."""
-    node = value.producer()
-    while node is not None and node.op_type in ("Cast", "Transpose") and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value.is_graph_input()
 
 
 def _lost(parts: Sequence[Array]) -> Callable[[Step], float]:

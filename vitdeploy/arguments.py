@@ -56,7 +56,7 @@ def recipe_of(name: str, *, weights: str | None, data: str | None, **more: str |
     from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
 
     path = Path(name)
-    if path.suffix == ".toml" and not path.is_dir() and not _is_spec(path):
+    if path.suffix == ".toml" and not path.is_dir() and not is_spec(path):
         if given := [f"--{key}" for key, value in {"weights": weights, "data": data, **more}.items() if value is not None]:
             fix = "write them into the recipe"
             raise UsageError(
@@ -67,7 +67,7 @@ def recipe_of(name: str, *, weights: str | None, data: str | None, **more: str |
     return Recipe(model=model, validate=settings(ValidateConfig, data=data, **more), bench=BenchConfig())
 
 
-def _is_spec(path: Path) -> bool:
+def is_spec(path: Path) -> bool:
     """Whether a TOML file describes a model. A recipe names one in its table [model]; unreadable files count as recipes."""
     import msgspec
 

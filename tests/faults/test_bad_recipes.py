@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.cli import _is_spec, main
+from vitdeploy.arguments import is_spec
+from vitdeploy.cli import main
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import Recipe, read_spec
 
@@ -91,7 +92,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_every_recipe_of_the_project_loads(path):
-    if _is_spec(path):
+    if is_spec(path):
         assert read_spec(path).name
     else:
         assert Recipe.load(path).model.source

@@ -124,11 +124,13 @@ def test_only_products_take_quantized_tensors(source, target, tmp_path):
     """Never the sums of the residual stream, LayerNorm or GELU; and never a Q behind a layer whose GELU is to be fused."""
     uses = quantized_uses(quantize(source, config(target=target, attention=target == "openvino"), tmp_path / "out"))
     takers = {node.op_type for _, users in uses for node in users}
-    products = {"onnxruntime": {"MatMulIntegerToFloat"}}.get(target, {"MatMul"})
+    products = {"onnxruntime": {"MatMulIntegerToFloat"}, "openvino": {"MatMul", "Conv"}}.get(target, {"MatMul"})
     heads = {"Split", "Reshape"} if target == "openvino" else set()  # q, k and v are quantized before they are cut into heads
     assert takers == products | heads
     assert all("attn.qkv" in maker.name for maker, users in uses for node in users if node.op_type in heads)
-    inputs = [maker for maker, users in uses if {node.op_type for node in users} <= products and maker.op_type != "Softmax"]
+    inputs = [
+        maker for maker, users in uses if {node.op_type for node in users} <= products - {"Conv"} and maker.op_type != "Softmax"
+    ]
     assert len(inputs) == 17  # queries of the last block have their own: of the class token alone
     assert {maker.op_type for maker in inputs} <= {"LayerNormalization", "Reshape", "Gelu", "Mul", "Slice", "Gather", "Split"}
 
@@ -236,7 +238,7 @@ def test_all_may_take_the_lane(source, reference, target, tmp_path):
     found = quantize(source, config(target=target, lane_db=200.0, limit=64), tmp_path / "out")
     counted = found.record.proof["census"][target]
     assert counted["executed"] == {"gemms": PIXELS[target], "dynamic": 17, "attention": 0}
-    assert quantized_uses(found) == []
+    assert len(quantized_uses(found)) == PIXELS[target]  # the pixels alone
     assert len(found.record.proof["notes"]) == 16
     assert [note.split(":")[0] for note in found.record.proof["notes"]] == [row["tensor"] for row in found.record.proof["sites"]]
     assert apart(reference[:500], logits(found, target, count=500))[0] < 1e-4

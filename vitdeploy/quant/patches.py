@@ -38,15 +38,20 @@ def quantize_patches(model: ir.Model, contract: Normalisation, pixels: Iterable[
     """
     conv = next((node for node in model.graph if node.op_type == "Conv"), None)
     weight = None if conv is None else constant(conv.inputs[1])
-    if conv is None or weight is None or any(whole(conv, "pads") or ()) or len(conv.inputs) < 3:
+    if conv is None or weight is None or any(whole(conv, "pads") or ()):
         return []
-    value, bias = conv.inputs[0], constant(conv.inputs[2])
+    value, bias = conv.inputs[0], constant(conv.inputs[2]) if len(conv.inputs) > 2 else np.zeros(len(weight))
     mean, std = (np.asarray(each, np.float64)[:, None, None] for each in contract)  # [C, 1, 1]
     if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
         return []
     zero = int(np.clip(np.rint(mean.mean()), 0, 255)) if np.any(mean) else _MIDDLE
     value = _scaled(conv, value, std, mean - zero)
-    own(conv, 2, (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32))
+    shifted = (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32)
+    if len(conv.inputs) > 2:
+        own(conv, 2, shifted)
+    else:
+        conv.resize_inputs(3)
+        conv.replace_input_with(2, add_constant(conv, f"{conv.name}.bias", shifted))
     flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
     scale = rounding.steps(flat, codes=codes)
     second = _patch_moments(pixels, weight.shape, (std, mean - zero))

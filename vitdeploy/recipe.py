@@ -121,8 +121,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         keep_fp32: For ``fp16``: parts that stay FP32 (``layernorm``, ``softmax``, ``head``, ...), or names of nodes.
         skip: Exact rewrites to leave out, by name.
         isa: Instruction set of the target's CPU; None is x86 with VNNI, where all of INT8's range can be used.
-        attention: For ``int8`` on ``openvino``: quantize the products inside attention too; some per cent faster, about twice
-            the error.
+        attention: For ``int8`` on ``openvino``: quantize the products inside attention too; faster, less exact.
         lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead.
         verify: Compare with the source, and measure, on the target's engine. The images for that are held back from the ranges,
             so this changes the file.

@@ -45,9 +45,10 @@ from vitdeploy.spec import InputContract
 MODEL = "model.onnx"
 HALVES = ("first.npz", "second.npz")
 """Files of saved statistics: each has seen every other image."""
-SAME = 1e-3
+SAME = 1e-4
 """Largest difference of the rewritten float graph, as a share of the output's standard deviation."""
 _MOMENT_IMAGES = 64
+_FEW = 32
 _ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "portable": ("onnxruntime", "openvino"), "tensorrt": ()}
 
 
@@ -179,7 +180,10 @@ class _Job:
         self.progress("quantize: write", 4, 5)
         outcome = quantizer.emit(self._some())
         self.progress("quantize", 5, 5)
-        outcome.notes += [note for half in dict.fromkeys(halves) for note in half.notes]
+        outcome.notes += dict.fromkeys(note for half in halves for note in half.notes)
+        images = sum(half.images for half in dict.fromkeys(halves))
+        if images < _FEW:
+            outcome.notes.append(f"only {images} {'image' if images == 1 else 'images'} set the ranges; {_FEW} or more are advised")
         return outcome
 
     def _moments(self, quantizer: Quantizer) -> Iterator[tuple[str, Moments]] | None:
@@ -200,7 +204,15 @@ class _Job:
         if self.pictures is None:
             return _read(Path(str(config.statistics)), files.sha256(self.work / MODEL), contract)
         wanted, source = wants(prepared.structure, layout), self._calibration()["source"]
-        options = CalibrateConfig(limit=config.limit, batch=BATCH, threads=config.threads, contract=contract, source=source)
+        half = max(1, (self.pictures.used - self.pictures.held) // 2)
+        options = CalibrateConfig(
+            limit=config.limit,
+            minimum=min(_FEW // 2, half),
+            batch=BATCH,
+            threads=config.threads,
+            contract=contract,
+            source=source,
+        )
 
         def observe(part: Part) -> Statistics:
             assert self.pictures is not None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import optimize, stats
 
 from vitdeploy.measure import statistics as s
 
@@ -36,7 +37,6 @@ def test_wilson_of_nothing_is_everything():
 
 
 def test_wilson_as_scipy():
-    stats = pytest.importorskip("scipy.stats")
     for successes, count in ((3, 10), (990, 1000), (0, 7), (7, 7)):
         expected = stats.binomtest(successes, count).proportion_ci(method="wilson")
         assert s.wilson(successes, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
@@ -66,7 +66,6 @@ def test_tango_holds_the_difference_and_is_symmetric(case):
 @pytest.mark.parametrize(("gained", "lost", "count"), [(1, 7, 21), (6, 16, 161), (3, 0, 40), (30, 45, 5000)])
 def test_tango_ends_are_where_the_score_test_turns(gained, lost, count):
     """The definition, solved another way: the constrained likelihood is maximised numerically."""
-    optimize = pytest.importorskip("scipy.optimize")
 
     def statistic(difference: float) -> float:
         def loss(only_reference: float) -> float:  # -log likelihood given the difference
@@ -98,7 +97,6 @@ def test_mcnemar_values(gained, lost, p):
 
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_mcnemar_is_the_binomial_test(gained, lost):
-    stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert s.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9, abs=1e-300)
     assert s.mcnemar(gained, lost) == s.mcnemar(lost, gained)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitdeploy.quant import equalize
-from vitdeploy.quant.equalize import BETTER, Limits, choose, step
+from vitdeploy.quant.equalize import Limits, choose, step
 from vitdeploy.quant.sketch import Sketch
 
 FREE = Limits(symmetric=False, factors=True, shifts=True)
@@ -68,7 +68,7 @@ def test_uneven_channels_gain_several_decibels_on_rows_that_were_never_seen(offs
     assert (alone.name, found.name != "identity") == ("identity", True)
     errors = [output_error(Whole(each, first), third, matrix, symmetric=symmetric) for each in (found, alone)]
     assert 10 * np.log10(errors[1] / errors[0]) > 5
-    assert found.error < BETTER * found.identity
+    assert found.error < Limits(False, True, True).better * found.identity
     assert found.identity == alone.error
     assert found.token_db > alone.token_db
 
@@ -85,12 +85,11 @@ def test_a_tensor_whose_channels_are_alike_is_left_alone():
 
 
 @pytest.mark.parametrize("better", [0.0, 1e-9])
-def test_the_least_gain_decides(monkeypatch, better):
-    """What is good enough to be taken is set by `BETTER` alone: with an impossible one everything is left alone."""
+def test_the_least_gain_decides(better):
+    """What is good enough to be taken is set by `better` alone: with an impossible one everything is left alone."""
     first, second = uneven()
     assert choose(sketch(first), second, weight(), FREE).name != "identity"
-    monkeypatch.setattr(equalize, "BETTER", better)
-    found = choose(sketch(first), second, weight(), FREE)
+    found = choose(sketch(first), second, weight(), FREE._replace(better=better))
     assert found.name == "identity"
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Array, constant, is_constant
+from vitdeploy.graph.naming import free
 
 
 class Linear:
@@ -145,9 +146,9 @@ def resized(value: ir.Value, axis: int, size: int) -> ir.Shape | None:
 def add_constant(node: ir.Node, name: str, array: Array) -> ir.Value:
     """A new initializer in the graph of ``node``; the name is made free by a number behind it."""
     graph = graph_of(node)
-    free = _free(name, _values(graph))
-    tensor = ir.tensor(array, name=free)
-    value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    own_name = free(name, _values(graph))
+    tensor = ir.tensor(array, name=own_name)
+    value = ir.Value(name=own_name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -157,12 +158,10 @@ def insert(nodes: Sequence[ir.Node], place: ir.Node, *, behind: bool = False) ->
     graph = graph_of(place)
     names, values = {str(node.name) for node in graph}, _values(graph)
     for node in nodes:
-        node.name = _free(str(node.name), names)
-        names.add(node.name)
+        node.name = free(str(node.name), names)
         for index, value in enumerate(node.outputs):
             wanted = value.name or f"{node.name}_out" + (f"_{index}" if len(node.outputs) > 1 else "")
-            value.name = _free(wanted, values)
-            values.add(value.name)
+            value.name = free(wanted, values)
     if behind:
         graph.insert_after(place, nodes)
     else:
@@ -210,7 +209,7 @@ def substitute(old: ir.Value, new: ir.Value) -> None:
     if old.is_graph_output():
         producer = old.producer()
         assert producer is not None
-        name, old.name = str(old.name), _free(f"{producer.name}_out", _values(graph_of(producer)))
+        name, old.name = str(old.name), free(f"{producer.name}_out", _values(graph_of(producer)))
         new.name, new.type, new.shape = name, old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
@@ -259,11 +258,3 @@ def _values(graph: ir.Graph) -> set[str]:
     """Names of all values."""
     names = {str(value.name) for value in graph.inputs} | set(graph.initializers)
     return names | {str(value.name) for node in graph for value in node.outputs}
-
-
-def _free(name: str, taken: set[str]) -> str:
-    free, count = name, 0
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
-    return free

@@ -11,6 +11,8 @@ import ast
 
 import onnx_ir as ir
 
+from vitdeploy.graph.naming import free
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 _ROLES = {
     ("Reshape", 1): "shape",
@@ -45,12 +47,12 @@ def name_by_module(model: ir.Model, *, root: str = "") -> None:
     paths: dict[ir.Node, str] = {}
     for node in graph:
         paths[node] = _path(node, paths, root)
-        node.name = _free(f"{paths[node]}/{node.op_type}" if paths[node] else node.op_type, taken)
+        node.name = free(f"{paths[node]}/{node.op_type}" if paths[node] else node.op_type, taken)
         for index, value in enumerate(node.outputs):
             if value.name not in kept:
-                value.name = _free(node.name + "_out" + (f"_{index}" if len(node.outputs) > 1 else ""), taken)
+                value.name = free(node.name + "_out" + (f"_{index}" if len(node.outputs) > 1 else ""), taken)
     for name in [name for name in graph.initializers if root and name.startswith(root + ".")]:
-        _rename(graph, graph.initializers[name], _free(name[len(root) + 1 :], taken))
+        _rename(graph, graph.initializers[name], free(name[len(root) + 1 :], taken))
     for node in graph:
         _own_parameters(node, paths[node], graph, taken)
         _name_constants(node, paths[node], graph, taken)
@@ -88,7 +90,7 @@ def _own_parameters(node: ir.Node, path: str, graph: ir.Graph, taken: set[str]) 
         stem, dot, kind = str(value.name).rpartition(".")
         if not dot or kind not in _PARAMETERS.values() or stem == path or not path or len(value.const_value.shape) != 1:
             continue
-        name = _free(f"{path}.{role}", taken)
+        name = free(f"{path}.{role}", taken)
         tensor = ir.Tensor(value.const_value.numpy(), name=name)
         copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
         graph.initializers[name] = copy
@@ -101,22 +103,13 @@ def _name_constants(node: ir.Node, path: str, graph: ir.Graph, taken: set[str]) 
             continue
         matrix = node.op_type in ("MatMul", "Gemm") and value.shape is not None and len(value.shape) == 2
         role = "weight" if matrix else _ROLES.get((node.op_type, index), f"constant_{index}")
-        _rename(graph, value, _free(f"{path}.weight" if matrix and path else f"{node.name}.{role}", taken))
+        _rename(graph, value, free(f"{path}.weight" if matrix and path else f"{node.name}.{role}", taken))
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
     old, value.name = str(value.name), name
     if old in graph.initializers:  # the table of initializers is keyed by name
         graph.initializers[name] = graph.initializers.pop(old)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    free, count = name, 0
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
-    taken.add(free)
-    return free
 
 
 def shape_arithmetic(model: ir.Model) -> list[str]:

@@ -24,8 +24,6 @@ Array = NDArray[Any]
 Double = NDArray[np.float64]
 ALPHAS = (0.3, 0.5, 0.65, 0.8, 1.0)
 MARGINS = (0.7, 0.85, 1.0, 1.15, 1.3)
-BETTER = 0.95
-"""A candidate must have at most this share of the error of leaving the tensor alone."""
 _NOTHING = 1e-12
 _PROBES = 64
 _ROWS = 256
@@ -94,6 +92,11 @@ class Choice(NamedTuple):
     identity: float
     token_db: float
 
+    def reach(self, ranges: Sketch) -> tuple[float, float]:
+        """Least and greatest number of the tensor as it will be, (x - z) / s."""
+        low, high = ((extremes - self.shift) / self.factor for extremes in (ranges.channel_minimum, ranges.channel_maximum))
+        return float(low.min()), float(high.max())
+
 
 class Limits(NamedTuple):
     """What may be done to a tensor.
@@ -102,12 +105,14 @@ class Limits(NamedTuple):
         symmetric: Quantize around 0.
         factors: Channels may be divided.
         shifts: Channels may be moved.
+        better: A candidate must have at most this share of the error of leaving the tensor alone.
         weight_share: Share of the plain rounding error of the weights that is left after `rounding.compensated`.
     """
 
     symmetric: bool
     factors: bool
     shifts: bool
+    better: float = 0.95
     weight_share: float = 0.3
 
 
@@ -122,17 +127,16 @@ def choose(ranges: Sketch, rows: Array, weight: Array, limits: Limits) -> Choice
     """
     rows = rows[:_ROWS].astype(np.float32)
     probe = _probe(weight)  # [K, P]
-    low, high = ranges.channel_minimum.astype(np.float64), ranges.channel_maximum.astype(np.float64)
     signals = rows @ probe  # [R, P]
     signal = float(np.square(signals).sum()) or 1.0
 
     def tried(candidate: _Candidate, margin: float) -> Choice:
         name, factor, shift, rounded = candidate
-        least, most = float(((low - shift) / factor).min()), float(((high - shift) / factor).max())
-        quantizer = step(least * margin, most * margin, symmetric=limits.symmetric)
-        noise = _noise(rows, factor, shift, quantizer) @ probe
+        choice = Choice(name, factor, shift, margin, error=0.0, identity=0.0, token_db=0.0)
+        low, high = choice.reach(ranges)
+        noise = _noise(rows, factor, shift, step(low * margin, high * margin, symmetric=limits.symmetric)) @ probe
         error = (float(np.square(noise).sum()) + rounded) / signal
-        return Choice(name, factor, shift, margin, error, 0.0, _token_db(signals, noise))
+        return choice._replace(error=error, token_db=_token_db(signals, noise))
 
     candidates = [
         _Candidate(*each, limits.weight_share * _weight_noise(rows, weight, each[1], each[2]))
@@ -143,7 +147,7 @@ def choose(ranges: Sketch, rows: Array, weight: Array, limits: Limits) -> Choice
     found = [choice for choice, _ in few] + [tried(each, margin) for _, each in few for margin in MARGINS if margin != 1.0]
     alone = min((choice for choice in found if choice.name == "identity"), key=lambda choice: choice.error)
     best = min(found, key=lambda choice: choice.error)
-    return (best if best.error <= BETTER * alone.error else alone)._replace(identity=alone.error)
+    return (best if best.error <= limits.better * alone.error else alone)._replace(identity=alone.error)
 
 
 class _Candidate(NamedTuple):

@@ -3,7 +3,7 @@
 The order matters. First what is exact and needs no data: fewer operations, and the residual stream and the heads turned so that
 no channel stands out (`prepare`). Then the images are seen once for the ranges, each GEMM input chooses how its channels share
 a step, weights are rounded against the second moments of what they will multiply, biases take up what is left in the
-mean (`quantize`). Nothing is put on residual sums, norms or GELU inputs: they stay float.
+mean (`Quantizer`). Nothing is put on residual sums, norms or GELU inputs: they stay float.
 
 Source of the bias correction: Nagel et al. 2019 (Data-Free Quantization), arXiv:1906.04721, section 4.2.
 """
@@ -18,8 +18,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph import fold, qdq, residual
-from vitdeploy.graph.canonical import canonicalise
+from vitdeploy.graph.canonical import NAMES, canonicalise
 from vitdeploy.graph.census import Plan
 from vitdeploy.graph.structure import Attention, Linear, Site, Structure, recognise
 from vitdeploy.quant import rounding
@@ -27,7 +28,6 @@ from vitdeploy.quant.calibrator import Want
 from vitdeploy.quant.equalize import Choice, Limits, Step, choose, step
 from vitdeploy.quant.moments import Moments, from_rows
 from vitdeploy.quant.patches import quantize_patches
-from vitdeploy.quant.sketch import Sketch
 from vitdeploy.quant.statistics import Statistics
 
 Array = NDArray[Any]
@@ -42,10 +42,10 @@ REWRITES = (
     "norm-affine",
     "rotation",
     "head-rotation",
-    "centering",
 )
 """Exact rewrites beyond those of `vitdeploy.graph.canonical`, in their order."""
 _WORTH_A_MUL = 0.8
+"""Share of the error that may be left where factors cost a Mul in every run."""
 _CLIPS = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the range of q, k and v among which the one with the least square error is taken."""
 
@@ -105,6 +105,9 @@ def prepare(model: ir.Model, layout: Layout, skip: Sequence[str] = ()) -> Prepar
         InputError: VD3023 no ViT in it; VD3025 an operator or operator set that can't be edited.
         UsageError: VD2003, a rewrite to skip that does not exist.
     """
+    if unknown := [name for name in skip if name not in (*NAMES, *REWRITES)]:
+        fix = nearest(unknown[0], (*NAMES, *REWRITES)) or f"choose from: {', '.join((*NAMES, *REWRITES))}"
+        raise UsageError("VD2003", f"there is no rewrite {unknown[0]!r}", fix=fix)
     ours = [name for name in skip if name in REWRITES]
     found = {each.name: len(each.nodes) for each in canonicalise(model, skip=[name for name in skip if name not in ours])}
     structure = recognise(model)
@@ -208,19 +211,11 @@ class Quantizer:
             name, behind = site.name, by_value.get(site.linears[0])
             first, second = (half.sketches[name] for half in self.halves)
             weight = np.concatenate([linear.weight for linear in site.linears], 1)
-            choice = choose(first, _held(second, first), weight, self._limits(site, behind))
-            if site.kind == "activation" and choice.error > _WORTH_A_MUL * choice.identity:
-                ones, zeros = np.ones(len(weight)), np.zeros(len(weight))
-                choice = choose(first, _held(second, first), weight, self._limits(site, behind)._replace(factors=False))
-                choice = choice._replace(factor=ones, shift=zeros)
+            choice = choose(first, second.rows if len(second.rows) else first.rows, weight, self._limits(site, behind))
             self._apply(site, behind, choice)
             self.choices[name] = choice
-            low = min(float(((half.sketches[name].channel_minimum - choice.shift) / choice.factor).min()) for half in self.halves)
-            high = max(
-                float(((half.sketches[name].channel_maximum - choice.shift) / choice.factor).max()) for half in self.halves
-            )
-            quantizer = step(low * choice.margin, high * choice.margin, symmetric=self.layout.symmetric)
-            self.steps[name] = quantizer
+            low, high = zip(*(choice.reach(half.sketches[name]) for half in self.halves), strict=True)
+            self.steps[name] = step(min(low) * choice.margin, max(high) * choice.margin, symmetric=self.layout.symmetric)
             rows = np.concatenate([half.sketches[name].rows for half in dict.fromkeys(self.halves)])
             self.rows[name] = ((rows - choice.shift) / choice.factor).astype(np.float32)
             if choice.token_db < self.layout.lane_db:
@@ -231,7 +226,9 @@ class Quantizer:
         free = site.kind == "norm" and site.only
         if site.kind == "context" and attention is not None:
             return Limits(self.layout.symmetric, not self.layout.attention, not self.layout.attention)
-        return Limits(self.layout.symmetric, free or site.kind == "activation", free)
+        if site.kind == "activation":
+            return Limits(self.layout.symmetric, factors=True, shifts=False, better=_WORTH_A_MUL)
+        return Limits(self.layout.symmetric, free, free)
 
     def _apply(self, site: Site, attention: Attention | None, choice: Choice) -> None:
         if choice.name == "identity":
@@ -382,11 +379,6 @@ def _lost(parts: Sequence[Array]) -> Callable[[Step], float]:
         return sum(float(np.square(quantizer(part) - part).sum() / max(float(np.square(part).sum()), 1e-30)) for part in parts)
 
     return lost
-
-
-def _held(second: Sketch, first: Sketch) -> Array:
-    """Rows of images that set no range; where all images are in one sketch, its own."""
-    return second.rows if len(second.rows) else first.rows
 
 
 def _row(site: Site, name: str, choice: Choice, quantizer: Step, *, lane: bool) -> dict[str, Any]:

@@ -48,16 +48,16 @@ def moments(
         widths: Tensor name to K.
         batches: Gives the images anew for every group: float or uint8, as the model takes them.
         threads: Threads of the engine.
-        progress: Hears of every run.
+        progress: Hears of every group.
     """
     groups = list(_groups(widths))
     for number, group in enumerate(groups):
+        progress("moments", number, len(groups))
         observer = Observer(model, group, threads=threads, batch=8)
         sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in group}
         means, counts = {name: np.zeros(widths[name]) for name in group}, dict.fromkeys(group, 0)
         try:
-            for done, batch in enumerate(batches()):
-                progress(f"moments {number + 1}/{len(groups)}", done, 0)
+            for batch in batches():
                 start = 0
                 while start < len(batch):
                     part = batch[start : start + observer.batch]  # grows once the observer knows the tensors' sizes
@@ -72,6 +72,7 @@ def moments(
         for name in group:
             count = max(counts[name], 1)
             yield name, Moments(means[name] / count, sums.pop(name).astype(np.float64) / count)
+    progress("moments", len(groups), len(groups))
 
 
 def from_rows(rows: Array) -> Moments:

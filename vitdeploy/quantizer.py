@@ -183,7 +183,8 @@ class _Job:
         outcome.notes += dict.fromkeys(note for half in halves for note in half.notes)
         images = sum(half.images for half in dict.fromkeys(halves))
         if images < _FEW:
-            outcome.notes.append(f"only {images} {'image' if images == 1 else 'images'} set the ranges; {_FEW} or more are advised")
+            said = "1 image" if images == 1 else f"{images} images"
+            outcome.notes.append(f"only {said} set the ranges; {_FEW} or more are advised")
         return outcome
 
     def _moments(self, quantizer: Quantizer) -> Iterator[tuple[str, Moments]] | None:

@@ -118,7 +118,7 @@ def test_one_image_is_enough_and_few_are_noted(tiny_artifact, pictures, tmp_path
     shutil.copy(pictures / "000.png", folder)
     found = quantize(tiny_artifact, config(folder, verify=False), tmp_path / "out")
     assert found.record.proof["calibration"]["images"] == 1
-    assert any("only 1 image" in note for note in found.record.proof["notes"])
+    assert any("only 1 image set" in note for note in found.record.proof["notes"])
 
 
 # Models

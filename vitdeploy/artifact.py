@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         schema_version: Version of this record.
-        kind: What the bytes are.
+        kind: What the bytes are: ``onnx``, or what the backend of that name has compiled.
         precision: The arithmetic the weights were prepared for.
         entry: The file that an engine opens.
         weights: The PyTorch original's state dict (safetensors), or None.
@@ -47,7 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     schema_version: int = SCHEMA
-    kind: Literal["onnx"] = "onnx"
+    kind: Literal["onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "onnx"
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weight-only"] = "fp32"
     entry: str = "model.onnx"
     weights: str | None = None
@@ -87,6 +87,8 @@ class Artifact:
     @property
     def engine(self) -> str | None:
         """The one engine that this file was made for, or None when any will do."""
+        if self.record.kind != "onnx":
+            return self.record.kind
         target = self.record.config.get("target") if self.record.made_by == "quantize" else None
         return None if target in (None, "portable") else str(target)
 

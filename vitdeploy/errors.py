@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "VD2010": "The command needs something that was not given (data, a contract, weights), or was given twice.",
     "VD2011": "A setting is outside what this command supports (opset, batch, top-k, outputs).",
     "VD2012": "There is no such Python module or name, or what it gives is not a torch.nn.Module.",
+    "VD2013": "The artifact was compiled for another engine, or has to be compiled before this engine can run it.",
     # 30xx: files and weights
     "VD3001": "The file or folder does not exist, or can't be read.",
     "VD3002": "The file is empty.",
@@ -64,6 +65,8 @@ CODES: dict[str, str] = {
     "VD3023": "No ViT block was found in the graph: nothing looks like attention between two linear layers.",
     "VD3024": "The model is quantized already, or its weights are not float32.",
     "VD3025": "The graph's operator set, or one of its operators, can't be edited.",
+    "VD3026": "The graph holds something that the engine can't run as it is meant: it is refused before the engine sees it.",
+    "VD3027": "The ONNX file would crash or mislead an engine: impossible sizes, offsets that reach past a file, data missing.",
     # 31xx: images and data
     "VD3101": "No images were found.",
     "VD3102": "An image can't be decoded: it is damaged, empty, of a format that is not accepted, or not an image.",
@@ -85,10 +88,15 @@ CODES: dict[str, str] = {
     "VD4007": "A child process died of a signal (a crash in native code, or killed for want of memory) or gave no answer.",
     "VD4008": "A child process took longer than it may, and was killed.",
     "VD4009": "The engine does not run what was planned: layers meant for INT8 run in float.",
+    "VD4010": "The engine's device, driver or provider can't be used on this machine.",
+    "VD4011": "The engine could not be built, or what came out is not what was asked for, or computes something else.",
     # 70xx: trust
     "VD7001": "A path inside an archive or record points outside its folder, or through a link.",
     "VD7002": "The pickle would run code if it were loaded.",
     "VD7003": "The file's SHA-256 is not the one that was said to be trusted.",
+    "VD7004": "The engine was built elsewhere or for another device, driver or version, or changed since: engines are executable "
+    "code, and only those that this machine has built are loaded.",
+    "VD7005": "The graph asks for operators of an unknown domain, or for a library of its own: that would be foreign code.",
 }
 """Code to what it means, as printed by `vitdeploy explain CODE`."""
 

@@ -175,6 +175,62 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return msgspec.structs.replace(self, **paths)
 
 
+class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to compile an engine.
+
+    Attributes:
+        backend: The engine.
+        device: Where it will run, as the engine calls it (``cpu``, ``gpu``, ``npu``, ``auto``, ``cuda``); None is its usual one.
+        precision: What float parts are computed in; None is what the file holds (f32, or bf16 if it was made for that).
+        hint: Whether one batch shall be fast, or many at once.
+        threads: Threads of one run; None is the number of cores.
+        streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
+        batch: The one batch size that the engine takes; None leaves it as it is in the file.
+        usual_batch: For TensorRT and a dynamic batch: the size that kernels are chosen for.
+        largest_batch: For TensorRT and a dynamic batch: the largest size that the engine takes.
+        optimise: ``latency`` measures the settings that matter on this machine, and keeps the fastest.
+        workspace_mib: For TensorRT: scratch memory that a kernel may use; None is by the memory that is free.
+        effort: For TensorRT: the builder's optimisation level, 0 (quick) to 5.
+        weakly_typed: For TensorRT 10: let the builder choose precisions, where it can't build the typed graph.
+        compatible: For TensorRT: an engine that later versions can read; slower.
+        refit: For TensorRT: an engine whose weights can be replaced.
+        architectures: For TensorRT-RTX: compute capabilities to compile for (``8.9``); none means all that it knows.
+        rebuilds: How often an engine that came out wrong is built again.
+        seconds: Longest time for one build.
+    """
+
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    device: str | None = None
+    precision: Literal["f32", "bf16", "f16"] | None = None
+    hint: Literal["latency", "throughput"] = "latency"
+    threads: int | None = None
+    streams: int | None = None
+    batch: int | None = None
+    usual_batch: int = 1
+    largest_batch: int = 8
+    optimise: Literal["latency"] | None = None
+    workspace_mib: int | None = None
+    effort: int = 3
+    weakly_typed: bool = False
+    compatible: bool = False
+    refit: bool = False
+    architectures: tuple[str, ...] = ()
+    rebuilds: int = 2
+    seconds: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine takes."""
+        _positive(self, "threads", "streams", "batch", "usual_batch", "largest_batch", "workspace_mib")
+        if self.usual_batch > self.largest_batch:
+            message = f"the usual batch is {self.usual_batch}, the largest {self.largest_batch}"
+            raise UsageError("VD2003", message, fix="make the largest at least the usual one")
+        if not 0 <= self.effort <= 5:
+            raise UsageError("VD2003", f"effort is {self.effort}", fix="use 0 to 5")
+        if self.rebuilds < 0 or not 0 < self.seconds <= 86_400:
+            message = f"rebuilds is {self.rebuilds} (0 or more), seconds is {self.seconds:g} (above 0, a day at most)"
+            raise UsageError("VD2003", message)
+
+
 class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to prove parity and accuracy.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.graph.census import Kernel
+from vitdeploy.recipe import CompileConfig
 from vitdeploy.spec import InputContract
 
 Tensor = NDArray[Any]
@@ -22,18 +24,46 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine runs.
+    """How an engine runs. A compiled artifact brings its own settings; what is given here goes before them.
 
     Attributes:
         threads: Threads inside one run; None is the number of cores this process may use.
-        device: ``cpu``, or what the backend calls another device.
+        device: ``cpu``, or what the backend calls another device; None is the artifact's, or the backend's usual one.
         precision: What float parts of the model are computed in, whatever the file holds; None is ``f32``, or what the artifact
             was made for (``bf16``).
+        hint: ``latency`` for one batch at a time, ``throughput`` for many at once.
+        streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
+        spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime only.
+        arena: Whether memory of one run is kept for the next; None is the engine's choice. ONNX Runtime only.
+        graph: Whether a run is replayed as one CUDA graph; None is yes where it can be. TensorRT only.
+        compiled: PyTorch only: run through ``torch.compile``.
     """
 
     threads: int | None = None
-    device: str = "cpu"
+    device: str | None = None
     precision: Literal["f32", "bf16", "f16"] | None = None
+    hint: Literal["latency", "throughput"] | None = None
+    streams: int | None = None
+    spin: bool | None = None
+    arena: bool | None = None
+    graph: bool | None = None
+    compiled: bool = False
+
+
+class Compiled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend has compiled.
+
+    Attributes:
+        entry: Name of the file, in the folder that was given, that `Backend.open` reads.
+        run: How to run it; what `Backend.open` takes where the caller gives nothing.
+        facts: For the record: versions, device, key, seconds, memory, what the builder said.
+        notes: For people: what was repaired, left out or fell back.
+    """
+
+    entry: str
+    run: OpenConfig = OpenConfig()
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
 
 
 class Runner(Protocol):
@@ -88,9 +118,32 @@ class Backend(Protocol):
         """Load a model, ready to run.
 
         Raises:
-            EnvironmentError_: VD4001 the engine is not installed; VD4004 it refused the model.
+            EnvironmentError_: VD4001 the engine is not installed; VD4004 it refused the model; VD4010 its device is not usable.
             InputError: The artifact lacks what this backend needs.
+            UsageError: VD2011, a setting that it does not have; VD2013, the artifact was compiled for another engine.
+            TrustError: VD7004, the engine in the artifact was not built here, or changed since.
         """
+
+
+class Compiler(Backend, Protocol):
+    """A backend that makes engines, too."""
+
+    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path) -> Compiled:
+        """Make an engine from an ONNX artifact.
+
+        Args:
+            artifact: Its kind is ``onnx``.
+            config: How; ``config.backend`` is this backend's name.
+            folder: Empty, for the engine's files. Called in a child process: a crash or a hang ends that alone.
+
+        Raises:
+            UsageError: VD2011, a setting that this backend does not have.
+            InputError: VD3026, the graph can't run in this engine as it is meant.
+            EnvironmentError_: VD4010 device not usable; VD4011 the engine could not be built; VD4004, VD4006.
+        """
+
+    def candidates(self, config: CompileConfig) -> tuple[OpenConfig, ...]:
+        """Settings that are worth measuring on this machine, the usual one first. Engines that only compile have none."""
 
 
 def threads(config: OpenConfig) -> int:
@@ -106,7 +159,7 @@ def only_cpu(name: str, config: OpenConfig) -> None:
     Raises:
         UsageError: VD2011.
     """
-    if config.device != "cpu":
+    if config.device not in (None, "cpu"):
         message = f"the backend {name!r} runs on 'cpu', not on {config.device!r}"
         raise UsageError("VD2011", message, fix="leave the device out")
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/fashion_mnist
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test test-gpu check bench bench-all format clean
 
 demo: $(VENV)/.all  ## a trained ViT from its checkpoint to a proven artifact and a report, in $(DEMO)
 	$(BIN)/vitdeploy build recipes/fashion_mnist.toml -o $(DEMO)
@@ -13,13 +13,19 @@ demo: $(VENV)/.all  ## a trained ViT from its checkpoint to a proven artifact an
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest
 
+test-gpu: $(VENV)/.dev  ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
 check: $(VENV)/.dev  ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## every benchmark under tests/benchmarks, in turn; wants an otherwise idle machine
+bench: $(VENV)/.dev  ## latency of the engines side by side; wants an otherwise idle machine
+	$(BIN)/python tests/benchmarks/engines.py
+
+bench-all: $(VENV)/.dev  ## every benchmark under tests/benchmarks, in turn
 	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 format: $(VENV)/.dev

@@ -99,14 +99,26 @@ def test_foreign_onnx(operators: tuple[str, ...], says: str, tmp_path: Path) -> 
 def test_external_data(tmp_path: Path) -> None:
     path = foreign(tmp_path / "a.onnx", "MatMul", external="a.data")
     assert looked(path).facts["external_data"] == ["a.data"]
-    assert len(looked(path).notes) == 1
+    assert looked(path).notes[0] == "needs repair: 2 small tensors beside the model: engines need shapes inside of it"
+    assert len(looked(path).notes) == 2
     (tmp_path / "a.data").unlink()
-    assert looked(path).notes[0] == "its external data 'a.data' is missing"
+    assert looked(path).notes[0] == "will be refused (VD3027): its external data 'a.data' is missing (80 bytes)"
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         tensor.external_data[0].value = "../a.data"
     path.write_bytes(model.SerializeToString())
-    assert "lies elsewhere" in looked(path).notes[0]
+    assert looked(path).notes[0] == "will be refused (VD7001): its external data '../a.data' lies outside its folder"
+
+
+def test_findings_of_the_check_are_told(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.onnx", "LayerNormalization")
+    model = onnx.load(path)
+    model.graph.node[0].input.append("")
+    onnx.save(model, path)
+    assert looked(path).notes[0] == ("needs repair: 1 LayerNormalization with an empty last input: it would crash onnxruntime")
+    model.graph.node[0].domain = "com.evil"
+    onnx.save(model, path)
+    assert looked(path).notes[0].startswith("will be refused (VD7005): the node '' asks for LayerNormalization of")
 
 
 def test_broken_contract_in_onnx(tmp_path: Path) -> None:

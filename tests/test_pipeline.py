@@ -21,8 +21,9 @@ from vitdeploy import files, pipeline
 from vitdeploy.artifact import RECORD, Artifact, Record, seal
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.pipeline import build
-from vitdeploy.recipe import BenchConfig, ExportConfig, ModelConfig, Recipe, ValidateConfig, read_spec, read_toml
+from vitdeploy.recipe import BenchConfig, ExportConfig, ModelConfig, Recipe, ValidateConfig, read_spec
 from vitdeploy.report import Metric, Report, Row
+from vitdeploy.tomlfile import read_toml
 
 SPEC = 'name = "small"\nwidth = 32\ndepth = 1\nheads = 2\nclasses = 3\n[input]\nheight = 32\nwidth = 32\n'
 

@@ -1,6 +1,7 @@
 """`predict`: names and probabilities, from every engine, without torch."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 import vitdeploy
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import TABLE
+from vitdeploy.cli import main
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
 from vitdeploy.predictor import PREFERRED, PredictConfig, choose, predict, softmax
 
@@ -124,3 +127,25 @@ def test_needs_no_torch(tiny_artifact, photos):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (item,) = json.loads(done.stdout)["predictions"]
     assert item["classes"][0]["index"] == vitdeploy.predict(tiny_artifact, photos[:1])[0].classes[0].index
+
+
+def test_an_engine_that_crashes_is_one_line_of_the_command(tiny_artifact, photos, monkeypatch, capfd):
+    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(target=f"{__name__}:Crashing"))
+    assert main(["predict", str(tiny_artifact.folder), str(photos[0])]) == 4
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "VD4007" in line]
+    assert "was ended by SIGABRT" in line
+    assert "use another engine (--backend)" in line
+
+
+class Crashing:
+    """An engine that can't stand a model."""
+
+    def open(self, artifact, options):
+        os.abort()
+
+
+def test_a_compiled_artifact_runs_in_its_own_engine(tiny_artifact, photos):
+    other = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind="openvino"))
+    with pytest.raises(UsageError) as caught:
+        predict(other, photos, PredictConfig(backend="onnxruntime"))
+    assert caught.value.code == "VD2013"

@@ -1,5 +1,7 @@
 import csv
 import math
+import os
+import signal
 from types import MappingProxyType
 
 import msgspec
@@ -9,7 +11,7 @@ from PIL import Image
 
 from vitdeploy import prover, synthetic
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.backends import backend
+from vitdeploy.backends import TABLE, backend, isolated
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
 from vitdeploy.images import load, to_tensor
@@ -184,7 +186,7 @@ def test_nan_shows(tiny_artifact, monkeypatch):
         def open(self, artifact, options):
             return Broken()
 
-    monkeypatch.setattr(prover, "backend", lambda name: backend(name) if name == "pytorch" else Engine())
+    monkeypatch.setattr(prover, "isolated", lambda name: isolated(name) if name == "pytorch" else Engine())
     report = validate(tiny_artifact, config(backends=("onnxruntime",)))
     metrics = report.rows[1].metrics
     bad = ("max_abs_difference", "mean_abs_difference", "cosine_min", "sqnr")
@@ -257,3 +259,43 @@ def test_record_is_not_needed_on_disk(tiny_artifact):
     """A contract given by hand is used in the measuring processes too."""
     handmade = Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))
     assert bench([handmade], QUICK).rows
+
+
+def compiled(artifact, kind):
+    return Artifact(artifact.folder, msgspec.structs.replace(artifact.record, kind=kind))
+
+
+def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
+    """The default is that engine beside the original; another one is refused, and one that is not installed is named."""
+    assert prover._compared(compiled(tiny_artifact, "openvino"), ()) == (("pytorch", "openvino"), [])
+    for verb in (
+        lambda: validate(compiled(tiny_artifact, "openvino"), config(backends=("onnxruntime",))),
+        lambda: bench([compiled(tiny_artifact, "openvino")], msgspec.structs.replace(QUICK, backends=("onnxruntime",))),
+    ):
+        with pytest.raises(UsageError, match="was compiled for openvino") as caught:
+            verb()
+        assert caught.value.code == "VD2013"
+    monkeypatch.setattr(prover, "compilers", lambda: ("onnxruntime",))
+    with pytest.raises(EnvironmentError_, match="made for openvino, which is not installed") as missing:
+        validate(compiled(tiny_artifact, "openvino"), config())
+    assert (missing.value.code, missing.value.fix) == ("VD4001", "run: pip install 'vitdeploy[openvino]'")
+    monkeypatch.setattr(prover, "compilers", lambda: tuple(TABLE))
+    quantized = msgspec.structs.replace(tiny_artifact.record, made_by="quantize", config={"target": "tensorrt"})
+    with pytest.raises(UsageError, match="has to be compiled before tensorrt"):
+        validate(Artifact(tiny_artifact.folder, quantized), config())
+
+
+def test_an_engine_that_crashes_is_one_line(tiny_artifact, monkeypatch):
+    """Nothing is left running, and this process lives."""
+    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(target=f"{__name__}:Crashing"))
+    with pytest.raises(EnvironmentError_, match=r"^error\[VD4007\] .*model.onnx: onnxruntime [\d.]+ was ended by SIGSEGV"):
+        validate(tiny_artifact, config(backends=("onnxruntime",)))
+    with pytest.raises(EnvironmentError_, match=r"process of 'onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGSEGV"):
+        bench([tiny_artifact], msgspec.structs.replace(QUICK, backends=("onnxruntime",)))
+
+
+class Crashing:
+    """An engine that can't stand a model."""
+
+    def open(self, artifact, options):
+        os.kill(os.getpid(), signal.SIGSEGV)

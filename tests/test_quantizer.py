@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,9 +26,10 @@ from vitdeploy import images, synthetic
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends import backend
 from vitdeploy.backends.base import OpenConfig, run_any
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError
 from vitdeploy.measure.parity import Parity
-from vitdeploy.quantizer import HALVES, layout_of, quantize
+from vitdeploy.quantizer.job import HALVES, layout_of
+from vitdeploy.quantizer.job import quantize_here as quantize
 from vitdeploy.recipe import QuantizeConfig, ValidateConfig
 
 ENGINES = ("onnxruntime", "openvino")
@@ -421,3 +426,91 @@ def test_the_verdict_and_its_numbers_are_recorded(tiny_artifact, config, tmp_pat
     assert set(worth["size_mib"]) == {"fp32", "int8"}
     assert worth["agreement"]["low"] <= worth["agreement"]["value"] <= 1
     assert 0 <= worth["divergence"]["value"] < 0.5
+
+
+# In a process of its own
+
+
+def children():
+    """Numbers of this process's own child processes."""
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("needs /proc to find the child")
+    return [int(number) for task in tasks.iterdir() for number in (task / "children").read_text().split()]
+
+
+def test_the_steps_of_the_child_are_heard_and_the_result_is_the_same(tiny_artifact, config, tmp_path):
+    here, there = [], []
+    first = quantize(tiny_artifact, config(), tmp_path / "here", progress=lambda *step: here.append(step))
+    second = vitdeploy.quantize(tiny_artifact, config(), tmp_path / "there", progress=lambda *step: there.append(step))
+    assert dict.fromkeys(what for what, _, _ in there) == dict.fromkeys(what for what, _, _ in here)
+    assert there[-1] == ("quantize", 5, 5)
+    assert second.record == first.record
+    assert second.folder == tmp_path / "there"
+    assert second.id == first.id
+
+
+def test_paths_are_the_callers_and_errors_cross(tiny_artifact, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    shutil.copytree(tiny_artifact.folder, tmp_path / "source")
+    settings = QuantizeConfig(calibration=pictures.name, verify=False, threads=1)
+    found = vitdeploy.quantize(Artifact.open(tmp_path / "source"), settings, tmp_path / "out")
+    assert found.record.config["calibration"] == pictures.name
+    assert found.record.proof["calibration"]["images"] == 40
+    with pytest.raises(InputError) as caught:
+        vitdeploy.quantize(found, settings, tmp_path / "again")
+    assert caught.value.code == "VD3024"
+    assert caught.value.file == str(found.model)
+    missing = msgspec.structs.replace(settings, calibration="nowhere")
+    with pytest.raises(InputError, match="nowhere") as gone:
+        vitdeploy.quantize(Artifact.open(tmp_path / "source"), missing, tmp_path / "again")
+    assert (gone.value.code, gone.value.file) == ("VD3001", "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crash_is_one_line_and_leaves_the_older_artifact(tiny_artifact, config, sign, tmp_path):
+    older = quantize(tiny_artifact, config(precision="int8-weight-only"), tmp_path / "out")
+
+    def strike(what, done, total):
+        if what == "calibrate":
+            for number in children():
+                os.kill(number, sign)
+
+    with pytest.raises(EnvironmentError_) as caught:
+        vitdeploy.quantize(tiny_artifact, config(), tmp_path / "out", progress=strike)
+    assert caught.value.code == "VD4007"
+    assert caught.value.message.startswith(f"the process that quantizes was ended by {sign.name}")
+    assert caught.value.file == str(tiny_artifact.model)
+    assert ("memory" in caught.value.fix) == (sign == signal.SIGKILL)
+    assert Artifact.open(tmp_path / "out").id == older.id
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("stage", ["quantize: rewrite", "calibrate", "quantize: write"])
+def test_an_interruption_ends_the_child_and_leaves_nothing(tiny_artifact, config, stage, tmp_path):
+    struck = []
+
+    def stop(what, done, total):
+        if what == stage:
+            struck.extend(children())
+            raise Stop
+
+    with pytest.raises(Stop):
+        vitdeploy.quantize(tiny_artifact, config(), tmp_path / "out", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+    assert struck
+    assert not any(Path(f"/proc/{number}").exists() for number in struck)
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_written(tiny_artifact, config, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    with pytest.raises(EnvironmentError_, match=r"'onnx_ir'.*quantize") as caught:
+        vitdeploy.quantize(tiny_artifact, config(), tmp_path / "out")
+    assert caught.value.code == "VD4001"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_caller_imports_nothing_that_only_the_child_needs():
+    code = "import sys, vitdeploy.quantizer; print({'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

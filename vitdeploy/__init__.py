@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact as Artifact
+    from vitdeploy.compiler import compile as compile
     from vitdeploy.errors import EnvironmentError_ as EnvironmentError_
     from vitdeploy.errors import InputError as InputError
     from vitdeploy.errors import TrustError as TrustError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vitdeploy.prover import validate as validate
     from vitdeploy.quantizer import quantize as quantize
     from vitdeploy.recipe import BenchConfig as BenchConfig
+    from vitdeploy.recipe import CompileConfig as CompileConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
     from vitdeploy.recipe import ModelConfig as ModelConfig
     from vitdeploy.recipe import QuantizeConfig as QuantizeConfig
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-VERBS = ("export", "quantize", "validate", "bench", "build", "predict", "inspect")
+VERBS = ("export", "quantize", "compile", "validate", "bench", "build", "predict", "inspect")
 """The functions that do the work; each is a command of the same name."""
 
 _HOME = {
@@ -59,12 +61,14 @@ _HOME = {
     "ModelConfig": "recipe",
     "ExportConfig": "recipe",
     "QuantizeConfig": "recipe",
+    "CompileConfig": "recipe",
     "ValidateConfig": "recipe",
     "BenchConfig": "recipe",
     "PredictConfig": "predictor",
     "Prediction": "predictor",
     "export": "exporter",
     "quantize": "quantizer",
+    "compile": "compiler",
     "validate": "prover",
     "bench": "prover",
     "build": "pipeline",

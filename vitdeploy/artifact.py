@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vitdeploy import onnxcheck
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.onnxfile import read_header
@@ -48,7 +49,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     schema_version: int = SCHEMA
     kind: Literal["onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "onnx"
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weight-only"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weight-only", "fp8"] = "fp32"
     entry: str = "model.onnx"
     weights: str | None = None
     spec: ModelSpec
@@ -112,13 +113,15 @@ class Artifact:
             verify: Compare every file with its recorded digest.
 
         Raises:
-            InputError: VD3001 nothing there; VD3010 unreadable record or changed file; VD3011 not ONNX; VD3012 no contract.
-            TrustError: VD7001, the record names a file outside its folder.
+            InputError: VD3001 nothing there; VD3010 unreadable record or changed file; VD3011 not ONNX; VD3012 no contract;
+                VD3027 an ONNX file that would crash an engine.
+            TrustError: VD7001, the record or the model names a file outside its folder; VD7005, foreign operators.
         """
         if path.is_dir():
             return cls._open_folder(path, verify)
         if not path.exists():
             raise InputError("VD3001", "does not exist", file=path)
+        onnxcheck.check(path)
         text = read_header(path).metadata.get(METADATA_SPEC)
         if text is None:
             fix = "give an artifact folder, or write the file with `vitdeploy export`"
@@ -152,7 +155,8 @@ class Artifact:
             if needed is not None and needed not in record.files:
                 raise InputError("VD3010", f"does not list its file {needed}", file=folder / RECORD, fix="make it again")
         artifact = cls(folder, record)
-        if verify and record.entry.endswith(".onnx"):
+        if verify and record.kind == "onnx":
+            onnxcheck.check(artifact.model)
             artifact._agree()
         return artifact
 

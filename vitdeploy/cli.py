@@ -5,22 +5,24 @@ Nothing heavier than typer is imported before a command runs: ``--help`` and she
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from vitdeploy import __version__, errors, shell
+from vitdeploy import __version__, answers, errors, shell
 from vitdeploy.arguments import height_and_width, model_source, opened, recipe_of, settings, whole_number
 from vitdeploy.errors import EnvironmentError_, UsageError
 from vitdeploy.options import (
     ArtifactPath,
     Backends,
+    Compilers,
     Contract,
     Data,
+    Floats,
+    Goal,
+    Hint,
     InputKind,
     Isa,
     Limit,
@@ -39,10 +41,6 @@ from vitdeploy.options import (
 )
 from vitdeploy.progress import Progress
 from vitdeploy.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, command
-
-if TYPE_CHECKING:
-    from vitdeploy.artifact import Artifact
-    from vitdeploy.report import Report
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
 
@@ -115,7 +113,7 @@ def export(
     }
     config = settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
     source = model_source(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
-    return _exported(vd.export(source, config, out, progress=progress))
+    return answers.exported(vd.export(source, config, out, progress=progress))
 
 
 @command(
@@ -138,7 +136,7 @@ def quantize(
     limit: Annotated[int | None, typer.Option(help="Images that set ranges, at most; default 256.")] = None,
     keep_fp32: Annotated[str | None, typer.Option(help="With fp16: parts or nodes to keep: layernorm,softmax,head.")] = None,
     isa: Annotated[Isa | None, typer.Option(help="The target's instruction set; default: x86 with VNNI.")] = None,
-    attention: Annotated[bool, typer.Option("--attention", help="OpenVINO: INT8 inside attention too.")] = False,
+    attention: Annotated[bool, typer.Option("--attention", help="OpenVINO, TensorRT: inside attention too.")] = False,
     statistics: Annotated[str | None, typer.Option(help="Folder of saved statistics, in place of images.")] = None,
     save_statistics: Annotated[str | None, typer.Option(help="Folder to save the statistics in.")] = None,
     skip: Annotated[str | None, typer.Option(help="Exact rewrites to leave out, with commas.")] = None,
@@ -156,7 +154,51 @@ def quantize(
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
     config = settings(vd.QuantizeConfig, **given, threads=threads)
-    return _quantized(vd.quantize(opened(source, contract), config, out, progress=progress))
+    return answers.quantized(vd.quantize(opened(source, contract), config, out, progress=progress))
+
+
+@command(
+    app,
+    BUILD,
+    "vitdeploy compile vit --backend openvino -o vit-ov --optimise latency",
+    "vitdeploy compile vit-int8 --backend tensorrt --rival vit-fp16 -o vit-trt",
+    "vitdeploy compile timm.onnx --contract input.toml --backend onnxruntime -o vit-ort",
+)
+def compile(
+    *,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What `export` or `quantize` wrote, or any ViT's .onnx file.")],
+    backend: Annotated[Compilers, typer.Option(help="The engine.")],
+    out: Out,
+    contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
+    rival: Annotated[Path | None, typer.Option(help="The same model in another precision; the faster is kept.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, gpu, npu, auto or cuda; default: the engine's usual one.")] = None,
+    precision: Annotated[Floats | None, typer.Option(help="What float parts are computed in; default: as in the file.")] = None,
+    hint: Annotated[Hint, typer.Option(help="One batch fast, or many at once.")] = Hint.latency,
+    optimise: Annotated[Goal | None, typer.Option(help="Measure the settings that matter here; keep the fastest.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The one batch size that the engine takes; default: as the file.")] = None,
+    usual_batch: Annotated[int | None, typer.Option(help="TensorRT: the batch to choose kernels for; default 1.")] = None,
+    largest_batch: Annotated[int | None, typer.Option(help="TensorRT: the largest batch; default 8.")] = None,
+    streams: Annotated[int | None, typer.Option(help="OpenVINO: runs at a time.")] = None,
+    workspace: Annotated[int | None, typer.Option(help="TensorRT: MiB of scratch memory; default: by what is free.")] = None,
+    effort: Annotated[int | None, typer.Option(help="TensorRT: 0 (quick build) to 5; default 3.")] = None,
+    architecture: Annotated[list[str] | None, typer.Option(help="TensorRT-RTX: compute capability, as 8.9; repeat.")] = None,
+    weakly_typed: Annotated[bool, typer.Option("--weakly-typed", help="TensorRT 10: the builder chooses precisions.")] = False,
+    compatible: Annotated[bool, typer.Option("--compatible", help="TensorRT: later versions can read it; slower.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="TensorRT: its weights can be replaced.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Longest time of one build; default 3600.")] = None,
+    threads: Threads = None,
+    progress: Progress,
+) -> Outcome:
+    """Compile an engine, and check that it is what was asked for."""
+    import vitdeploy as vd
+
+    given: dict[str, object] = {"backend": backend.value, "device": device, "precision": precision and precision.value}
+    given |= {"hint": hint.value, "optimise": optimise and optimise.value, "batch": batch, "usual_batch": usual_batch}
+    given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
+    given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
+    config = settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
+    other = None if rival is None else opened(rival, contract)
+    return answers.compiled(vd.compile(opened(source, contract), config, out, rival=other, progress=progress))
 
 
 @command(
@@ -183,7 +225,7 @@ def build(
     out = out or Path("runs") / (Path(recipe).stem or "build")
     job = recipe_of(recipe, weights=weights, data=data, split=split, limit=limit)
     report = vd.build(job, out, force=force, progress=progress)
-    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {_quoted(out / 'export')} IMAGE"
+    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quoted(out / 'export')} IMAGE"
     return Outcome(report, lambda: console.report(report), hint)
 
 
@@ -205,11 +247,11 @@ def validate(
     """Compare engines with the PyTorch original: parity, and accuracy on labels."""
     import vitdeploy as vd
 
-    _check_file(out)
+    answers.check_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
     config = settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
     report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
-    return _reported(report, out, f"vitdeploy bench {_quoted(artifact)}")
+    return answers.reported(report, out, f"vitdeploy bench {answers.quoted(artifact)}")
 
 
 @command(app, PROVE, "vitdeploy bench vit --batch 1,8", "vitdeploy bench vit-a vit-b --backend onnxruntime -o bench.md")
@@ -227,11 +269,11 @@ def bench(
     """Measure latency against the PyTorch original, with intervals."""
     import vitdeploy as vd
 
-    _check_file(out)
+    answers.check_file(out)
     sizes = [whole_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
     config = settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
     report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
-    return _reported(report, out, f"vitdeploy predict {_quoted(artifacts[0])} IMAGE")
+    return answers.reported(report, out, f"vitdeploy predict {answers.quoted(artifacts[0])} IMAGE")
 
 
 @command(app, SHIP, "vitdeploy predict vit cat.jpg dog.jpg --top 3", "vitdeploy predict vit cat.jpg --json")
@@ -313,47 +355,6 @@ def doctor(
     hint = f"not usable: {', '.join(failed)}" if failed else ""
     status = EnvironmentError_.exit_code if failed else 0
     return Outcome(checkup, lambda: console.show(tables.of_checkup(checkup)), hint, status)
-
-
-def _exported(artifact: Artifact) -> Outcome:
-    from vitdeploy.render import console, tables
-
-    record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    folder = _quoted(artifact.folder)
-    hint = f"wrote {artifact.folder}; next: vitdeploy validate {folder}"
-    return Outcome(record, lambda: console.show([tables.of_artifact(artifact)]), hint)
-
-
-def _quantized(artifact: Artifact) -> Outcome:
-    from vitdeploy.render import console, tables
-
-    record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    hint = f"wrote {artifact.folder}; next: vitdeploy validate {_quoted(artifact.folder)} --data DIR"
-    return Outcome(record, lambda: console.show(tables.of_quantized(artifact)), hint)
-
-
-def _reported(report: Report, out: Path | None, following: str) -> Outcome:
-    """Write the report where asked, and leave it for printing."""
-    from vitdeploy import files
-    from vitdeploy.render import console, json, markdown
-
-    if out is not None:
-        files.write(out, markdown.document(report) if out.suffix == ".md" else json.text(report))
-    wrote = "" if out is None else f"wrote {out}; "
-    return Outcome(report, lambda: console.report(report), f"{wrote}next: {following}")
-
-
-def _check_file(out: Path | None) -> None:
-    """Refuse a report file that can't be written before minutes are spent on its numbers."""
-    if out is None:
-        return
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError("VD2008", "can't be written: a file in a writable folder is needed", file=out, fix="choose another")
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

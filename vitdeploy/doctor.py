@@ -8,20 +8,17 @@ where even an illegal instruction is an answer.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from vitdeploy import backends
+from vitdeploy import backends, isolate
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.errors import UsageError, VitdeployError, first_line, nearest
 from vitdeploy.progress import Progress, silent
@@ -29,7 +26,10 @@ from vitdeploy.report import Machine, this_machine
 from vitdeploy.spec import InputContract, ModelSpec
 
 SCHEMA = 1
-PACKAGES = ("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino")
+PACKAGES = (
+    *("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("tensorrt", "tensorrt_rtx"),
+)
 _SETS = {  # name for people to the kernel's flag; those that decide how fast (and in INT8 how exactly) a ViT runs
     "x86_64": {name: name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")},
     "aarch64": {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"},
@@ -52,8 +52,8 @@ class BackendState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: The backend.
         installed: Whether its package is there.
-        usable: Whether it opened a model and ran it.
-        detail: Its version, or why it does not run.
+        usable: Whether it opened a model and ran it; for one that opens only what it has compiled, whether its device is there.
+        detail: Its version and device, or why it does not run.
     """
 
     name: str
@@ -157,7 +157,7 @@ def _version(name: str) -> str | None:
 
 
 def _state(name: str) -> BackendState:
-    if name not in backends.installed():
+    if not backends.present(name):
         fix = f"run: pip install 'vitdeploy[{backends.TABLE[name].extra}]'"
         return BackendState(name=name, installed=False, usable=False, detail=f"not installed; {fix}")
     usable, detail = _tried(name)
@@ -166,43 +166,51 @@ def _state(name: str) -> BackendState:
 
 def _tried(name: str) -> tuple[bool, str]:
     """Whether the backend ran in a child process, and its version or what went wrong."""
-    home = str(Path(__file__).resolve().parent.parent)
-    paths = os.pathsep.join((home, *filter(None, (os.environ.get("PYTHONPATH"),))))
-    code = f"from vitdeploy import doctor; doctor.probe({name!r})"
-    with tempfile.TemporaryDirectory(prefix="vitdeploy-doctor-") as folder:
-        # its own folder as the current one: nothing that lies around in ours is imported
-        command, surroundings = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": paths}
-        try:
-            child = subprocess.run(  # noqa: S603 (our own interpreter, a name from our own table)
-                command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return False, f"did not answer in {_PATIENCE_S} s"
-    if child.returncode < 0:
-        return False, f"crashed (signal {-child.returncode})"
     try:
-        answer = json.loads(child.stdout.splitlines()[-1])
+        answer = isolate.run(f"{__name__}:probe", name, seconds=_PATIENCE_S, what=name, smaller="")
         return bool(answer["usable"]), str(answer["detail"])
-    except (IndexError, ValueError, KeyError):
-        return False, (child.stderr.strip().splitlines() or [f"ended with status {child.returncode}"])[-1]
+    except VitdeployError as exc:
+        return False, exc.message
 
 
-def probe(name: str) -> None:
-    """Open a tiny model in a backend, run it, and print the outcome as one line of JSON. Writes into the current folder."""
-    from vitdeploy.backends.base import OpenConfig
+def probe(name: str) -> dict[str, Any]:
+    """Try a backend: the part that runs in a child process, and writes into its current folder.
 
+    Returns:
+        ``usable`` and ``detail``, as `BackendState` has them.
+    """
     try:
-        artifact = _tiny(Path.cwd(), weights=name == "pytorch")
-        with closing(backends.backend(name).open(artifact, OpenConfig(threads=1))) as runner:
-            import numpy as np
-
-            shape = runner.run(np.ones((1, 1, 2, 2), np.float32))["logits"].shape
-            usable, detail = shape == (1, _SPEC.classes), str(runner.settings.get("version", ""))
+        usable, detail = _device(name) if backends.TABLE[name].compiled_only else _opened(name)
     except VitdeployError as exc:
         usable, detail = False, exc.message
     except ImportError as exc:  # there, but broken: a wrong wheel, a missing system library
         usable, detail = False, first_line(exc)
-    sys.stdout.write(json.dumps({"usable": usable, "detail": detail}) + "\n")
+    return {"usable": usable, "detail": detail}
+
+
+def _opened(name: str) -> tuple[bool, str]:
+    """Open a tiny model and run it."""
+    import numpy as np
+
+    from vitdeploy.backends.base import OpenConfig
+
+    artifact = _tiny(Path.cwd(), weights=name == backends.REFERENCE)
+    with closing(backends.backend(name).open(artifact, OpenConfig(threads=1))) as runner:
+        shape = runner.run(np.ones((1, 1, 2, 2), np.float32))["logits"].shape
+        return shape == (1, _SPEC.classes), str(runner.settings.get("version", ""))
+
+
+def _device(name: str) -> tuple[bool, str]:
+    """An engine that opens only what it has compiled: whether it can be loaded, and has a device to run on."""
+    engine = backends.backend(name)
+    version = _version(backends.TABLE[name].package) or ""
+    device = getattr(engine, "device", None)
+    if not callable(device):
+        return False, f"{version}: loads; whether its device is here is not known"
+    try:
+        return True, f"{version} on {device()}"
+    except VitdeployError as exc:
+        return False, f"{version}: loads, but can't run here: {exc.message}"
 
 
 def _tiny(folder: Path, *, weights: bool) -> Artifact:

@@ -46,7 +46,8 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
         progress: Hears of each step.
 
     Returns:
-        The artifact: ``model.onnx``, ``weights.safetensors`` (the PyTorch original) and the record with the proof.
+        The artifact: ``model.onnx``, ``weights.safetensors`` (the PyTorch original), ``golden.npz`` (a few generated
+        images with the file's outputs, for devices that have nothing else to compare with) and the record with the proof.
 
     Raises:
         UsageError: Unknown model, impossible options, unusable ``out``.
@@ -67,7 +68,8 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
             origin["state_sha256"] = files.sha256(folder / weights)
         storage.write(graph, folder / MODEL, metadata(spec, origin))
         progress("export: prove", 3, len(STEPS))
-        proof = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
+        proof, golden = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
+        golden.write(folder)
         record = Record(
             spec=spec,
             weights=weights,
@@ -159,9 +161,9 @@ class Program(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:  # float32 [B, C, H, W], or uint8 [B, H, W, C] or [B, C, H, W]
         """The named outputs, in the order of `names`."""
+        pixels = pixels.float()  # before anything moves: TensorRT transposes no bytes
         if self.tensor == "uint8-nhwc":
             pixels = pixels.permute(0, 3, 1, 2)  # [B, C, H, W]
-        pixels = pixels.float()
         if self.scaled:
             pixels = (pixels - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         if len(self.outputs) > 1:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from vitdeploy import files
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact
+from vitdeploy import files, onnxcheck
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record
 from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import read_header
 from vitdeploy.onnxgraph import OnnxGraph, read_graph
@@ -115,7 +115,7 @@ def _artifact(path: Path) -> Inspection:
     for name, digest in record.files.items():
         if files.sha256(artifact.folder / name) != digest:
             notes.append(f"{name} changed after it was written: its digest is another one")
-    inner = _onnx(artifact.model, digest=False) if record.entry.endswith(".onnx") else None
+    inner = _onnx(artifact.model, record) if record.entry.endswith(".onnx") else None
     facts: dict[str, Any] = {
         "id": artifact.id,
         "made_by": record.made_by,
@@ -139,10 +139,10 @@ def _artifact(path: Path) -> Inspection:
     )
 
 
-def _onnx(path: Path, *, digest: bool = True) -> Inspection:
+def _onnx(path: Path, record: Record | None = None) -> Inspection:
     header, graph = read_header(path), read_graph(path)
     notes = [] if graph.inputs else ["the graph has no inputs"]
-    notes += [note for name in graph.external if (note := _external(path, name))]
+    notes += _findings(path) if record is None or record.kind == "onnx" else []  # an engine's own operators are its own
     spec, text = None, header.metadata.get(METADATA_SPEC)
     if text is None:
         notes.append("carries no input contract: pixels can't be prepared for it without one")
@@ -169,7 +169,7 @@ def _onnx(path: Path, *, digest: bool = True) -> Inspection:
         path=str(path),
         kind="onnx",
         bytes=path.stat().st_size,
-        sha256=files.sha256(path) if digest else None,
+        sha256=files.sha256(path) if record is None else None,
         facts=facts,
         graph=graph,
         spec=spec,
@@ -187,13 +187,12 @@ def weights_of(graph: OnnxGraph) -> str:
     return f"{dtype}, Q/DQ" if operators else dtype
 
 
-def _external(path: Path, name: str) -> str:
-    """What is wrong with a file of external data, or ""."""
+def _findings(path: Path) -> list[str]:
+    """What no engine would be shown, or what is repaired before one is."""
     try:
-        file = files.inside(path.parent, name)
-    except TrustError as exc:
-        return f"its external data {name!r} lies elsewhere: {exc.message}"
-    return "" if file.is_file() else f"its external data {name!r} is missing"
+        return [f"needs repair: {repair}" for repair in onnxcheck.check(path).repairs]
+    except (InputError, TrustError) as exc:
+        return [f"will be refused ({exc.code}): {exc.message}"]
 
 
 def _checkpoint_folder(path: Path, weights: dict[str, Path]) -> Inspection:

@@ -118,7 +118,7 @@ def read_graph(path: Path) -> OnnxGraph:
 
 
 class Field(NamedTuple):
-    """A field: its number, its varint (or -1 for a length-delimited one) and where its contents lie."""
+    """A field: its number, its varint (-1 for a length-delimited one, -2 for 4 or 8 bytes) and where its contents lie."""
 
     number: int
     value: int
@@ -126,11 +126,84 @@ class Field(NamedTuple):
     end: int
 
 
-class Walk:
+class Wire:
+    """Fields of protobuf messages in a file, by seeking over what is data.
+
+    Args:
+        stream: The file, opened for reading.
+
+    Attributes:
+        head: Where the field begins, tag and all, that `fields` gave last.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.seen, self.head = stream, 0, 0
+
+    def within(self, field: Field, number: int) -> Iterator[Field]:
+        """The fields of a message, when ``field`` is a message and has that number."""
+        return self.fields(field.start, field.end) if field.number == number and field.value < 0 else iter(())
+
+    def text(self, field: Field) -> str:
+        """A name."""
+        if field.value >= 0:
+            return ""
+        if field.end - field.start > LONGEST_NAME:
+            raise ValueError(f"a name of {field.end - field.start:,} bytes")
+        self.stream.seek(field.start)
+        return self.stream.read(field.end - field.start).decode()
+
+    def packed(self, field: Field) -> list[int]:
+        """Numbers written one behind the other."""
+        if field.end - field.start > 10 * MOST_AXES:
+            raise ValueError(f"a tensor has more than {MOST_AXES} axes")
+        self.stream.seek(field.start)
+        raw, at, found = self.stream.read(field.end - field.start), 0, []
+        while at < len(raw):
+            value, at = _varint(raw, at)
+            found.append(value)
+        return found
+
+    def fields(self, start: int, end: int, *, fixed: bool = False) -> Iterator[Field]:
+        """The fields of a message, in order.
+
+        Args:
+            start: Where the message begins, in bytes.
+            end: Where it ends.
+            fixed: Whether numbers of 4 and 8 bytes are wanted; else they are passed over.
+
+        Raises:
+            ValueError: The message is damaged, or has more fields than `MOST_FIELDS`.
+            EOFError: A field reaches past the end of its message.
+        """
+        while start < end:
+            self.seen += 1
+            if self.seen > MOST_FIELDS:
+                raise ValueError(f"more than {MOST_FIELDS:,} fields")
+            self.stream.seek(start)
+            head = self.stream.read(min(20, end - start))
+            tag, used = _varint(head, 0)
+            wire = tag & 7
+            if wire == 0:
+                value, used = _varint(head, used)
+                self.head, start = start, start + used
+                yield Field(tag >> 3, value, start, start)
+                continue
+            if wire not in (1, 2, 5):
+                raise ValueError(f"unknown wire type {wire}")
+            length, used = _varint(head, used) if wire == 2 else (8 if wire == 1 else 4, used)
+            at, begin, start = start, start + used, start + used + length
+            if start > end:
+                raise EOFError(f"a field of {length} bytes reaches past the end")
+            if wire == 2 or fixed:
+                self.head = at
+                yield Field(tag >> 3, -1 if wire == 2 else -2, begin, start)
+
+
+class Walk(Wire):
     """One pass over a file; messages that wait to be looked at are on a stack of kind, start and end."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.seen = stream, 0
+        super().__init__(stream)
         self.stack: list[tuple[str, int, int]] = []
         self.names = [""]
         self.ports: dict[str, list[Port]] = {"inputs": [], "outputs": []}
@@ -249,7 +322,7 @@ class Walk:
     def location(self, entry: Field) -> None:
         """StringStringEntryProto of a tensor's external data: remember the file."""
         pair = ["", ""]
-        for field in self.fields(*entry[2:]):
+        for field in self.fields(entry.start, entry.end):
             if field.number in (1, 2):
                 pair[field.number - 1] = self.text(field)
         if pair[0] == "location":
@@ -259,7 +332,7 @@ class Walk:
     def port(self, side: str, whole: Field) -> None:
         """ValueInfoProto."""
         name, dtype, shape = "", "", None
-        for field in self.fields(*whole[2:]):
+        for field in self.fields(whole.start, whole.end):
             if field.number == 1:
                 name = self.text(field)
             for kind in self.within(field, 2):
@@ -274,11 +347,11 @@ class Walk:
     def shape(self, whole: Field) -> tuple[int | str, ...]:
         """TensorShapeProto: a number, a name, or "" for each axis."""
         found: list[int | str] = []
-        for field in self.fields(*whole[2:]):
+        for field in self.fields(whole.start, whole.end):
             if field.number != 1 or field.value >= 0:
                 continue
             size: int | str = ""
-            for part in self.fields(*field[2:]):
+            for part in self.fields(field.start, field.end):
                 if part.number == 1 and part.value >= 0:
                     size = part.value if part.value < 1 << 63 else ""  # a negative size: unknown
                 elif part.number == 2:
@@ -288,58 +361,10 @@ class Walk:
                 raise ValueError(f"an input or output has more than {MOST_AXES} axes")
         return tuple(found)
 
-    def within(self, field: Field, number: int) -> Iterator[Field]:
-        """The fields of a message, when ``field`` is a message and has that number."""
-        return self.fields(*field[2:]) if field.number == number and field.value < 0 else iter(())
-
     def push(self, kind: str, field: Field) -> None:
         """Look at a message later; a number in its place is a field that nobody knows, as in protobuf."""
         if field.value < 0:
             self.stack.append((kind, field.start, field.end))
-
-    def text(self, field: Field) -> str:
-        """A name."""
-        if field.value >= 0:
-            return ""
-        if field.end - field.start > LONGEST_NAME:
-            raise ValueError(f"a name of {field.end - field.start:,} bytes")
-        self.stream.seek(field.start)
-        return self.stream.read(field.end - field.start).decode()
-
-    def packed(self, field: Field) -> list[int]:
-        """Numbers written one behind the other."""
-        if field.end - field.start > 10 * MOST_AXES:
-            raise ValueError(f"a tensor has more than {MOST_AXES} axes")
-        self.stream.seek(field.start)
-        raw, at, found = self.stream.read(field.end - field.start), 0, []
-        while at < len(raw):
-            value, at = _varint(raw, at)
-            found.append(value)
-        return found
-
-    def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of a message, in order."""
-        while start < end:
-            self.seen += 1
-            if self.seen > MOST_FIELDS:
-                raise ValueError(f"more than {MOST_FIELDS:,} fields")
-            self.stream.seek(start)
-            head = self.stream.read(min(20, end - start))
-            tag, used = _varint(head, 0)
-            wire = tag & 7
-            if wire == 0:
-                value, used = _varint(head, used)
-                start += used
-                yield Field(tag >> 3, value, start, start)
-                continue
-            if wire not in (1, 2, 5):
-                raise ValueError(f"unknown wire type {wire}")
-            length, used = _varint(head, used) if wire == 2 else (8 if wire == 1 else 4, used)
-            begin, start = start + used, start + used + length
-            if start > end:
-                raise EOFError(f"a field of {length} bytes reaches past the end")
-            if wire == 2:
-                yield Field(tag >> 3, -1, begin, start)
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

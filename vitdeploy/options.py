@@ -34,6 +34,7 @@ class Precision(str, Enum):
     """Values of ``--precision``."""
 
     int8 = "int8"
+    fp8 = "fp8"
     fp16 = "fp16"
     bf16 = "bf16"
     int8_dynamic = "int8-dynamic"
@@ -56,6 +57,36 @@ class Isa(str, Enum):
     avx512_vnni = "avx512-vnni"
     amx = "amx"
     neon_dotprod = "neon-dotprod"
+
+
+class Compilers(str, Enum):
+    """Values of ``--backend`` where engines are made."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class Floats(str, Enum):
+    """What float parts are computed in."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    f16 = "f16"
+
+
+class Hint(str, Enum):
+    """Values of ``--hint``."""
+
+    latency = "latency"
+    throughput = "throughput"
+
+
+class Goal(str, Enum):
+    """Values of ``--optimise``."""
+
+    latency = "latency"
 
 
 def _known_models(incomplete: str) -> list[str]:

@@ -28,7 +28,7 @@ from vitdeploy.render.json import text
 from vitdeploy.report import Report, this_machine
 
 LEDGER, RECIPE = "build.json", "recipe.toml"
-ARTIFACTS = ("export", "quantize")
+ARTIFACTS = ("export", "quantize", "compile")
 """Stages whose result is an artifact's folder of the same name; the others leave a report."""
 STAGES = (*ARTIFACTS, "validate", "bench")
 SCHEMA = 1
@@ -59,13 +59,13 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress = silent) -> Report:
-    """Run a recipe: export, quantize, validate, bench, report; stages that are done and unchanged are skipped.
+    """Run a recipe: export, quantize, compile, validate, bench, report; stages that are done and unchanged are skipped.
 
     Args:
         recipe: The job. Relative paths are taken from the current folder.
-        out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/`` and ``quantize/`` (the artifacts),
-            ``validate.json``, ``bench.json``, ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one that
-            an earlier build wrote.
+        out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/``, ``quantize/`` and ``compile/`` (the
+            artifacts), ``validate.json``, ``bench.json``, ``report.json``, ``report.md``, ``build.json``. It must be
+            new, empty, or one that an earlier build wrote.
         force: Do every stage again.
         progress: Hears of each stage, skipped ones included.
 
@@ -84,6 +84,7 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
     files.write(out / RECIPE, to_toml(recipe))
     artifact = _export(line, recipe, model)
     artifacts = [artifact, *_quantize(line, recipe, artifact, calibration)]
+    artifacts += _compile(line, recipe, artifacts[-1])
     parts = _measured(line, recipe, artifacts, data)
     report = _report(recipe, artifacts, parts)
     files.write(out / "report.json", text(report))
@@ -179,6 +180,24 @@ def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str)
     return [made]
 
 
+def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
+    """The engine, when the recipe asks for one."""
+    config = recipe.compile
+    if config is None:
+        line.drop("compile")
+        return []
+    inputs = {"artifact": files.sha256(artifact.folder / RECORD), "machine": msgspec.to_builtins(this_machine())}
+    inputs["tools"] = versions("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+    key = key_of("compile", config, inputs)
+    if line.is_done("compile", key):
+        return [Artifact.open(line.result("compile"), verify=False)]
+    from vitdeploy.compiler import compile
+
+    made = compile(artifact, config, line.result("compile"), progress=line.progress)
+    line.finish("compile", key)
+    return [made]
+
+
 def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str) -> tuple[Report, ...]:
     """The reports of the stages that measure, as far as the recipe names them."""
     found = []
@@ -205,7 +224,8 @@ def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, pr
         return bench(artifacts, config, progress=progress)
     whole, *others = (validate(artifact, config, progress=progress) for artifact in artifacts)
     for other, artifact in zip(others, artifacts[1:], strict=True):  # the same images and reference: rows of one table
-        rows = [msgspec.structs.replace(row, subject=f"{artifact.record.precision} / {row.subject}") for row in other.rows[1:]]
+        what = artifact.record.precision if artifact.record.kind == "onnx" else f"{artifact.record.precision} compiled"
+        rows = [msgspec.structs.replace(row, subject=f"{what} / {row.subject}") for row in other.rows[1:]]
         whole = msgspec.structs.replace(whole, rows=(*whole.rows, *rows))
     return whole
 
@@ -214,7 +234,7 @@ def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]
     """The whole report: nothing in it depends on which stages were skipped, so an unchanged build writes the same bytes."""
     artifact = artifacts[0]
     settings: dict[str, Any] = {"model": artifact.spec.name, "artifact": artifact.id, "origin": artifact.record.origin}
-    stages = [*ARTIFACTS[: len(artifacts)], *(part.title for part in parts)]
+    stages = [*(artifact.record.made_by for artifact in artifacts), *(part.title for part in parts)]
     settings |= {"stages": stages, "opset": recipe.export.opset}
     notes = tuple(str(made.record.proof["verdict"]) for made in artifacts[1:] if "verdict" in made.record.proof)
     whole = Report(title="build", settings=settings, notes=notes, parts=parts)

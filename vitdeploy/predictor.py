@@ -85,9 +85,10 @@ def predict(
         One prediction an image, in their order.
 
     Raises:
-        UsageError: VD2010, the model gives no classes, or no image was given; VD2009, unknown backend.
+        UsageError: VD2010, the model gives no classes, or no image was given; VD2009, unknown backend; VD2013, it
+            does not open this artifact.
         InputError: An image is missing or can't be decoded.
-        EnvironmentError_: VD4001, no backend is installed; VD4004, the engine failed.
+        EnvironmentError_: VD4001, no backend is installed; VD4004, the engine failed; VD4007, VD4008 it crashed or hung.
     """
     config = config or PredictConfig()
     if not artifact.spec.classifies:
@@ -103,7 +104,7 @@ def predict(
 
     name = config.backend or artifact.engine or choose(backends.installed())
     found = []
-    with closing(backends.backend(name).open(artifact, OpenConfig(threads=config.threads))) as runner:
+    with closing(backends.isolated(name).open(artifact, OpenConfig(threads=config.threads))) as runner:
         for done, path in enumerate(images):
             progress("predict", done, len(images))
             pixels = pixels_of.load(path, artifact.spec.input)

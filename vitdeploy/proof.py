@@ -13,9 +13,10 @@ from torch import nn
 
 from vitdeploy import images, synthetic
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends import backend
+from vitdeploy.backends import isolated
 from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
 from vitdeploy.errors import EnvironmentError_
+from vitdeploy.golden import IMAGES, Golden
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.recipe import ExportConfig
 from vitdeploy.spec import ModelSpec
@@ -23,7 +24,7 @@ from vitdeploy.spec import ModelSpec
 Rows = dict[str, NDArray[np.float32]]
 
 
-def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> dict[str, Any]:
+def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[dict[str, Any], Golden]:
     """Run the file at each batch size and compare every row with PyTorch's and with the same row in other company.
 
     For a dynamic batch the other company is none: the row alone. For a static batch it is the batch turned by one place.
@@ -35,17 +36,17 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> dict[s
 
     Returns:
         Batch sizes; largest |difference| from PyTorch and between companies, absolute and as a share of the standard
-        deviation of PyTorch's output, over all rows and outputs.
+        deviation of PyTorch's output, over all rows and outputs. And the golden batch: the first of these images.
 
     Raises:
-        EnvironmentError_: VD4003, a difference is above the tolerance, or NaN.
+        EnvironmentError_: VD4003, a difference is above the tolerance, or NaN; VD4007, VD4008 the engine crashed or hung.
     """
     batches = (config.batch,) if config.batch else tuple(sorted(set(config.prove_batches)))
     pixels = synthetic.pixels(max(batches), artifact.spec.input)  # [count, H, W, C]
     truth = _reference(source, artifact.spec, pixels, config)
     tensor = images.to_tensor(pixels, artifact.spec.input)
     worst = {"difference": 0.0, "relative": 0.0, "company": 0.0}
-    with closing(backend("onnxruntime").open(artifact, OpenConfig())) as runner:
+    with closing(isolated("onnxruntime").open(artifact, OpenConfig())) as runner:
         alone = _alone(runner, tensor, config.batch)
         for batch in batches:
             rows = runner.run(tensor[:batch]) if batch > 1 or config.batch else {name: alone[name][:1] for name in alone}
@@ -59,7 +60,8 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> dict[s
                 _check(artifact, f"output {name!r} at batch {batch} differs from the same image in other company", company, limit)
             if config.top_k is not None:
                 _check_top_k(artifact, rows, config.top_k)
-    return {"batches": list(batches), "images": len(pixels), **worst}
+    golden = Golden(pixels[:IMAGES], alone[artifact.spec.output][:IMAGES], "onnxruntime")
+    return {"batches": list(batches), "images": len(pixels), **worst}, golden
 
 
 def _reference(source: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:

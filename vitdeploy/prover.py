@@ -15,7 +15,7 @@ import msgspec
 
 from vitdeploy import images, synthetic
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends import REFERENCE, backend, installed
+from vitdeploy.backends import REFERENCE, TABLE, compilers, fitting, installed, isolated
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
 from vitdeploy.datasets import Batch, Batches, Counts, Dataset, LoadConfig, open_dataset
 from vitdeploy.errors import EnvironmentError_, UsageError
@@ -48,8 +48,9 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
         metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes.
 
     Raises:
-        UsageError: VD2009, no such backend.
-        EnvironmentError_: VD4001, an engine, or every engine, is not installed; VD4004, one failed.
+        UsageError: VD2009, no such backend; VD2013, one that does not open this artifact.
+        EnvironmentError_: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
+            or hung.
         InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit.
     """
     names, notes = _compared(artifact, config.backends)
@@ -57,7 +58,7 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
     trial = _Trial(artifact, names, data)
     with ExitStack() as stack:
         options = OpenConfig(threads=config.threads)
-        runners = {name: stack.enter_context(closing(backend(name).open(artifact, options))) for name in names}
+        runners = {name: stack.enter_context(closing(isolated(name).open(artifact, options))) for name in names}
         batches = stack.enter_context(_batches(data, artifact.spec.input, config))
         total = len(data.chosen(_loading(config))) if data is not None else batches.counts.found
         for batch in batches:
@@ -84,8 +85,8 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
         A row for each original, artifact, engine and batch size, with the metrics of `latency.measure`.
 
     Raises:
-        UsageError: VD2009, no such backend; VD2010, no artifact.
-        EnvironmentError_: VD4001, an engine, or every engine, is not installed; VD4005, a measuring process died.
+        UsageError: VD2009, no such backend; VD2010, no artifact; VD2013, a backend that does not open one.
+        EnvironmentError_: VD4001, an engine, or every engine, is not installed; VD4007, VD4008 a measuring process died or hung.
         InputError: VD3107, a model's batch is fixed and another was asked for.
     """
     if not artifacts:
@@ -187,19 +188,22 @@ def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
     """The backends that are measured beside the reference: those named, else the one the file was made for, else all.
 
     Raises:
-        UsageError: VD2009.
+        UsageError: VD2009, VD2013.
         EnvironmentError_: VD4001.
     """
     for name in wanted:
-        backend(name)
-    there = installed() if artifact.engine is None else tuple(name for name in installed() if name == artifact.engine)
+        isolated(name)
+    there = installed() if artifact.engine is None else tuple(name for name in compilers() if name == artifact.engine)
     engines = tuple(dict.fromkeys(name for name in wanted or there if name != REFERENCE))
     if not engines and not wanted and artifact.engine is not None:
         message = f"was made for {artifact.engine}, which is not installed"
-        raise EnvironmentError_("VD4001", message, file=artifact.model, fix="quantize for an engine that is")
+        fix = f"run: pip install 'vitdeploy[{TABLE[artifact.engine].extra}]'"
+        raise EnvironmentError_("VD4001", message, file=artifact.model, fix=fix)
     if not engines and not wanted:
         fix = "run: pip install 'vitdeploy[onnxruntime]'"
         raise EnvironmentError_("VD4001", "no inference engine is installed", fix=fix)
+    for name in engines:
+        fitting(name, artifact)
     return engines
 
 

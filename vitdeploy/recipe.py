@@ -6,26 +6,19 @@ Unknown keys are errors with the nearest name and the line.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Literal
 
 import msgspec
 
-from vitdeploy.errors import InputError, UsageError, nearest
+from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputContract, ModelSpec
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # JetPack 6 has Python 3.10
-    import tomli as tomllib
+from vitdeploy.tomlfile import read_toml
 
 FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
 """Endings by which a model's source is a file, not a name."""
 OPSETS = (18, 19, 20, 21, 22)
-T = TypeVar("T")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,7 +98,8 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How to quantize.
 
     Attributes:
-        precision: ``int8``: weights and activations, with ranges from calibration images. ``fp16``: half precision, with FP32
+        precision: ``int8``: weights and activations, with ranges from calibration images. ``fp8``: the same in 8-bit floats
+            (E4M3), for TensorRT on GPUs that have them. ``fp16``: half precision, with FP32
             where FP16 would overflow. ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in
             INT8, activations by their own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine
             likes it.
@@ -121,15 +115,17 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         keep_fp32: For ``fp16``: parts that stay FP32 (``layernorm``, ``softmax``, ``head``, ...), or names of nodes.
         skip: Exact rewrites to leave out, by name.
         isa: Instruction set of the target's CPU; None is x86 with VNNI, where all of INT8's range can be used.
-        attention: For ``int8`` on ``openvino``: quantize the products inside attention too; faster, less exact.
-        lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead.
+        attention: For ``int8`` on ``openvino`` and ``tensorrt``, and ``fp8``: quantize the products inside attention too;
+            faster, less exact. Refused where TensorRT has no such kernel: by head size, and for ``int8`` by tokens.
+        lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead; on
+            ``tensorrt`` the layer stays FP16.
         verify: Compare with the source, and measure, on the target's engine. The images for that are held back from the ranges,
             so this changes the file.
         verify_images: Images held back, at most.
         threads: Threads of each engine; None is the number of cores.
     """
 
-    precision: Literal["int8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"] = "int8"
+    precision: Literal["int8", "fp8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"] = "int8"
     target: Literal["onnxruntime", "openvino", "tensorrt", "portable"] = "onnxruntime"
     calibration: str | None = None
     split: str | None = None
@@ -155,16 +151,23 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise UsageError("VD2003", f"max_bad is {self.max_bad}", fix="use 0 or more")
         if self.calibration is not None and self.statistics is not None:
             raise UsageError("VD2010", "calibration images and recorded statistics were both given", fix="give one of them")
-        if self.precision == "int8" and self.calibration is None and self.statistics is None:
+        if self.precision in ("int8", "fp8") and self.calibration is None and self.statistics is None:
             fix = "give --calibration DIR with some 128 images like those of deployment (or the word random, to try latency)"
-            raise UsageError("VD2010", "INT8 needs calibration images", fix=fix)
+            raise UsageError("VD2010", f"{self.precision.upper()} needs calibration images", fix=fix)
+        self._check_target()
+
+    def _check_target(self) -> None:
+        """Refuse what the target does not read."""
         if self.precision == "bf16" and self.target != "openvino":
             raise UsageError("VD2011", f"bf16 is a hint to OpenVINO, the target is {self.target!r}", fix="use --target openvino")
+        if self.precision == "fp8" and self.target != "tensorrt":
+            raise UsageError("VD2011", f"fp8 is for TensorRT, the target is {self.target!r}", fix="use --target tensorrt")
         if self.precision.startswith("int8-") and self.target in ("tensorrt", "portable"):
             message = f"{self.precision} has no form that {self.target!r} reads"
             raise UsageError("VD2011", message, fix="use --precision int8, or --target onnxruntime or openvino")
-        if self.attention and (self.target != "openvino" or self.precision != "int8"):
-            raise UsageError("VD2011", "INT8 inside attention is for int8 on openvino", fix="leave attention out")
+        if self.attention and (self.target not in ("openvino", "tensorrt") or self.precision not in ("int8", "fp8")):
+            message = "8 bits inside attention are for int8 on openvino and tensorrt, and for fp8"
+            raise UsageError("VD2011", message, fix="leave attention out")
         if self.keep_fp32 and self.precision != "fp16" and self.target != "tensorrt":
             raise UsageError("VD2011", "keep_fp32 is for fp16", fix="leave it out")
 
@@ -298,6 +301,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         model: Which model.
         export: How to export it.
         quantize: How to quantize the export; None leaves the stage out.
+        compile: How to compile the last of these; None leaves the stage out.
         validate: How to prove parity and accuracy; None leaves the stage out.
         bench: How to measure latency; None leaves the stage out.
     """
@@ -305,6 +309,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: ModelConfig
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig | None = None
+    compile: CompileConfig | None = None
     validate: ValidateConfig | None = None
     bench: BenchConfig | None = None
 
@@ -348,56 +353,6 @@ def read_contract(path: Path) -> InputContract:
         UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `InputContract` itself refuses.
     """
     return read_toml(path, InputContract)
-
-
-def read_toml(path: Path, kind: type[T]) -> T:
-    """Read a TOML (or, by its name, JSON) file as ``kind``, strictly.
-
-    Raises:
-        InputError: VD3001, unreadable.
-        UsageError: VD2007 not TOML; VD2002 unknown key; VD2003 bad value.
-    """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as exc:
-        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError("VD2007", "is not text in UTF-8", file=path) from exc
-    try:
-        table = msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, msgspec.DecodeError, RecursionError) as exc:
-        raise UsageError("VD2007", f"is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}", file=path) from exc
-    _check_keys(table, kind, text, path, ())
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as exc:
-        raise UsageError("VD2003", str(exc).replace("`$", "`").replace("`.", "`"), file=path) from exc
-    except UsageError as exc:
-        raise type(exc)(exc.code, exc.message, file=path, fix=exc.fix) from exc
-
-
-def _check_keys(table: object, kind: object, text: str, path: Path, above: tuple[str, ...]) -> None:
-    """Name the first unknown key with its line, before msgspec would name it without."""
-    struct = next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
-    if struct is None or not isinstance(table, dict):
-        return
-    known: dict[str, Any] = get_type_hints(struct)
-    for key, value in table.items():
-        if key not in known:
-            where = ".".join((*above, key))
-            fix = nearest(key, known) or f"known keys: {', '.join(known)}"
-            raise UsageError("VD2002", f"line {_line(text, key, above)}: unknown key {where!r}", file=path, fix=fix)
-        _check_keys(value, known[key], text, path, (*above, key))
-
-
-def _line(text: str, key: str, above: tuple[str, ...]) -> int:
-    """The line where ``key`` is set, looked for behind the heading of its table."""
-    lines, start = text.splitlines(), 0
-    if above:
-        heading = re.compile(rf"\s*\[\s*{re.escape('.'.join(above))}\s*\]")
-        start = next((n for n, line in enumerate(lines) if heading.match(line)), 0)
-    pattern = re.compile(rf"""\s*(\[\s*)?["']?(?:[\w.]*\.)?{re.escape(key)}["']?\s*[=\].:]""")
-    return next((n for n in range(start, len(lines)) if pattern.match(lines[n])), start) + 1
 
 
 def _positive(config: msgspec.Struct, *names: str) -> None:

@@ -105,9 +105,54 @@ def test_closing_twice_is_allowed(name, tiny_artifact):
 
 
 def test_another_device_is_refused(name, tiny_artifact):
-    with pytest.raises(UsageError, match="'cuda'") as caught:
-        backends.backend(name).open(tiny_artifact, OpenConfig(device="cuda"))
+    with pytest.raises(UsageError, match="'vulkan'") as caught:
+        backends.backend(name).open(tiny_artifact, OpenConfig(device="vulkan"))
     assert caught.value.code == "VD2011"
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("openvino", {"spin": True}),
+        ("openvino", {"arena": False}),
+        ("openvino", {"graph": False}),
+        ("openvino", {"compiled": True}),
+        ("onnxruntime", {"streams": 2}),
+        ("onnxruntime", {"hint": "throughput"}),
+        ("onnxruntime", {"graph": True}),
+        ("onnxruntime", {"compiled": True}),
+    ],
+)
+def test_a_setting_of_another_engine_is_refused(name, setting, tiny_artifact):
+    with pytest.raises(UsageError, match=f"no setting '{next(iter(setting))}'") as caught:
+        backends.backend(name).open(tiny_artifact, OpenConfig(**setting))
+    assert caught.value.code == "VD2011"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_artifact_of_another_engine_is_refused(engine, tiny_artifact):
+    import msgspec
+
+    from vitdeploy.artifact import Artifact
+
+    other = next(name for name in ENGINES if name != engine)
+    foreign = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind=other))
+    with pytest.raises(UsageError, match=f"compiled for {other}") as caught:
+        backends.backend(engine).open(foreign, OpenConfig())
+    assert caught.value.code == "VD2013"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_runs_from_several_threads(engine, tiny_artifact, tensor):
+    """A second call waits for a free request; no output is mixed with another's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    opened = backends.backend(engine).open(tiny_artifact, OpenConfig(threads=1))
+    alone = [opened.run(tensor[row : row + 1])["logits"] for row in range(len(tensor))]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: opened.run(tensor[row : row + 1])["logits"], list(range(len(tensor))) * 5))
+    for index, logits in enumerate(found):
+        np.testing.assert_array_equal(logits, alone[index % len(tensor)])
 
 
 @pytest.mark.parametrize("engine", ENGINES)

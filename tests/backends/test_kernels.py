@@ -71,6 +71,18 @@ def test_float_model_has_no_int8(tiny, engine):
     assert {kernel.name for kernel in found} == {*whole.gemms, *whole.attention, "head/Gemm", "patch_embed.proj/Conv"}
 
 
+@needs_vnni
+def test_fused_attention_is_told(tiny, tmp_path):
+    """OpenVINO runs scores, softmax and values as one; with a factor that it can't take there, as two products."""
+    kinds = [kernel.kind for kernel in kernels(tiny, "openvino") if kernel.role == "attention"]
+    assert len(kinds) == 4
+    assert all("attention" in kind for kind in kinds)
+    split = Quantizer(tiny).static().products(p="u8").write(tmp_path)
+    kinds = [kernel.kind for kernel in kernels(split, "openvino") if kernel.role == "attention"]
+    assert len(kinds) == 4
+    assert not any("attention" in kind for kind in kinds)
+
+
 def test_nothing_float_is_taken_for_planned(tiny, engine):
     whole = Quantizer(tiny)
     found = census(Plan(gemms=whole.gemms, attention=whole.attention), kernels(tiny, engine), engine)
@@ -177,7 +189,7 @@ def test_weights_only_without_groups_are_float(tiny_artifact, tmp_path, monkeypa
             super().__setattr__(name, {**value, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0} if name == "_wanted" else value)
 
     quantizer = Quantizer(tiny_artifact).weights_only()
-    runner = Runner(quantizer.write(tmp_path), 1)
+    runner = Runner(quantizer.write(tmp_path), OpenConfig(threads=1))
     found = census(Plan(dynamic=quantizer.gemms), runner.kernels(), "openvino")
     assert found.missing == found.fallbacks == quantizer.gemms
 

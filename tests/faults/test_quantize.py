@@ -19,7 +19,8 @@ from tests.quant.fashion import edited
 from vitdeploy import synthetic
 from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError, VitdeployError
-from vitdeploy.quantizer import HALVES, quantize
+from vitdeploy.quantizer.job import HALVES
+from vitdeploy.quantizer.job import quantize_here as quantize
 from vitdeploy.recipe import QuantizeConfig
 
 

@@ -44,7 +44,7 @@ def test_error_names_three_and_counts_all():
     with pytest.raises(EnvironmentError_) as caught:
         require(found)
     assert caught.value.code == "VD4009"
-    assert caught.value.message.startswith("onnxruntime: 6 of 6 layers planned for INT8 do not run in it: a, b, c, ... (")
+    assert caught.value.message.startswith("onnxruntime: 6 of 6 layers planned for 8 bits do not run in them: a, b, c, ... (")
     assert "no kernel of that name" in caught.value.message
     assert "int32" in caught.value.message
     assert "--target onnxruntime" in caught.value.fix

@@ -14,7 +14,7 @@ from tests.models.cases import CASES
 from vitdeploy.graph import fold, residual
 from vitdeploy.graph.editor import constant
 from vitdeploy.graph.structure import Attention, Structure, recognise
-from vitdeploy.quant.int8 import Layout, prepare
+from vitdeploy.quant.preparation import Layout, prepare
 
 FEW = ["plain", "qkv-bias-none", "heads-inner-wider", "like-eva02", "like-siglip"]
 CHAIN = [

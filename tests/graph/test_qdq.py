@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from tests.graph import foreign, vits
@@ -203,3 +205,25 @@ def test_a_whole_network(form) -> None:
     pixels = vits.feed(proto, 3)
     plain, found = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
     assert 0 < np.abs(found - plain).max() < 0.3 * plain.std()
+
+
+def test_8_bit_floats() -> None:
+    """An activation and a weight in E4M3, one step each; ONNX Runtime computes what NumPy says of them."""
+    model, linear = layer()
+    weight, bias, value = linear.weight, linear.bias, linear.input
+    scale = np.asarray(np.abs(weight).max() / qdq.LARGEST_E4M3, np.float32)
+    codes = (weight / scale).astype(qdq.E4M3)
+    qdq.quantize(value, 0.01, 0, qdq.E4M3, [(linear.matmul, 0)])
+    qdq.quantize_weight(linear, codes, scale)
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    pixels = vits.feed(after, 3)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(after.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    restored = np.clip(pixels / np.float32(0.01), -448, 448).astype(qdq.E4M3).astype(np.float32) * np.float32(0.01)
+    expected = restored @ (codes.astype(np.float32) * scale) + bias
+    found = session.run(None, {after.graph.input[0].name: pixels})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    (node,) = [node for node in after.graph.node if node.input[0].endswith(".codes")]
+    assert not node.attribute, "one step for all has no axis"

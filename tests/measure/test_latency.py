@@ -7,11 +7,13 @@ import textwrap
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.errors import EnvironmentError_, InputError
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject, measure
 from vitdeploy.measure.worker import Worker
@@ -97,6 +99,20 @@ def test_few_rounds_give_no_interval(tiny_artifact):
     assert any("too few for intervals" in note for note in notes)
 
 
+def test_a_subjects_own_settings_go_before_the_benchmarks(tiny_artifact):
+    given = {"plain": None, "two": OpenConfig(threads=2), "usual": OpenConfig()}
+    subjects = [Subject(name, tiny_artifact, "onnxruntime", config=config) for name, config in given.items()]
+    rows, _ = measure(subjects, BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1))
+    assert {row.subject: row.settings["threads"] for row in rows} == {"plain": 1, "two": 2, "usual": 1}
+
+
+def test_an_artifact_of_another_engine_is_refused_before_anything_is_started(tiny_artifact):
+    other = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind="openvino"))
+    with pytest.raises(UsageError) as caught:
+        measure([Subject("x", other, "onnxruntime")], QUICK)
+    assert caught.value.code == "VD2013"
+
+
 def test_noise_and_load_are_noted(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 2.0, 1.0))
     monkeypatch.setattr(latency, "threads", lambda config: 2)
@@ -136,10 +152,13 @@ def test_engines_errors_cross_the_pipe(tiny_static):
 
 
 def test_a_dead_worker_is_named_with_its_signal(worker):
-    os.kill(worker._process.pid, signal.SIGKILL)
-    with pytest.raises(EnvironmentError_, match=r"'tiny / onnxruntime' was ended by SIGKILL") as caught:
+    os.kill(worker._child.pid, signal.SIGKILL)
+    with pytest.raises(
+        EnvironmentError_, match=r"'tiny / onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGKILL: it had used"
+    ) as caught:
         worker.run(0.1)
-    assert caught.value.code == "VD4005"
+    assert caught.value.code == "VD4007"
+    assert caught.value.file == str(worker._opening[1].model)
     assert "memory" in caught.value.fix
 
 
@@ -149,12 +168,12 @@ def test_a_worker_that_fails_tells_its_last_words(tiny_artifact):
         pytest.raises(EnvironmentError_) as caught,
     ):
         odd.open()
-    assert caught.value.code in ("VD4004", "VD4005")
+    assert caught.value.code == "VD4004"
 
 
 def test_leaving_ends_the_process_at_once(tiny_artifact):
     with Worker("w", tiny_artifact, "onnxruntime", OpenConfig(threads=1)) as started:
-        pid = started._process.pid
+        pid = started._child.pid
         started.open()
         assert alive(pid)
         start = time.monotonic()
@@ -173,7 +192,7 @@ SCRIPT = """
     start = Worker.open
     def told(worker):
         opened = start(worker)
-        print(worker._process.pid, flush=True)
+        print(worker._child.pid, flush=True)
         return opened
     Worker.open = told
     subjects = [latency.Subject(name, artifact, "onnxruntime", None) for name in "ab"]

@@ -11,8 +11,8 @@ from vitdeploy.quant import equalize
 from vitdeploy.quant.equalize import Limits, choose, step
 from vitdeploy.quant.sketch import Sketch
 
-FREE = Limits(symmetric=False, factors=True, shifts=True)
-FIXED = Limits(symmetric=False, factors=False, shifts=False)
+FREE = Limits(grid="uint8", factors=True, shifts=True)
+FIXED = Limits(grid="uint8", factors=False, shifts=False)
 
 
 def sketch(rows: np.ndarray) -> Sketch:
@@ -39,7 +39,7 @@ def output_error(choice, rows, matrix, *, symmetric=False) -> float:
     """Of the layer with int8 weights, ranges from ``rows`` themselves left out: the whole pipeline, computed the plain way."""
     moved = (rows - choice.shift) / choice.factor
     low, high = choice.low * choice.margin, choice.high * choice.margin
-    rounded = step(low, high, symmetric=symmetric)(moved.astype(np.float32))
+    rounded = step(low, high, "int8" if symmetric else "uint8")(moved.astype(np.float32))
     scaled = matrix * choice.factor[:, None]
     steps = np.abs(scaled).max(0) / 127
     codes = np.rint(scaled / steps)
@@ -62,7 +62,7 @@ def test_uneven_channels_gain_several_decibels_on_rows_that_were_never_seen(offs
     first, second = uneven(offset=offset)
     _, third = uneven(seed=0, offset=offset, count=3200)
     third = third[800:]
-    matrix, limits = weight(), FREE._replace(symmetric=symmetric)
+    matrix, limits = weight(), FREE._replace(grid="int8" if symmetric else "uint8")
     found = choose(sketch(first), second, matrix, limits)
     alone = choose(sketch(first), second, matrix, limits._replace(factors=False, shifts=False))
     assert (alone.name, found.name != "identity") == ("identity", True)
@@ -99,7 +99,7 @@ def test_the_least_gain_decides(better):
 )
 def test_only_what_may_be_done_is_done(factors, shifts, allowed):
     first, second = uneven(offset=8.0)
-    found = choose(sketch(first), second, weight(), Limits(symmetric=False, factors=factors, shifts=shifts))
+    found = choose(sketch(first), second, weight(), Limits(grid="uint8", factors=factors, shifts=shifts))
     assert found.name in allowed | {"identity"}
     assert factors or (found.factor == 1).all()
     assert shifts or not found.shift.any()
@@ -137,7 +137,7 @@ def test_rare_extremes_are_clipped_when_that_costs_less():
 @pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e-6, 1e6])
 def test_constant_tensors(value, symmetric):
     rows = np.full((40, 8), value, np.float32)
-    found = choose(sketch(rows), rows, weight(8), FREE._replace(symmetric=symmetric))
+    found = choose(sketch(rows), rows, weight(8), FREE._replace(grid="int8" if symmetric else "uint8"))
     assert np.isfinite([found.error, found.identity, found.token_db, *found.factor, *found.shift]).all()
     assert found.token_db > 60, "nothing is lost, so it is no case for the lane"
     assert found.error < 1e-4
@@ -175,7 +175,7 @@ def test_wide_weights_are_probed_fairly():
     first, second = uneven()
     matrix = weight(columns=640)
     found = choose(sketch(first), second, matrix, FIXED)
-    quantizer = step(float(first.min()) * found.margin, float(first.max()) * found.margin, symmetric=False)
+    quantizer = step(float(first.min()) * found.margin, float(first.max()) * found.margin)
     rows = second[:384]
     whole = np.square((quantizer(rows) - rows) @ matrix).sum() / np.square(rows @ matrix).sum()
     steps = np.abs(matrix).max(0) / 127
@@ -200,7 +200,7 @@ def test_the_same_every_time():
 )
 def test_a_step_gives_the_nearest_of_its_levels(one, other, symmetric, values):
     """Against all levels laid out one by one."""
-    quantizer = step(min(one, other), max(one, other), symmetric=symmetric)
+    quantizer = step(min(one, other), max(one, other), "int8" if symmetric else "uint8")
     assert (quantizer.low, quantizer.high) == ((-127, 127) if symmetric else (0, 255))
     assert quantizer.low <= quantizer.zero <= quantizer.high
     assert not symmetric or quantizer.zero == 0
@@ -215,6 +215,44 @@ def test_a_step_gives_the_nearest_of_its_levels(one, other, symmetric, values):
 
 def test_a_step_of_nothing_is_an_ordinary_one():
     for symmetric in (False, True):
-        quantizer = step(0.0, 0.0, symmetric=symmetric)
+        quantizer = step(0.0, 0.0, "int8" if symmetric else "uint8")
         assert 1e-3 < quantizer.scale < 1e-2
-        assert step(-0.0, 1e-30, symmetric=symmetric) == quantizer
+        assert step(-0.0, 1e-30, "int8" if symmetric else "uint8") == quantizer
+
+
+@given(st.floats(1e-3, 1e3), st.lists(st.floats(-2e3, 2e3, width=32), min_size=1, max_size=50))
+@settings(max_examples=60, deadline=None)
+def test_8_bit_floats_are_right_to_a_sixteenth_and_never_overflow(reach, values):
+    """E4M3 has eighths of each power of two down to 2^-6 steps; what is beyond the range becomes its end."""
+    quantizer = step(-reach, reach / 2, "fp8")
+    assert (quantizer.low, quantizer.high, quantizer.zero) == (-448, 448, 0)
+    array = np.array(values, np.float32)
+    found = quantizer(array)
+    assert np.isfinite(found).all()
+    inside = np.clip(array, -reach, reach)
+    np.testing.assert_allclose(found, inside, rtol=2**-4 + 1e-5, atol=2**-10 * quantizer.scale * 1.001)
+
+
+def test_the_noise_of_8_bit_floats_follows_the_channel_and_that_of_whole_numbers_does_not():
+    generator = np.random.default_rng(0)
+    size = np.array([1.0, 0.1, 0.01])
+    rows = (generator.normal(size=(4000, 3)) * size).astype(np.float32)
+    floating, whole = (step(-4.0, 4.0, grid).noise(rows) for grid in ("fp8", "int8"))
+    np.testing.assert_allclose(floating / size**2, equalize.FLOAT_NOISE, rtol=0.15)
+    np.testing.assert_allclose(whole, (4 / 127) ** 2 / 12, rtol=1e-5)
+
+
+def test_a_step_in_half_is_an_fp16_number_with_all_its_bits():
+    for high in (1e-9, 1e-3, 0.123, 40.0):
+        found = step(-high, high, "int8").in_half().scale
+        assert found == float(np.float16(found))
+        assert found >= equalize.SMALLEST_HALF
+        assert abs(found - high / 127) <= max(high / 127 * 2**-11, equalize.SMALLEST_HALF)
+
+
+def test_factors_do_not_lessen_what_rounding_weights_to_floats_costs():
+    """Its error is a share of each weight: moving a factor from one side of the product to the other changes nothing."""
+    first, second = uneven()
+    found = choose(sketch(first), second, weight(), FREE._replace(grid="fp8"))
+    alone = choose(sketch(first), second, weight(), FREE._replace(grid="fp8", factors=False, shifts=False))
+    assert found.error <= alone.error < 2e-3

@@ -20,7 +20,8 @@ from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
 from vitdeploy.measure.parity import Parity
-from vitdeploy.quant.int8 import REWRITES, Layout, prepare, wants
+from vitdeploy.quant.int8 import wants
+from vitdeploy.quant.preparation import REWRITES, Layout, prepare
 from vitdeploy.quantizer import quantize
 
 ENGINES = ("onnxruntime", "openvino")

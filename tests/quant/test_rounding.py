@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitdeploy.graph.qdq import E4M3
 from vitdeploy.quant import rounding
 
 
@@ -130,3 +131,25 @@ def test_codes_are_in_range_and_plain_rounding_is_within_half_a_step(width, colu
     for each in (plain, found):
         assert np.abs(each.astype(int)).max() <= codes
     assert (np.abs(weight - plain * scale.astype(np.float64)) <= 0.5001 * scale).all()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_weights_as_8_bit_floats_share_one_step_and_are_compensated_too(seed):
+    weight, seen, other = layer(seed)
+    scale = rounding.steps(weight, codes=448)
+    assert len(np.unique(scale)) == 1
+    plain = rounding.nearest(weight, scale, codes=448)
+    found = rounding.compensated(weight, scale, seen.T @ seen / len(seen), codes=448)
+    assert found.dtype == plain.dtype == E4M3
+    codes = [each.astype(np.float32) for each in (found, plain)]
+    assert np.abs(codes[1]).max() == 448
+    np.testing.assert_allclose(codes[1] * scale, weight, rtol=2**-4 + 1e-5, atol=2**-10 * scale[0] * 1.001)
+    assert loss(weight, codes[0], scale, other) < 0.4 * loss(weight, codes[1], scale, other)
+
+
+def test_steps_in_half_are_fp16_numbers_also_for_tiny_channels():
+    weight = np.array([[1e-6, 0.5, 0.0], [2e-6, -0.3, 0.0]], np.float32)
+    scale = rounding.steps(weight, half=True)
+    np.testing.assert_array_equal(scale, scale.astype(np.float16))
+    assert scale.min() >= 2.0**-14
+    assert np.abs(rounding.nearest(weight, scale)).max() == 127

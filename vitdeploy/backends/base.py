@@ -33,7 +33,8 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
             was made for (``bf16``).
         hint: ``latency`` for one batch at a time, ``throughput`` for many at once.
         streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
-        spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime only.
+        spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime and
+            TensorRT only.
         arena: Whether memory of one run is kept for the next; None is the engine's choice. ONNX Runtime only.
         graph: Whether a run is replayed as one CUDA graph; None is yes where it can be. TensorRT only.
         compiled: PyTorch only: run through ``torch.compile``.

@@ -4,7 +4,7 @@ Engines rewrite a graph before they run it, and fall back to float in silence wh
 can then be slower than it was and lose accuracy all the same. The census names every such node.
 
 A kernel belongs to the planned node whose name it carries; engines keep the name of a product through all their fusions.
-Kernels whose engine lost the name are counted by role instead: each of them that runs in integers answers for one planned
+Kernels whose engine lost the name are counted by role instead: each of them that runs in 8 bits answers for one planned
 node of its role that no named kernel answers for.
 """
 
@@ -19,9 +19,9 @@ import msgspec
 from vitdeploy.errors import EnvironmentError_
 
 Role = Literal["gemm", "attention", "conv", "other"]
-Precision = Literal["int8", "fp32", "fp16", "bf16", "int8-dynamic", "other"]
+Precision = Literal["int8", "fp8", "fp32", "fp16", "bf16", "int8-dynamic", "other"]
 
-_INTEGER = ("int8", "int8-dynamic")
+_QUANTIZED = ("int8", "fp8", "int8-dynamic")
 _SHOWN = 3
 
 
@@ -65,7 +65,7 @@ class Census(msgspec.Struct, frozen=True, kw_only=True):
         engine: Whose kernels they are.
         counts: ``role/precision`` to how many kernels, most first; without what is neither product nor convolution.
         planned: Part of the plan to how many nodes: ``gemms``, ``dynamic``, ``attention``.
-        executed: The same parts to how many of these nodes run in integers.
+        executed: The same parts to how many of these nodes run in 8 bits.
         missing: Planned nodes that run in float, or of which there is no kernel, in the plan's order.
         fallbacks: Nodes that run in float on inputs that were quantized, planned or not.
         reasons: Likely causes of what is missing.
@@ -92,11 +92,11 @@ def census(plan: Plan, kernels: Iterable[Kernel], engine: str) -> Census:
     named: dict[str, list[Kernel]] = {}
     for kernel in products:
         named.setdefault(kernel.name, []).append(kernel)
-    nameless = Counter(kernel.role for kernel in named.pop("", []) if kernel.precision in _INTEGER)
+    nameless = Counter(kernel.role for kernel in named.pop("", []) if kernel.precision in _QUANTIZED)
     parts = {"gemms": plan.gemms, "dynamic": plan.dynamic, "attention": plan.attention}
     missing, executed = [], {}
     for part, names in parts.items():
-        lost = [name for name in names if not _runs_in_integers(named.get(name, []))]
+        lost = [name for name in names if not _runs_in_8_bits(named.get(name, []))]
         role: Role = "attention" if part == "attention" else "gemm"
         unknown = [name for name in lost if name not in named][: nameless[role]]
         nameless[role] -= len(unknown)
@@ -128,19 +128,19 @@ def require(found: Census) -> None:
         return
     first = ", ".join(found.missing[:_SHOWN]) + (", ..." if len(found.missing) > _SHOWN else "")
     message = (
-        f"{found.engine}: {len(found.missing)} of {sum(found.planned.values())} layers planned for INT8 do not run in it: "
+        f"{found.engine}: {len(found.missing)} of {sum(found.planned.values())} layers planned for 8 bits do not run in them: "
         f"{first} ({'; '.join(found.reasons)})"
     )
     raise EnvironmentError_("VD4009", message, fix=f"quantize for this engine: --target {found.engine}")
 
 
-def _runs_in_integers(kernels: list[Kernel]) -> bool:
-    return bool(kernels) and all(kernel.precision in _INTEGER for kernel in kernels)
+def _runs_in_8_bits(kernels: list[Kernel]) -> bool:
+    return bool(kernels) and all(kernel.precision in _QUANTIZED for kernel in kernels)
 
 
 def _reason(name: str, plan: Plan, kernels: list[Kernel], engine: str) -> str:
     """Why a node is likely to run in float, as far as its kernel tells."""
-    floats = [kernel for kernel in kernels if kernel.precision not in _INTEGER]
+    floats = [kernel for kernel in kernels if kernel.precision not in _QUANTIZED]
     if not floats:
         return "the engine has no kernel of that name: it was folded into another, or the plan is of another model"
     first = floats[0]

@@ -1,12 +1,14 @@
 """Q/DQ pairs in an ONNX graph: what a tensor or a weight is rounded to is written between its maker and its user.
 
 Forms are those that ONNX Runtime, OpenVINO and TensorRT all read: per-tensor activations, weights int8 with one step an output
-channel and an explicit zero point of 0 (without it ONNX Runtime computes a static batch in float), nothing else.
+channel and an explicit zero point of 0 (without it ONNX Runtime computes a static batch in float), nothing else. For TensorRT
+alone both may be 8-bit floats (E4M3) instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,18 +17,24 @@ from numpy.typing import NDArray
 from vitdeploy.graph.editor import Array
 from vitdeploy.graph.layers import Linear, add_constant, declare, first, insert, release, remove, substitute
 
+E4M3: np.dtype[Any] = ir.DataType.FLOAT8E4M3FN.numpy()
+"""8-bit floats, 4 bits of exponent and 3 of mantissa. A cast to them rounds to even, and makes NaN of what is too large."""
+LARGEST_E4M3 = 448
+"""Their largest number."""
 LARGEST_BIAS = 1 << 30
 """Codes of an int32 bias stay below this, so that the sum of products beside it can't overflow."""
 
 
-def quantize(value: ir.Value, scale: float, zero: int, dtype: type[np.generic], uses: Iterable[tuple[ir.Node, int]]) -> None:
+def quantize(
+    value: ir.Value, scale: float, zero: int, dtype: type[np.generic] | np.dtype[Any], uses: Iterable[tuple[ir.Node, int]]
+) -> None:
     """Put a Q/DQ pair into some uses of a tensor.
 
     Args:
         value: The tensor.
         scale: Step.
         zero: Code of 0.
-        dtype: ``np.uint8`` or ``np.int8``.
+        dtype: ``np.uint8``, ``np.int8`` or `E4M3`.
         uses: Node and input index of each use that shall see the rounded tensor.
     """
     uses = list(uses)
@@ -45,13 +53,13 @@ def quantize(value: ir.Value, scale: float, zero: int, dtype: type[np.generic], 
         node.replace_input_with(index, up.outputs[0])
 
 
-def quantize_weight(linear: Linear, codes: NDArray[np.int8], scale: Array) -> None:
-    """Store a layer's weight as int8 with a DequantizeLinear behind it.
+def quantize_weight(linear: Linear, codes: Array, scale: Array) -> None:
+    """Store a layer's weight in 8 bits with a DequantizeLinear behind it.
 
     Args:
         linear: The layer.
-        codes: int8 [K, M].
-        scale: Step of each output channel, float [M].
+        codes: int8 or `E4M3` [K, M].
+        scale: Step of each output channel, float [M]; one step for all when it is 0-dimensional.
     """
     _dequantize(linear.matmul, codes, scale, axis=1)
 
@@ -75,9 +83,9 @@ def _dequantize(node: ir.Node, codes: Array, scale: Array, *, axis: int) -> None
     constants = [
         add_constant(node, f"{name}.codes", codes),
         add_constant(node, f"{name}.scale", scale.astype(np.float32)),
-        add_constant(node, f"{name}.zero", np.zeros(len(scale), codes.dtype)),
+        add_constant(node, f"{name}.zero", np.zeros(scale.shape, codes.dtype)),
     ]
-    up = ir.node("DequantizeLinear", constants, {"axis": axis}, name=f"{name}/DequantizeLinear")
+    up = ir.node("DequantizeLinear", constants, {"axis": axis} if scale.ndim else {}, name=f"{name}/DequantizeLinear")
     up.outputs[0].name = f"{name}.dequantized"
     declare(up.outputs[0], ir.TensorType(ir.DataType.FLOAT), codes.shape)
     insert([up], node)

@@ -15,14 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
+import msgspec
 import numpy as np
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, threads
+from vitdeploy.backends.remote import Opened
 from vitdeploy.measure.statistics import median_ratio, percentiles, variation
-from vitdeploy.measure.worker import Opened, Worker
+from vitdeploy.measure.worker import Worker
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Metric, Row
@@ -46,14 +47,14 @@ class Subject:
         artifact: The model.
         backend: Which engine.
         reference: Name of the subject it is compared with, or None; its own name for a reference.
-        precision: What the engine computes float parts in; None is its f32.
+        config: How the engine runs it; its threads, where it names none, are the benchmark's. None is the usual way.
     """
 
     name: str
     artifact: Artifact
     backend: str
     reference: str | None = None
-    precision: Literal["f32", "bf16", "f16"] | None = None
+    config: OpenConfig | None = None
 
 
 @dataclass
@@ -88,7 +89,7 @@ def measure(
         And notes on what makes the numbers doubtful.
 
     Raises:
-        EnvironmentError_: VD4005, a measuring process died; VD4001, VD4004, VD4006 as its backend.
+        EnvironmentError_: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
         InputError: VD3107, a model does not take a batch size, and whatever its backend refuses.
     """
     notes = _busy(config)
@@ -99,7 +100,7 @@ def measure(
         workers: dict[str, Worker] = {}
         opened: dict[str, Opened] = {}
         for subject in subjects:
-            options = OpenConfig(threads=config.threads, precision=subject.precision)
+            options = _options(subject, config)
             workers[subject.name] = stack.enter_context(Worker(subject.name, subject.artifact, subject.backend, options))
             opened[subject.name] = workers[subject.name].open()
         for index, batch in enumerate(batches):
@@ -114,6 +115,11 @@ def measure(
     if config.rounds < FEWEST_ROUNDS:
         notes.append(f"{config.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
     return tuple(rows), tuple(notes)
+
+
+def _options(subject: Subject, config: BenchConfig) -> OpenConfig:
+    given = subject.config or OpenConfig()
+    return given if given.threads is not None else msgspec.structs.replace(given, threads=config.threads)
 
 
 def _rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchConfig, heard: Callable[[int], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends import REFERENCE, backend, installed
+from vitdeploy.backends import REFERENCE, installed, isolated
 from vitdeploy.backends.base import OpenConfig, run_any
 from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
@@ -116,8 +116,9 @@ def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[N
     classify = spec.classifies and spec.classes > 1
     parity = Parity(classify=classify)
     parts: list[NDArray[np.float64]] = []
-    first, second = backend(reference_engine).open(source, config), backend(engine).open(made, config)
-    with closing(first) as reference, closing(second) as runner:
+    with ExitStack() as stack:
+        reference = stack.enter_context(closing(isolated(reference_engine).open(source, config)))
+        runner = stack.enter_context(closing(isolated(engine).open(made, config)))
         for batch in batches:
             expected, got = (run_any(each, batch)[spec.output] for each in (reference, runner))
             parity.add(expected, got)
@@ -164,7 +165,7 @@ def _timed(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     names = source.record.precision, made.record.precision
     subjects = [Subject(names[0], source, engine, names[0]), Subject(names[1], made, engine, names[0])]
     if names[1] not in ("bf16", "fp16") and _has_bf16(source, engine, config):
-        subjects.append(Subject("bf16", source, engine, names[0], "bf16"))
+        subjects.append(Subject("bf16", source, engine, names[0], OpenConfig(precision="bf16")))
     bench = msgspec.structs.replace(_BENCH, batches=(batch,), threads=config.threads)
     rows, _ = latency.measure(subjects, bench, progress=progress)
     found = {row.subject: row.metrics for row in rows}
@@ -183,7 +184,7 @@ def _plain(metric: Metric) -> Metric:
 
 
 def _fixed(made: Artifact, engine: str, config: OpenConfig) -> int:
-    with closing(backend(engine).open(made, config)) as runner:
+    with closing(isolated(engine).open(made, config)) as runner:
         return runner.batch or 1
 
 
@@ -191,7 +192,7 @@ def _has_bf16(source: Artifact, engine: str, config: OpenConfig) -> bool:
     if engine != "openvino":
         return False
     try:
-        backend(engine).open(source, msgspec.structs.replace(config, precision="bf16")).close()
+        isolated(engine).open(source, msgspec.structs.replace(config, precision="bf16")).close()
     except UsageError:  # this CPU computes in something else
         return False
     return True

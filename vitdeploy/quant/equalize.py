@@ -13,17 +13,24 @@ arXiv:2212.08254, section 3.2.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.graph.qdq import E4M3, LARGEST_E4M3
 from vitdeploy.quant.sketch import Sketch
 
 Array = NDArray[Any]
 Double = NDArray[np.float64]
 ALPHAS = (0.3, 0.5, 0.65, 0.8, 1.0)
 MARGINS = (0.7, 0.85, 1.0, 1.15, 1.3)
+Grid = Literal["uint8", "int8", "fp8"]
+"""The 8-bit numbers of an activation: whole ones with a zero point, whole ones around 0, floats (E4M3) around 0."""
+SMALLEST_HALF = 2.0**-14
+"""The smallest FP16 number with all its 11 bits: no step in FP16 is smaller."""
+FLOAT_NOISE = 2.0**-9 / 3
+"""Mean square error of rounding to E4M3, as a share of the mean square: eighths of a power of two, 1 / m^2 is 1/2 in the mean."""
 _NOTHING = 1e-12
 _PROBES = 64
 _ROWS = 256
@@ -31,27 +38,46 @@ _FINALISTS = 3
 
 
 class Step(NamedTuple):
-    """A uniform quantizer of one tensor: q = clip(round(x / scale) + zero), of 8 bits.
+    """A quantizer of one tensor: q = clip(round(x / scale) + zero), of 8 bits.
 
     Attributes:
-        scale: Width of one step.
+        scale: Width of one step; with E4M3 what its 1 stands for.
         zero: Code of 0.
-        low: Least code: 0 for uint8, -127 for int8.
-        high: Greatest code: 255 or 127.
+        low: Least code: 0 for uint8, -127 for int8, -448 for E4M3.
+        high: Greatest code: 255, 127 or 448.
+        floating: Codes are E4M3 numbers, which are the finer the smaller they are.
     """
 
     scale: float
     zero: int
     low: int
     high: int
+    floating: bool = False
 
     def __call__(self, values: Array) -> Array:
         """The values as they come back."""
+        if self.floating:
+            codes = np.clip(values * np.float32(1 / self.scale), self.low, self.high)
+            return np.asarray(codes.astype(E4M3).astype(np.float32) * np.float32(self.scale))
         codes = np.clip(np.rint(values * (1 / self.scale)) + self.zero, self.low, self.high)
         return np.asarray((codes - self.zero) * self.scale)
 
+    def in_half(self) -> Step:
+        """The same with a step that FP16 holds: what is rounded by it on the device is then what was rounded by it here."""
+        return self._replace(scale=float(np.float16(max(self.scale, SMALLEST_HALF))))
 
-def step(low: float, high: float, *, symmetric: bool) -> Step:
+    def noise(self, rows: Array) -> Double:
+        """Mean square error of each channel, float64 [K]; for whole numbers the one that is expected, whatever the rows.
+
+        Args:
+            rows: Token rows, float32 [R, K].
+        """
+        if not self.floating:
+            return np.full(rows.shape[1], self.scale**2 / 12)
+        return np.asarray(np.square(self(rows) - rows, dtype=np.float64).sum(0) / max(len(rows), 1))
+
+
+def step(low: float, high: float, grid: Grid = "uint8") -> Step:
     """The quantizer that covers a range, 0 included: uint8 with a zero point, or int8 around 0.
 
     A tensor that was always 0 says nothing of its range: it gets the range 0 to 1, so that no step vanishes in FP16 and no
@@ -60,13 +86,15 @@ def step(low: float, high: float, *, symmetric: bool) -> Step:
     Args:
         low: Least value.
         high: Greatest value.
-        symmetric: int8 with codes -127 to 127; else uint8.
+        grid: What it rounds to.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low < _NOTHING:
         high = 1.0
-    if symmetric:
+    if grid == "int8":
         return Step(float(np.float32(max(-low, high) / 127)), 0, -127, 127)
+    if grid == "fp8":
+        return Step(float(np.float32(max(-low, high) / LARGEST_E4M3)), 0, -LARGEST_E4M3, LARGEST_E4M3, floating=True)
     scale = float(np.float32((high - low) / 255))
     return Step(scale, int(np.clip(np.rint(-low / scale), 0, 255)), 0, 255)
 
@@ -102,14 +130,14 @@ class Limits(NamedTuple):
     """What may be done to a tensor.
 
     Attributes:
-        symmetric: Quantize around 0.
+        grid: What the tensor is rounded to.
         factors: Channels may be divided.
         shifts: Channels may be moved.
         better: A candidate must have at most this share of the error of leaving the tensor alone.
         weight_share: Share of the plain rounding error of the weights that is left after `rounding.compensated`.
     """
 
-    symmetric: bool
+    grid: Grid
     factors: bool
     shifts: bool
     better: float = 0.95
@@ -134,12 +162,12 @@ def choose(ranges: Sketch, rows: Array, weight: Array, limits: Limits) -> Choice
         name, factor, shift, rounded = candidate
         choice = Choice(name, factor, shift, margin, error=0.0, identity=0.0, token_db=0.0)
         low, high = choice.reach(ranges)
-        noise = _noise(rows, factor, shift, step(low * margin, high * margin, symmetric=limits.symmetric)) @ probe
+        noise = _noise(rows, factor, shift, step(low * margin, high * margin, limits.grid)) @ probe
         error = (float(np.square(noise).sum()) + rounded) / signal
         return choice._replace(error=error, token_db=_token_db(signals, noise))
 
     candidates = [
-        _Candidate(*each, limits.weight_share * _weight_noise(rows, weight, each[1], each[2]))
+        _Candidate(*each, limits.weight_share * _weight_noise(rows, weight, each, limits.grid))
         for each in _candidates(ranges, weight, limits)
     ]
     whole = sorted(((tried(each, 1.0), each) for each in candidates), key=lambda pair: pair[0].error)
@@ -193,11 +221,14 @@ def _noise(rows: Array, factor: Double, shift: Double, quantizer: Step) -> Array
     return np.asarray((quantizer(moved) - moved) * scale)
 
 
-def _weight_noise(rows: Array, weight: Array, factor: Double, shift: Double) -> float:
+def _weight_noise(rows: Array, weight: Array, candidate: tuple[str, Double, Double], grid: Grid) -> float:
     """Square error of the output from rounding the weights, taken as uncorrelated: summed over the rows."""
-    scaled = weight * factor.astype(np.float32)[:, None]
+    factor, shift = (each.astype(np.float32) for each in candidate[1:])
+    scaled = weight * factor[:, None]
+    power = np.square((rows - shift) / factor).sum(0)  # [K]
+    if grid == "fp8":
+        return float(power @ np.square(scaled, dtype=np.float64).sum(1) * FLOAT_NOISE)
     steps = np.abs(scaled).max(0) / 127
-    power = np.square((rows - shift.astype(np.float32)) / factor.astype(np.float32)).sum(0)  # [K]
     return float(power.sum(dtype=np.float64) * np.square(steps, dtype=np.float64).sum() / 12)
 
 

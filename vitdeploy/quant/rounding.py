@@ -1,6 +1,7 @@
-"""Weights to int8: each output channel has its own step, and rounding errors are compensated by the weights not yet rounded.
+"""Weights to 8 bits: each output channel has its own step, and rounding errors are compensated by the weights not yet rounded.
 
 Source: Frantar et al. 2023 (GPTQ), arXiv:2210.17323, algorithm 1, in the order of decreasing diagonal; steps are max|w| / 127.
+With E4M3, whose precision hardly depends on the step, all channels share one: max|w| / 448.
 At 8 bits the input's noise is a large part of the error that is left, and it is known: its variance is added to the moments.
 """
 
@@ -11,35 +12,58 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.graph.qdq import E4M3, LARGEST_E4M3
+from vitdeploy.quant.equalize import SMALLEST_HALF
+
 Array = NDArray[Any]
 Double = NDArray[np.float64]
 DAMPING = 0.01
 _BLOCK = 96
 
 
-def steps(weight: Array, *, codes: int = 127) -> NDArray[np.float32]:
-    """The step of each output channel: float32 [M] of a weight [K, M]; 1 / codes for a channel of zeros."""
+def steps(weight: Array, *, codes: int = 127, half: bool = False) -> NDArray[np.float32]:
+    """The step of each output channel: float32 [M] of a weight [K, M]; 1 / codes for a channel of zeros.
+
+    Args:
+        weight: float [K, M].
+        codes: Greatest code; 448 is that of E4M3.
+        half: Take steps that FP16 holds.
+    """
     largest = np.abs(weight).max(0).astype(np.float64)
+    if codes == LARGEST_E4M3:
+        largest[:] = largest.max()
     largest[largest == 0] = 1.0
-    return np.asarray((largest / codes).astype(np.float32))
+    scale = (largest / codes).astype(np.float32)
+    return np.asarray(np.maximum(scale, np.float32(SMALLEST_HALF)).astype(np.float16).astype(np.float32) if half else scale)
 
 
-def nearest(weight: Array, scale: Array, *, codes: int = 127) -> NDArray[np.int8]:
-    """Each weight to the nearest code: int8 [K, M]."""
-    return np.asarray(np.clip(np.rint(weight.astype(np.float64) / scale), -codes, codes).astype(np.int8))
+def nearest(weight: Array, scale: Array, *, codes: int = 127) -> Array:
+    """Each weight to the nearest code: int8 [K, M], or E4M3 with 448 codes."""
+    return _codes(weight.astype(np.float64) / scale, codes).astype(_kind(codes))
 
 
-def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 127) -> NDArray[np.int8]:
+def _kind(codes: int) -> np.dtype[Any]:
+    return E4M3 if codes == LARGEST_E4M3 else np.dtype(np.int8)
+
+
+def _codes(values: Array, codes: int) -> Array:
+    """The nearest codes as floats."""
+    if codes == LARGEST_E4M3:
+        return np.asarray(np.clip(values, -codes, codes).astype(np.float32).astype(E4M3).astype(np.float32))
+    return np.asarray(np.clip(np.rint(values), -codes, codes))
+
+
+def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 127) -> Array:
     """Codes that keep x W close to what it was on inputs with the given second moments.
 
     Args:
         weight: float [K, M].
         scale: Step of each output channel, float [M].
         moments: E[x x^T] of the input as the layer will see it, float64 [K, K].
-        codes: Greatest code.
+        codes: Greatest code; 448 is that of E4M3.
 
     Returns:
-        int8 [K, M]. Plain rounding where the moments can't be factored.
+        int8 or E4M3 [K, M]. Plain rounding where the moments can't be factored.
     """
     count = len(weight)
     diagonal = np.diag(moments).copy()
@@ -57,13 +81,13 @@ def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 12
         return nearest(weight, scale, codes=codes)
     left = weight[order].astype(np.float32)
     scale = scale.astype(np.float32)
-    found = np.empty(left.shape, np.int8)
+    found = np.empty(left.shape, _kind(codes))
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         block, errors = left[start:stop].copy(), np.empty((stop - start, left.shape[1]), np.float32)
         for row in range(stop - start):
             place = start + row
-            codes_now = np.clip(np.rint(block[row] / scale), -codes, codes)
+            codes_now = _codes(block[row] / scale, codes)
             found[place] = codes_now
             errors[row] = (block[row] - codes_now * scale) / upper[place, place]
             block[row + 1 :] -= upper[place, place + 1 : stop, None] * errors[row]

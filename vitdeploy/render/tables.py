@@ -203,6 +203,38 @@ def of_quantized(artifact: Artifact) -> list[Table]:
     return [pairs("", {name: text for name, text in rows.items() if text}), *_hardest(proof.get("sites", ()))]
 
 
+def of_compiled(artifact: Artifact) -> list[Table]:
+    """What `compile` wrote: settings, what runs in which precision, distances, and what was measured."""
+    record, proof = artifact.record, artifact.record.proof
+    checked, measured = proof.get("audit", {}), proof.get("optimise", {})
+    size = sum((artifact.folder / name).stat().st_size for name in record.files if name != record.weights) / 2**20
+    given = checked.get("settings", {name: value for name, value in proof["run"].items() if value not in (None, False)})
+    rows = {
+        "artifact": str(artifact.folder),
+        "model": artifact.spec.name,
+        "engine": f"{record.kind}, {record.precision}, {record.entry}, {size:,.1f} MiB with what comes along",
+        "settings": ", ".join(f"{name} {value}" for name, value in given.items()),
+        "built": f"in {proof['facts']['build_s']:g} s" + (f", build {proof['builds']}" if proof["builds"] > 1 else ""),
+    }
+    if counts := checked.get("census", {}).get("counts"):
+        rows["runs"] = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    if checked:
+        apart = max(checked["alone"], checked["together"])
+        rows["outputs"] = (
+            f"{apart:.2g} from {checked['golden']}'s (limit {checked['limit']:g}), equal rows {checked['company']:.2g}"
+        )
+    rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
+    rows["verdict"] = proof.get("verdict", "")
+    tables = [pairs("", {name: text for name, text in rows.items() if text})]
+    if times := measured.get("measured"):
+        best = min(times.values())
+        cells = tuple(
+            (name, f"{value:.2f}", f"{best / value:.2f}x") for name, value in sorted(times.items(), key=lambda it: it[1])
+        )
+        tables.append(Table("measured settings", ("settings", "ms", "against the fastest"), cells))
+    return tables
+
+
 def _calibrated(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.models.weights.table import CHANGES, Converted, State
-from vitdeploy.recipe import read_spec, read_toml
+from vitdeploy.recipe import read_spec
 from vitdeploy.spec import ModelSpec
+from vitdeploy.tomlfile import read_toml
 from vitdeploy.variants import find
 
 LONGEST_NAME, LONGEST_PATTERN = 200, 500

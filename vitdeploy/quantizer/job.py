@@ -1,9 +1,4 @@
-"""The verb `quantize`: an exported ViT becomes INT8 or FP16, and is shown to run as planned before it is accepted.
-
-Four things go wrong in silence elsewhere and are checked here each time: the rewritten float graph is not the same function,
-the engine runs in float what the file says is INT8, accuracy is lost on other images than those that set the ranges, and
-the result is no faster than what it replaces.
-"""
+"""The work of the verb `quantize`, step by step: rewrite, observe, equalize, round, write, and try what was written."""
 
 from __future__ import annotations
 
@@ -21,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy import files, images, synthetic
+from vitdeploy import files, golden, images, onnxcheck, synthetic
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
 from vitdeploy.backends import backend, installed
 from vitdeploy.backends.base import OpenConfig, run_any, threads
@@ -32,12 +27,14 @@ from vitdeploy.graph.precision import to_half
 from vitdeploy.measure.worth import Comparison, worth
 from vitdeploy.onnxgraph import read_graph
 from vitdeploy.progress import Progress, silent
+from vitdeploy.quant import attention as products
 from vitdeploy.quant import rounding
 from vitdeploy.quant.calibrator import CalibrateConfig, calibrate
-from vitdeploy.quant.int8 import Layout, Outcome, Prepared, Quantizer, prepare, wants
+from vitdeploy.quant.int8 import Outcome, Quantizer, wants
 from vitdeploy.quant.maxima import maxima
 from vitdeploy.quant.moments import Moments, moments
 from vitdeploy.quant.pictures import BATCH, Part, Pictures, open_pictures
+from vitdeploy.quant.preparation import Layout, Prepared, prepare
 from vitdeploy.quant.statistics import Statistics
 from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.spec import InputContract
@@ -52,43 +49,53 @@ _FEW = 32
 _ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "portable": ("onnxruntime", "openvino"), "tensorrt": ()}
 
 
-def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
-    """Quantize an exported model.
-
-    Args:
-        artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
-        config: Precision, target, calibration images.
-        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
-        progress: Hears of each step.
-
-    Returns:
-        The artifact; its record's ``proof`` has the rewrites, the choice made for every tensor, the census and the verdict.
+def quantize_here(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+    """As `quantizer.quantize`, without a process of its own: an engine that crashes takes this one with it.
 
     Raises:
-        UsageError: VD2008 unusable ``out``; VD2003, VD2010, VD2011 impossible options.
-        InputError: VD3023 no ViT in the graph; VD3024 quantized already; VD3025 a graph that can't be edited; VD3101 to VD3107
-            the images; VD3109 statistics of another model; VD3110 NaN in an activation.
-        EnvironmentError_: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
-            VD4004, VD4006 the engine failed.
+        VitdeployError: As `quantizer.quantize`.
     """
-    files.check_output(out, ours=RECORD)
-    _require_float(artifact)
-    pictures = open_pictures(artifact, config)
     with files.folder(out, ours=RECORD) as folder:
-        work = folder / "work"
-        work.mkdir()
-        job = _Job(artifact, config, pictures, work, progress)
-        model, plan = job.convert()
-        shutil.rmtree(work)
-        storage.write(model, folder / MODEL, _metadata(artifact))
-        record = job.record(folder)
-        found = job.check(Artifact(folder, record), plan)
-        record = seal(folder, msgspec.structs.replace(record, proof=job.proof | found))
-    return Artifact(out, record)
+        write(artifact, config, folder, progress)
+    return Artifact.open(out, verify=False)
+
+
+def write(artifact: Artifact, config: QuantizeConfig, folder: Path, progress: Progress = silent) -> None:
+    """Quantize into an empty folder: the model, the original's weights, and the record.
+
+    Args:
+        artifact: See `quantizer.quantize`.
+        config: How.
+        folder: Where.
+        progress: Hears of each step.
+
+    Raises:
+        VitdeployError: As `quantizer.quantize`.
+    """
+    work = folder / "work"
+    work.mkdir()
+    path, repairs = onnxcheck.sanitized(artifact.model, work / "repaired")
+    source = artifact
+    if repairs:
+        source = Artifact(path.parent, msgspec.structs.replace(artifact.record, weights=None, files={}))
+    _require_float(source)
+    pictures = open_pictures(source, config)
+    job = _Job(source, config, pictures, work, progress)
+    model, plan = job.convert()
+    storage.write(model, folder / MODEL, _metadata(artifact))
+    record = job.record(artifact, folder)
+    found = job.check(Artifact(folder, record), plan)
+    if repairs:
+        found["notes"] = [*repairs, *job.proof.get("notes", ())]
+    shutil.rmtree(work)
+    seal(folder, msgspec.structs.replace(record, proof=job.proof | found))
 
 
 def _require_float(artifact: Artifact) -> None:
     """Refuse a model that is quantized, or of another type than float32, or that takes other images than its contract says."""
+    if artifact.record.kind != "onnx":
+        message = f"is an engine of {artifact.record.kind}"
+        raise UsageError("VD2013", message, file=artifact.folder, fix="give the ONNX artifact that it was compiled from")
     graph, precision, contract = read_graph(artifact.model), artifact.record.precision, artifact.spec.input
     reduced = [name for name in ("float16", "bfloat16") if name in graph.elements]
     if precision != "fp32" or graph.quantization or reduced:
@@ -131,12 +138,13 @@ class _Job:
         layout = layout_of(config, self.source.spec.input, fixed=_fixed_batch(model))
         self.progress("quantize: rewrite", 0, 5)
         prepared = prepare(model, layout, config.skip)
+        products.refuse(prepared.structure, layout)
         storage.write(prepared.model, self.work / MODEL, _metadata(self.source))
         self.proof |= {"rewrites": prepared.rewrites, "rewritten": self._same()}
         if config.precision == "fp16":
             self._halve(prepared.model)
             return prepared.model, Plan()
-        if config.precision != "int8":
+        if config.precision not in ("int8", "fp8"):
             return prepared.model, _weights_only(prepared, config, layout)
         outcome = self._int8(prepared, layout)
         self.proof |= {"sites": outcome.sites, "notes": outcome.notes, "calibration": self._calibration()}
@@ -243,9 +251,9 @@ class _Job:
             self.proof["notes"] = [*self.proof.get("notes", []), note]
         self.proof["fp16"] = msgspec.to_builtins(to_half(model, keep=keep, ranges=ranges))
 
-    def record(self, folder: Path) -> Record:
-        """The record so far; the PyTorch original's weights come along."""
-        weights = self.source.weights
+    def record(self, artifact: Artifact, folder: Path) -> Record:
+        """The record so far, of what was made from the artifact; the PyTorch original's weights come along."""
+        weights = artifact.weights
         if weights is not None:
             files.need_space(folder, weights.stat().st_size)
             shutil.copyfile(weights, folder / weights.name)
@@ -256,10 +264,10 @@ class _Job:
             spec=self.source.spec,
             made_by="quantize",
             config=msgspec.to_builtins(self.config),
-            origin=self.source.record.origin,
+            origin=artifact.record.origin,
             proof=self.proof,
             tools=versions("onnx", "onnx_ir", "onnxruntime", "openvino", "numpy"),
-            parent=self.source.id,
+            parent=artifact.id,
         )
 
     def check(self, made: Artifact, plan: Plan) -> dict[str, Any]:
@@ -270,9 +278,12 @@ class _Job:
         for engine in there:
             with closing(backend(engine).open(made, options)) as runner:
                 counted = census(plan, runner.kernels(), engine)
-            require(counted)
+                require(counted)
+                if engine == there[0]:
+                    golden.of(runner, made).write(made.folder)
             found["census"][engine] = msgspec.to_builtins(counted)
         if not there:
+            golden.make(made, options).write(made.folder)
             verdict = f"{config.precision.upper()}: not run here: no engine of the target {config.target!r} is installed"
             return found | {"verdict": verdict}
         if not config.verify:
@@ -304,13 +315,22 @@ def layout_of(config: QuantizeConfig, contract: InputContract, *, fixed: bool) -
     """
     return Layout(
         symmetric=config.target in ("tensorrt", "portable"),
+        floating=config.precision == "fp8",
+        half=config.target == "tensorrt",
         signed=config.isa == "neon-dotprod" and config.target == "onnxruntime",
         attention=config.attention,
         pixels=_pixels(contract) if config.target == "openvino" else None,
         integer_bias=fixed and config.target == "portable",
-        codes=63 if config.isa == "avx2" else 127,
+        codes=_codes(config),
         lane_db=config.lane_db,
     )
+
+
+def _codes(config: QuantizeConfig) -> int:
+    """Greatest code of a weight."""
+    if config.precision == "fp8":
+        return qdq.LARGEST_E4M3
+    return 63 if config.isa == "avx2" else 127
 
 
 def _pixels(contract: InputContract) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -354,25 +374,3 @@ def _weights_only(prepared: Prepared, config: QuantizeConfig, layout: Layout) ->
         else:
             qdq.quantize_weight(linear, codes, scale)
     return Plan(dynamic=tuple(dynamic))
-
-
-def foreign(path: Path, contract: Path, *, name: str = "") -> Artifact:
-    """A ViT's ONNX file that was made elsewhere, with the input contract that it lacks.
-
-    Raises:
-        InputError: VD3011 not ONNX; VD3107 its input does not fit the contract.
-        UsageError: As `recipe.read_contract`.
-    """
-    from vitdeploy.recipe import read_contract
-    from vitdeploy.spec import ModelSpec
-
-    graph = read_graph(path)
-    given = read_contract(contract)
-    if len(graph.inputs) != 1 or not graph.outputs:
-        raise InputError("VD3107", f"has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one image", file=path)
-    shape = graph.outputs[0].shape
-    classes = shape[-1] if shape and len(shape) == 2 and isinstance(shape[-1], int) else 0
-    if not classes:
-        raise UsageError("VD2010", f"the first output is {graph.outputs[0].name} {shape}, not logits [N, classes]", file=path)
-    spec = ModelSpec(name=name or path.stem, network="module", input=given, classes=classes)
-    return Artifact(path.parent, Record(entry=path.name, spec=spec, made_by="import"))

@@ -1,0 +1,41 @@
+"""A compiled artifact, as the verb writes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vitdeploy import backends
+from vitdeploy.artifact import Artifact, Record, seal
+from vitdeploy.recipe import CompileConfig
+
+
+def compiled(artifact: Artifact, folder: Path, backend: str, **settings: object) -> Artifact:
+    """Compile into a new folder, and seal the record."""
+    config = CompileConfig(backend=backend, **settings)
+    folder.mkdir()
+    built = backends.backend(backend).compile(artifact, config, folder)
+    record = Record(
+        kind=backend,
+        precision=artifact.record.precision,
+        entry=built.entry,
+        spec=artifact.spec,
+        made_by="compile",
+        config=msgspec.to_builtins(config),
+        proof={"run": msgspec.to_builtins(built.run), "facts": built.facts},
+    )
+    return Artifact(folder, seal(folder, record))
+
+
+def with_run(artifact: Artifact, **run: object) -> Artifact:
+    """The same with other settings for running in its record."""
+    proof = {**artifact.record.proof, "run": {**artifact.record.proof["run"], **run}}
+    return Artifact(artifact.folder, msgspec.structs.replace(artifact.record, proof=proof))
+
+
+def copied(artifact: Artifact, folder: Path) -> Artifact:
+    """The same in another folder, to be damaged."""
+    import shutil
+
+    return Artifact(Path(shutil.copytree(artifact.folder, folder)), artifact.record)

@@ -1,0 +1,104 @@
+"""Settings as OpenVINO calls them: which device, what it is asked for, and what it says that it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitdeploy.backends.base import OpenConfig, threads
+from vitdeploy.errors import EnvironmentError_, UsageError, nearest
+
+PRECISION, HINT, THREADS, STREAMS = "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"
+AUTO = "AUTO"
+"""The device that chooses among the others; it takes their properties, and answers for them only one by one."""
+_KNOWN = ("cpu", "gpu", "npu", "auto")
+
+
+def device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, which has no types)
+    """OpenVINO's name of a device that is here.
+
+    Args:
+        core: Knows the devices.
+        name: ``cpu``, ``gpu``, ``gpu.1``, ``npu``, ``auto``.
+
+    Raises:
+        UsageError: VD2011, no device has that name.
+        EnvironmentError_: VD4010, it is not on this machine, or its driver is missing.
+    """
+    if name.partition(".")[0] not in _KNOWN:
+        message = f"the backend 'openvino' runs on {', '.join(map(repr, _KNOWN))}, not on {name!r}"
+        raise UsageError("VD2011", message, fix=nearest(name, _KNOWN) or "leave the device out")
+    here = [str(each) for each in core.available_devices]
+    wanted = name.upper()
+    if wanted != AUTO and wanted not in here and not any(each.startswith(f"{wanted}.") for each in here):
+        message = f"openvino finds no device {name!r} here; it finds {', '.join(each.lower() for each in here) or 'none'}"
+        raise EnvironmentError_("VD4010", message, fix="leave the device out, or install its driver")
+    return wanted
+
+
+def wanted(core: Any, target: str, config: OpenConfig) -> dict[str, Any]:  # noqa: ANN401 (openvino.Core)
+    """Properties to compile with.
+
+    Args:
+        core: Knows which properties a device has.
+        target: What `device` returned.
+        config: Its precision is given; what else is left open gets its usual value where the device has such a property.
+
+    Raises:
+        UsageError: VD2011, a setting was given that the device does not have.
+    """
+    hint = config.hint or "latency"
+    asked = {PRECISION: config.precision or "f32", HINT: hint.upper(), THREADS: config.threads, STREAMS: config.streams}
+    usual = {THREADS: threads(config), STREAMS: 1 if hint == "latency" else None}
+    has = None if target == AUTO else set(core.get_property(target, "SUPPORTED_PROPERTIES"))
+    found = {}
+    for name, value in asked.items():
+        if has is None or name in has:
+            found[name] = usual.get(name) if value is None else value
+        elif value is not None and name != PRECISION:  # the precision is asked back in any case
+            raise UsageError("VD2011", f"openvino has no {name} on {target.lower()!r}", fix="leave the setting out")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def used(compiled: Any) -> dict[str, Any]:  # noqa: ANN401 (openvino.CompiledModel)
+    """The same properties of a compiled model, as it answers; those that it does not tell are left out."""
+    devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
+    answers: Any = compiled.get_property
+    known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    if PRECISION not in known and "DEVICE_PROPERTIES" in known:  # AUTO
+        tables = compiled.get_property("DEVICE_PROPERTIES")
+        table: dict[str, Any] = next((tables[name] for name in devices if name in tables), {})
+        answers, known = table.get, set(table)
+    found = {name: answers(name) for name in (PRECISION, HINT, THREADS, STREAMS) if name in known}
+    if PRECISION in found:
+        found[PRECISION] = found[PRECISION].get_type_name()
+    if HINT in found:  # a word or an enum, by device
+        found[HINT] = str(found[HINT]).rpartition(".")[2]
+    return {**found, "devices": ", ".join(devices)}
+
+
+def check_precision(asked: dict[str, Any], found: dict[str, Any], target: str) -> None:
+    """Refuse a device that computes in another precision than the one asked for: it takes the nearest that it has.
+
+    Raises:
+        UsageError: VD2011.
+    """
+    if found.get(PRECISION) != asked.get(PRECISION):
+        where = f"this {target}" if target in ("CPU", "GPU", "NPU") else target.lower()
+        message = f"openvino computes in {found.get(PRECISION)!r} on {where}, not in {asked.get(PRECISION)!r}"
+        raise UsageError("VD2011", message, fix="leave the precision out" if target == "CPU" else "give the one that it has")
+
+
+def check_counts(config: OpenConfig, found: dict[str, Any]) -> None:
+    """Refuse threads or streams that the device cuts down.
+
+    Args:
+        config: Those that were given are looked at.
+        found: What `used` returned.
+
+    Raises:
+        UsageError: VD2011.
+    """
+    for name, count, words in ((THREADS, config.threads, "threads"), (STREAMS, config.streams, "streams")):
+        if count is not None and found.get(name) != count:
+            message = f"openvino uses {found.get(name)} {words} here, not {count}"
+            raise UsageError("VD2011", message, fix=f"ask for {found.get(name)}, or leave {words} out")

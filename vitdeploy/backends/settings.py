@@ -1,0 +1,64 @@
+"""What was asked of an engine: what it does not have is refused; a compiled artifact's settings lie under the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from vitdeploy.artifact import RECORD, Artifact
+from vitdeploy.backends import fitting
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.errors import InputError, UsageError
+from vitdeploy.recipe import CompileConfig
+
+
+def only(name: str, config: OpenConfig | CompileConfig, takes: Collection[str]) -> None:
+    """Refuse a setting that a backend does not have: ignored in silence, it would be believed to be in force.
+
+    Args:
+        name: The backend, for the message.
+        config: What was asked.
+        takes: Fields that the backend has; the others must have their defaults.
+
+    Raises:
+        UsageError: VD2011.
+    """
+    for field in msgspec.structs.fields(config):
+        if field.name not in takes and getattr(config, field.name) != field.default:
+            raise UsageError("VD2011", f"the backend {name!r} has no setting {field.name!r}", fix="leave it out")
+
+
+def asked(name: str, artifact: Artifact, config: OpenConfig, takes: Collection[str]) -> OpenConfig:
+    """The caller's settings, and what the artifact brings where the caller gives nothing.
+
+    Args:
+        name: The backend.
+        artifact: An ONNX artifact, or one that this backend has compiled.
+        config: The caller's.
+        takes: As for `only`.
+
+    Raises:
+        UsageError: VD2011, a setting that the backend does not have; VD2013, the artifact is another engine's.
+        InputError: VD3010, the record's own settings are damaged.
+    """
+    fitting(name, artifact)
+    only(name, config, takes)
+    brought = _brought(artifact) if artifact.record.kind == name else OpenConfig()
+    fields = msgspec.structs.fields(config)
+    given = {field.name: value for field in fields if (value := getattr(config, field.name)) != field.default}
+    whole = msgspec.structs.replace(brought, **given)
+    only(name, whole, takes)
+    for field_name in ("threads", "streams"):
+        count = getattr(whole, field_name)
+        if count is not None and count < 1:
+            raise UsageError("VD2003", f"{field_name} is {count}", fix="use 1 or more")
+    return whole
+
+
+def _brought(artifact: Artifact) -> OpenConfig:
+    try:
+        return msgspec.convert(artifact.record.proof.get("run", {}), OpenConfig)
+    except msgspec.ValidationError as exc:
+        message = f"has settings for running that are none: {exc}"
+        raise InputError("VD3010", message, file=artifact.folder / RECORD, fix="compile it again") from exc

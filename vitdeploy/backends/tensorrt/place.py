@@ -1,0 +1,85 @@
+"""Where an engine is built: the GPU, if there is one, its driver, and the memory that a build may use.
+
+On this project's machines without a GPU only the answer "no device" was executed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vitdeploy.backends.tensorrt import cuda
+from vitdeploy.backends.tensorrt.device import Device
+from vitdeploy.errors import UsageError
+
+
+class Place(NamedTuple):
+    """This machine.
+
+    Attributes:
+        device: Its GPU, or None.
+        driver: Version of the driver and of the CUDA that it knows; "" without a device.
+        runtime: Version of the CUDA runtime; "" without a device.
+        free: Memory that is free for a build, in bytes; None when unknown.
+        reason: Why there is no device; "" when there is one.
+    """
+
+    device: Device | None = None
+    driver: str = ""
+    runtime: str = ""
+    free: int | None = None
+    reason: str = ""
+
+
+def ordinal(device: str | None) -> int:
+    """A device's number: 0 for None and ``cuda``, 1 for ``cuda:1``.
+
+    Raises:
+        UsageError: VD2011, another device.
+    """
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device or "cuda")
+    if match is None:
+        raise UsageError("VD2011", f"TensorRT runs on 'cuda', not on {device!r}", fix="leave the device out")
+    return int(match[1] or 0)
+
+
+def look(number: int = 0) -> Place:
+    """Look at this machine.
+
+    Args:
+        number: Of the device, see `ordinal`.
+
+    Raises:
+        UsageError: VD2011, there are fewer devices.
+        EnvironmentError_: VD4010, VD4006 or VD4004, a device is there and can't be used.
+    """
+    found = cuda.find()
+    if found.cuda is None:
+        return Place(reason=found.reason)
+    if number >= (count := found.cuda.count()):
+        raise UsageError("VD2011", f"there is no cuda:{number}, the last one is cuda:{count - 1}", fix="leave the device out")
+    found.cuda.use(number)
+    device, versions = found.cuda.describe(number), found.cuda.versions()
+    free = found.cuda.memory().free
+    if device.integrated:  # the GPU's figure leaves out what the kernel would give back from its caches
+        free = available(_read(Path("/proc/meminfo"))) or free
+    release = _read(Path("/sys/module/nvidia/version")).strip()
+    driver = f"{release} (CUDA {versions.driver})" if release else f"CUDA {versions.driver}"
+    return Place(device, driver, versions.runtime, free)
+
+
+def available(meminfo: str) -> int | None:
+    """Bytes that can be had without swapping, from the text of ``/proc/meminfo``; None when it does not say."""
+    for line in meminfo.splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable" and rest.split()[:1] and rest.split()[0].isdigit():
+            return int(rest.split()[0]) << 10
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # another system, or a container that hides it: not knowing is an answer here
+        return ""

@@ -1,0 +1,25 @@
+"""Where the builder's timings are kept: they belong to one device, driver, CUDA and TensorRT, and to no other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from vitdeploy.backends.tensorrt.key import EngineKey
+
+NAME = "timing.cache"
+
+
+def timing_cache(key: EngineKey) -> Path:
+    """The file for engines of this key, below ``$XDG_CACHE_HOME/vitdeploy/tensorrt`` or ``~/.cache``; it need not exist.
+
+    Engines of other models and settings share it: the library itself tells their kernels apart. With it a second build takes
+    the kernels that the first one chose; without it two builds may choose differently.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"  # relative ones are to be ignored
+    place = (key.device, key.capability, key.driver, key.cuda, key.tensorrt)
+    return base / "vitdeploy" / "tensorrt" / hashlib.sha256(msgspec.json.encode(place)).hexdigest()[:16] / NAME

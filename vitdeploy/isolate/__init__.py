@@ -1,0 +1,30 @@
+"""Work in a process of its own, with limits: what crashes, hangs or eats memory there is one line here.
+
+The child is a fresh interpreter, not a fork: nothing of the caller's memory, threads or open files is in it, and nothing of
+the caller's main module runs again. It gets an environment of a few names (no tokens, no keys), an empty folder of its own,
+no standard input, a session of its own, and limits. It is asked and answers through a socket, in JSON and plain bytes:
+nothing is ever unpickled, and answers are checked as data. When the parent dies, even by ``kill -9``, so does the child.
+
+This contains accidents and bombs. It is no sandbox: the child is the same user on the same file system.
+"""
+
+from vitdeploy.isolate.frames import LARGEST_ANSWER, LARGEST_ARRAYS
+from vitdeploy.isolate.memory import machine_mib, peak_mib
+from vitdeploy.isolate.process import GRACE_S, KEPT, Child, ChildTraceback, Limits, environment, run
+from vitdeploy.isolate.service import inside, told
+
+__all__ = [
+    "run",
+    "told",
+    "inside",
+    "Child",
+    "ChildTraceback",
+    "Limits",
+    "environment",
+    "machine_mib",
+    "peak_mib",
+    "KEPT",
+    "GRACE_S",
+    "LARGEST_ANSWER",
+    "LARGEST_ARRAYS",
+]

@@ -1,0 +1,154 @@
+"""The child's side: take on the limits, answer one question after the other, and die with the parent."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from vitdeploy.errors import EnvironmentError_, VitdeployError, first_line
+from vitdeploy.isolate import memory
+from vitdeploy.isolate.frames import framed, received
+
+_INTERRUPTED = 130
+_channel: socket.socket | None = None
+_sending = threading.Lock()
+
+
+def inside() -> bool:
+    """Whether this process is such a child: what it opens can take nothing down but itself."""
+    return _channel is not None
+
+
+def told(what: str, done: int, total: int) -> None:
+    """The `Progress` of a function that runs in a child: the parent's listener hears it. Elsewhere it says nothing."""
+    if _channel is not None:
+        _send(framed({"progress": [what, done, total]}))
+
+
+def serve(channel: int, life: int) -> None:
+    """The child's whole life.
+
+    Args:
+        channel: File descriptor of the socket.
+        life: File descriptor of a pipe of which nothing is read: it ends with the parent.
+    """
+    global _channel
+    for descriptor in (channel, life):
+        os.set_inheritable(descriptor, False)
+    _die_with(life)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _channel = socket.socket(fileno=channel)
+    try:
+        start, _ = received(_channel.recv_into)
+        _limit(start)
+        desk = _Desk(start)
+        while True:
+            desk.answer(*received(_channel.recv_into))
+    except (EOFError, ConnectionError):  # nobody asks any more
+        status = 0
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    except SystemExit as exc:
+        status = exc.code if isinstance(exc.code, int) else 0 if exc.code is None else 1
+    os._exit(status)  # libraries' exit handlers may crash or hang, and have nothing to save
+
+
+class _Desk:
+    """Where questions are answered.
+
+    Args:
+        start: What the parent said first: ``subject``, ``memory_mib``, ``smaller``.
+    """
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        self._name, self._cap, self._smaller = start["subject"], start["memory_mib"], start["smaller"]
+        self._subject: Any = None
+
+    def answer(self, request: dict[str, Any], arrays: list[bytearray]) -> None:
+        """Call what was asked for, and send what it returned or raised."""
+        found: Sequence[memoryview] = ()
+        try:
+            result, found = self._called(request["call"], request["argument"], arrays)
+            frame = framed({"result": result}, found)
+        except VitdeployError as exc:
+            frame, found = _failure(exc), ()
+        except MemoryError:
+            message = f"a child process ran out of memory: it had used {memory.used(memory.peak_mib(), self._cap)}"
+            frame, found = _failure(EnvironmentError_("VD4006", message, fix=self._smaller)), ()
+        except Exception as exc:  # noqa: BLE001 (the child's outermost handler: nobody above could say it)
+            message = f"a child process failed: {type(exc).__name__}: {first_line(exc)}"
+            frame, found = _failure(EnvironmentError_("VD4004", message)), ()
+        _send(frame, found)
+
+    def _called(self, call: str, argument: object, arrays: list[bytearray]) -> tuple[Any, Sequence[memoryview]]:
+        if ":" in call:
+            return _named(call)(argument), ()
+        if self._subject is None:
+            self._subject = _named(self._name)()
+        result, found = getattr(self._subject, call)(argument, arrays)
+        return result, found
+
+
+def _named(name: str) -> Any:  # noqa: ANN401 (a function or a class)
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _failure(error: VitdeployError) -> bytes:
+    return framed({"error": error.record(), "traceback": traceback.format_exc()[-20_000:]})
+
+
+def _send(frame: bytes, arrays: Sequence[memoryview] = ()) -> None:
+    assert _channel is not None
+    with _sending:  # an engine may tell its progress from a thread of its own
+        _channel.sendall(frame)
+        for each in arrays:
+            _channel.sendall(each)
+
+
+def _die_with(life: int) -> None:
+    """Be killed, with all that was started from here, when the parent is gone, even by kill -9.
+
+    The pipe is known to the parent alone, and the kernel signals its end. (A signal at the parent's death, as prctl gives it,
+    would come when the thread ends that has started this process.)
+    """
+    if sys.platform == "linux":
+        import fcntl  # Unix only
+
+        fcntl.fcntl(life, fcntl.F_SETOWN, -os.getpid())  # the process group
+        fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+    ended = select.poll()
+    ended.register(life)
+    if ended.poll(0):
+        os._exit(1)
+
+
+def _limit(start: dict[str, Any]) -> None:
+    import resource  # Unix only
+
+    _lower(resource.RLIMIT_CORE, 0, 0)
+    _lower(resource.RLIMIT_FSIZE, start["file_mib"] << 20, start["file_mib"] << 20)
+    if start["cpu_s"] is not None:
+        seconds = math.ceil(start["cpu_s"]) * (os.cpu_count() or 1) + 1
+        _lower(resource.RLIMIT_CPU, seconds, seconds + 5)  # SIGXCPU, and SIGKILL if it is ignored
+    if start["memory_mib"] is not None:
+        _lower(resource.RLIMIT_AS, start["memory_mib"] << 20, start["memory_mib"] << 20)
+
+
+def _lower(kind: int, soft: int, hard: int) -> None:
+    import resource
+
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))

@@ -1,0 +1,69 @@
+"""Files of settings, TOML or JSON, read strictly: an unknown key is an error with the nearest name and the line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from vitdeploy.errors import InputError, UsageError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # JetPack 6 has Python 3.10
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """Read a TOML (or, by its name, JSON) file as ``kind``, strictly.
+
+    Raises:
+        InputError: VD3001, unreadable.
+        UsageError: VD2007 not TOML; VD2002 unknown key; VD2003 bad value.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError("VD2007", "is not text in UTF-8", file=path) from exc
+    try:
+        table = msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError, RecursionError) as exc:
+        raise UsageError("VD2007", f"is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}", file=path) from exc
+    _check_keys(table, kind, text, path, ())
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as exc:
+        raise UsageError("VD2003", str(exc).replace("`$", "`").replace("`.", "`"), file=path) from exc
+    except UsageError as exc:
+        raise type(exc)(exc.code, exc.message, file=path, fix=exc.fix) from exc
+
+
+def _check_keys(table: object, kind: object, text: str, path: Path, above: tuple[str, ...]) -> None:
+    """Name the first unknown key with its line, before msgspec would name it without."""
+    struct = next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
+    if struct is None or not isinstance(table, dict):
+        return
+    known: dict[str, Any] = get_type_hints(struct)
+    for key, value in table.items():
+        if key not in known:
+            where = ".".join((*above, key))
+            fix = nearest(key, known) or f"known keys: {', '.join(known)}"
+            raise UsageError("VD2002", f"line {_line(text, key, above)}: unknown key {where!r}", file=path, fix=fix)
+        _check_keys(value, known[key], text, path, (*above, key))
+
+
+def _line(text: str, key: str, above: tuple[str, ...]) -> int:
+    """The line where ``key`` is set, looked for behind the heading of its table."""
+    lines, start = text.splitlines(), 0
+    if above:
+        heading = re.compile(rf"\s*\[\s*{re.escape('.'.join(above))}\s*\]")
+        start = next((n for n, line in enumerate(lines) if heading.match(line)), 0)
+    pattern = re.compile(rf"""\s*(\[\s*)?["']?(?:[\w.]*\.)?{re.escape(key)}["']?\s*[=\].:]""")
+    return next((n for n in range(start, len(lines)) if pattern.match(lines[n])), start) + 1

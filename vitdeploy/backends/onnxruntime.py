@@ -24,6 +24,7 @@ from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library,
 from vitdeploy.files import inside
 from vitdeploy.graph.census import Kernel
 from vitdeploy.graph.nodes import Nodes
+from vitdeploy.onnxgraph import read_graph
 from vitdeploy.recipe import CompileConfig
 
 _PROVIDERS: dict[str, tuple[str, ...]] = {
@@ -214,6 +215,8 @@ def _providers(device: str) -> tuple[str, ...]:
 
 def _session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:  # noqa: ANN401 (onnxruntime has no types)
     """A session whose first provider is the wanted one: ONNX Runtime falls back to the CPU with no more than a warning."""
+    if "float8e4m3fn" in read_graph(model).elements:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # it takes 8-bit floats for integers, and then fails
     with library("onnxruntime", model):
         wanted = [(provider, _PROVIDER_SETTINGS.get(provider, {})) for provider in providers]
         session = onnxruntime.InferenceSession(str(model), options, providers=wanted, enable_fallback=0)

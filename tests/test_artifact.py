@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from onnx import TensorProto, helper
 
 from vitdeploy.artifact import RECORD, Artifact, Record, seal
 from vitdeploy.errors import InputError, TrustError
@@ -10,9 +11,16 @@ from vitdeploy.onnxfile import read_header
 from vitdeploy.spec import ModelSpec
 
 
+def identity() -> bytes:
+    """A sound ONNX file with no metadata."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "ab"]
+    graph = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "g", ports[:1], ports[1:])
+    return bytes(helper.make_model(graph).SerializeToString())
+
+
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x3a\x03abc")  # a version and a graph
+    (tmp_path / "model.onnx").write_bytes(identity())
     seal(tmp_path, Record(spec=ModelSpec(name="x"), made_by="test"))
     return tmp_path
 
@@ -93,7 +101,7 @@ def test_every_cut_of_a_header_is_an_error(tiny_artifact, tmp_path) -> None:
 
 def test_a_foreign_file_has_no_contract(tmp_path) -> None:
     path = tmp_path / "foreign.onnx"
-    path.write_bytes(b"\x08\x0a\x3a\x03abc")
+    path.write_bytes(identity())
     with pytest.raises(InputError) as caught:
         Artifact.open(path)
     assert caught.value.code == "VD3012"

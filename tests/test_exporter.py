@@ -184,7 +184,7 @@ def test_a_projection_gives_an_embedding_and_no_top_k(tmp_path) -> None:
 def test_large_weights_go_beside_the_model(small, artifact, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vitdeploy.graph.storage.LARGEST_INLINE", 1000)
     large = export(small, ExportConfig(), tmp_path / "large")
-    assert set(large.record.files) == {"model.onnx", "model.onnx.data", "weights.safetensors"}
+    assert set(large.record.files) == {"golden.npz", "model.onnx", "model.onnx.data", "weights.safetensors"}
     assert large.model.stat().st_size < artifact.model.stat().st_size / 2
     pixels = images.to_tensor(synthetic.pixels(2, SMALL.input), SMALL.input)
     ours, theirs = (session(one).run(None, {"pixels": pixels})[0] for one in (large, artifact))

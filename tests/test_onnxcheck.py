@@ -234,6 +234,65 @@ def test_folders_of_data(tmp_path: Path) -> None:
     assert loaded(found) == vit()
 
 
+def placed(path: Path) -> tuple[onnx.ModelProto, list[TensorProto]]:
+    """The ViT with all data in ``weights.data``, and its tensors there that stay there."""
+    model = onnx.load(beside(path), load_external_data=False)
+    return model, [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+
+
+def test_one_file_in_two_spellings(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    model, tensors = placed(path)
+    location = next(entry for entry in tensors[0].external_data if entry.key == "location")
+    location.value = "././weights.data"
+    norms(model)[0].input[2] = ""
+    path.write_bytes(model.SerializeToString())
+    found, notes = onnxcheck.sanitized(path, tmp_path / "new")
+    assert len(notes) == 1
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["a.onnx", "weights.data"]
+    again = loaded(found)
+    del norms(model)[0].input[2]
+    assert list(again.graph.node) == list(model.graph.node)
+    assert list(again.graph.initializer) == list(vit().graph.initializer)
+
+
+@pytest.mark.parametrize("base", ["", "."])
+def test_a_base_path_that_says_nothing_is_cut(base: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    model, tensors = placed(path)
+    whole = model.SerializeToString()
+    for tensor in tensors:
+        tensor.external_data.add(key="basepath", value=base)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match="model format error"):  # what onnxruntime makes of it
+        onnxruntime.InferenceSession(path)
+    found, notes = onnxcheck.sanitized(path, tmp_path / "new")
+    assert notes[0].startswith(f"{len(tensors)} tensor") and "base path" in notes[0]
+    assert onnx.load(found, load_external_data=False) == onnx.ModelProto.FromString(whole)
+    onnxruntime.InferenceSession(found)
+
+
+def test_small_tensors_with_a_base_path_come_inside(tmp_path: Path) -> None:
+    path = beside(tmp_path / "a.onnx", 0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.external_data.add(key="basepath")
+    path.write_bytes(model.SerializeToString())
+    found, _ = onnxcheck.sanitized(path, tmp_path / "new")
+    assert loaded(found) == vit()
+    onnxruntime.InferenceSession(found)
+
+
+def test_empty_raw_data_beside_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    model, tensors = placed(path)
+    tensors[0].raw_data = b""
+    assert tensors[0].HasField("raw_data")
+    path.write_bytes(model.SerializeToString())
+    assert onnxcheck.sanitized(path, tmp_path / "new") == (path, ())
+    onnxruntime.InferenceSession(path)
+
+
 def test_weights_are_not_read_into_memory(tmp_path: Path) -> None:
     """A hole of two gigabytes as a weight, inside 600 MiB of address space."""
     model = vit()
@@ -315,6 +374,75 @@ def test_functions_of_the_model_are_its_own(tmp_path: Path) -> None:
     assert "blocks.0.mlp/Gelu" in caught.value.message
 
 
+def overloaded(*overloads: str) -> onnx.ModelProto:
+    """The ViT whose Gelu is a call of a function's first overload."""
+    model = vit()
+    gelu = next(each for each in model.graph.node if each.op_type == "Gelu")
+    for overload in overloads:
+        body = helper.make_node("Gelu", ["a"], ["b"])
+        function = helper.make_function("mine", "G", ["a"], ["b"], [body], list(model.opset_import), overload=overload)
+        model.functions.append(function)
+    gelu.op_type, gelu.domain, gelu.overload = "G", "mine", overloads[0]
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.ir_version = 10
+    return model
+
+
+def test_overloads_of_a_function(tmp_path: Path) -> None:
+    path = save(overloaded("one", "two", ""), tmp_path / "a.onnx")
+    assert onnxcheck.check(path).repairs == ()
+    model = overloaded("one", "two")
+    next(each for each in model.graph.node if each.op_type == "G").overload = "three"
+    with pytest.raises(VitdeployError) as caught:
+        onnxcheck.check(save(model, path))
+    assert caught.value.code == "VD7005"
+    with pytest.raises(InputError, match="two functions 'G'"):
+        onnxcheck.check(save(overloaded("one", "one"), path))
+
+
+def functions_first(model: onnx.ModelProto) -> bytes:
+    """The model as a writer may also write it: functions before the main graph."""
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    functions = onnx.ModelProto(ir_version=model.ir_version, functions=model.functions)
+    del rest.functions[:]
+    return functions.SerializeToString() + rest.SerializeToString()
+
+
+def test_functions_before_the_main_graph(tmp_path: Path) -> None:
+    """A graph inside of a function is not taken for the main graph."""
+    model = overloaded("")
+    made = helper.make_node("Gelu", ["a"], ["inside"])
+    body = helper.make_graph([made], "body", [], [onnx.ValueInfoProto(name="inside")])
+    yes = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    branches = helper.make_node("If", ["yes"], ["b"], then_branch=body, else_branch=body)
+    del model.functions[0].node[:]
+    model.functions[0].node.extend([yes, branches])
+    path = tmp_path / "a.onnx"
+    path.write_bytes(functions_first(model))
+    assert onnx.load(path) == model
+    assert onnxcheck.check(path).repairs == ()
+    model.graph.node[3].input[0] = "nobody"
+    path.write_bytes(functions_first(model))
+    with pytest.raises(InputError, match="reads 'nobody', which nothing makes"):
+        onnxcheck.check(path)
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "packed"])
+def test_long_lists_of_sizes_are_not_taken_for_none(raw: bool, tmp_path: Path) -> None:
+    """Three hundred parts of two hundred: more bytes than are read, fewer entries than that."""
+    model = vit()
+    model.graph.node.append(helper.make_node("Split", ["wide", "sizes"], [f"part{number}" for number in range(300)], axis=0))
+    wide = numpy_helper.from_array(np.zeros(60_000, np.int8), "wide")
+    sizes = numpy_helper.from_array(np.full(300, 200), "sizes")
+    if not raw:
+        sizes = helper.make_tensor("sizes", TensorProto.INT64, [300], [200] * 300)
+    model.graph.initializer.extend([wide, sizes])
+    path = save(model, tmp_path / "a.onnx")
+    assert onnxcheck.check(path).repairs == ()
+    onnxruntime.InferenceSession(path)
+
+
 def test_the_order_of_nodes_does_not_matter(tmp_path: Path) -> None:
     model = vit()
     nodes = list(model.graph.node)
@@ -324,6 +452,18 @@ def test_the_order_of_nodes_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(model.SerializeToString())
     assert onnxcheck.check(path).repairs == ()
+
+
+def test_names_of_inner_graphs_are_their_own(tmp_path: Path) -> None:
+    """A branch may call its output as the If does."""
+    model = vit()
+    gelu = next(each for each in model.graph.node if each.op_type == "Gelu")
+    inner, output = onnx.NodeProto(), gelu.output[0]
+    inner.CopyFrom(gelu)
+    body = helper.make_graph([inner], "body", [], [onnx.ValueInfoProto(name=output)])
+    model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    gelu.CopyFrom(helper.make_node("If", ["yes"], [output], then_branch=body, else_branch=body))
+    assert onnxcheck.check(save(model, tmp_path / "a.onnx")).repairs == ()
 
 
 def test_inner_graphs_read_from_outside(tmp_path: Path) -> None:

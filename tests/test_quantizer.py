@@ -251,7 +251,9 @@ def test_weights_alone_need_no_images(tiny_artifact, precision, target, tmp_path
 def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precision, tmp_path):
     made = quantize(tiny_artifact, config(precision=precision), tmp_path / "out")
     found = Artifact.open(tmp_path / "out")
-    assert sorted(path.name for path in found.folder.iterdir()) == sorted([RECORD, "model.onnx", tiny_artifact.weights.name])
+    assert sorted(path.name for path in found.folder.iterdir()) == sorted(
+        [RECORD, "golden.npz", "model.onnx", tiny_artifact.weights.name]
+    )
     record = found.record
     assert (record.precision, record.made_by, record.parent) == (precision, "quantize", tiny_artifact.id)
     assert (record.spec, record.origin) == (tiny_artifact.spec, tiny_artifact.record.origin)

@@ -13,6 +13,7 @@ Names are resolved on first use (PEP 562), so that importing the package costs n
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from vitdeploy.spec import InputContract as InputContract
     from vitdeploy.spec import ModelSpec as ModelSpec
     from vitdeploy.variants import VARIANTS as VARIANTS
+
+# onnxruntime reports its use to its makers unless this is set before it is imported; nothing here phones home
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -30,7 +30,9 @@ def quantized(artifact: Artifact) -> Outcome:
     from vitdeploy.render import console, tables
 
     record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    hint = f"wrote {artifact.folder}; next: vitdeploy validate {quoted(artifact.folder)} --data DIR"
+    folder = quoted(artifact.folder)
+    following = f"compile {folder} --backend tensorrt" if artifact.engine == "tensorrt" else f"validate {folder} --data DIR"
+    hint = f"wrote {artifact.folder}; next: vitdeploy {following}"
     return Outcome(record, lambda: console.show(tables.of_quantized(artifact)), hint)
 
 

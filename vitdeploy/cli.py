@@ -197,7 +197,7 @@ def compile(
     given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
     config = settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
-    other = None if rival is None else opened(rival, contract)
+    other = None if rival is None else opened(rival, None if rival.is_dir() else contract)
     return answers.compiled(vd.compile(opened(source, contract), config, out, rival=other, progress=progress))
 
 

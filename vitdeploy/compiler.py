@@ -9,29 +9,36 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from vitdeploy import files, golden, isolate, onnxcheck
 from vitdeploy.artifact import RECORD, Artifact, Record, seal, versions
-from vitdeploy.audit import Found, audit
-from vitdeploy.backends import backend, isolated
+from vitdeploy.audit import LIMITS, Found, audit, distance
+from vitdeploy.backends import TABLE, backend, isolated
 from vitdeploy.backends.base import Compiled, Compiler, OpenConfig
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.golden import Golden
 from vitdeploy.graph.census import Plan
 from vitdeploy.graph.plan import planned
+from vitdeploy.isolate.memory import physical_mib
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
+from vitdeploy.onnxgraph import read_graph
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, CompileConfig
 
-_DEVICES = ("tensorrt", "tensorrt-rtx")
-"""Backends whose engines run on a GPU and whose builders choose kernels by measurement."""
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
 _NO_DEVICE = "VD4010"
+_NOT_AS_ASKED = ("VD3026", "VD4009", "VD4011")
+"""Errors after which a rival may still do."""
+_UNTRIED = (
+    "it compiles, and was not executed: its device is not here, so nothing is known of its outputs and speed; engines are loaded "
+    "only by the machine that built them, so compile it again there"
+)
 
 
 def compile(
@@ -51,7 +58,8 @@ def compile(
         was measured, and notes.
 
     Raises:
-        UsageError: VD2008 unusable ``out``; VD2009, VD2011 impossible settings; VD2013 an engine already.
+        UsageError: VD2008 unusable ``out``; VD2009, VD2011 impossible settings; VD2013 an engine already; VD2010 a rival that is
+            another model.
         InputError: VD3026, VD3027 the graph can't run in this engine; VD3010 to VD3012 no model.
         TrustError: VD7001, VD7005 the file reaches outside itself.
         EnvironmentError_: VD4001 engine not installed; VD4010 device not usable; VD4009, VD4011 no engine that passes;
@@ -64,187 +72,262 @@ def compile(
             raise UsageError("VD2013", message, file=each.folder, fix="give the ONNX artifact that it was compiled from")
     isolated(config.backend)  # not installed: said before any work
     with files.folder(out, ours=RECORD) as folder:
-        job = _Job(config, progress)
-        made = job.engine(artifact, folder / "first")
-        if rival is not None:
-            made = job.faster(made, job.engine(rival, folder / "second"))
+        work = folder / "work"
+        work.mkdir()
+        first = _Source(artifact, work / "first", config)
+        if rival is None:
+            made = _Job(first, config, progress).engine()
+        else:
+            made = _faster(first, _Source(rival, work / "second", config), config, progress)
         for path in made.folder.iterdir():
             path.rename(folder / path.name)
-        for name in ("first", "second"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(work)
         seal(folder, made.record)
     progress("compile", 1, 1)
     return Artifact.open(out, verify=False)
 
 
-@dataclass
-class _Job:
-    """One call.
+class _Source:
+    """What is compiled, as engines may see it, with what its engine must come to.
 
     Attributes:
-        config: What is wanted.
+        given: As it was named.
+        onnx: The same, or a repaired copy.
+        work: A folder of its own.
+        golden: What its engine must put out.
+        plan: What its engine must run in 8 bits.
+        notes: What was repaired.
+    """
+
+    def __init__(self, artifact: Artifact, work: Path, config: CompileConfig) -> None:
+        self.given, self.work = artifact, work
+        path, self.notes = onnxcheck.sanitized(artifact.model, work / "source")
+        self.onnx = artifact
+        if path != artifact.model:
+            self.onnx = Artifact(path.parent, msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={}))
+        self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
+        self.plan: Plan = planned(self.onnx.model)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file and of what lies beside it."""
+        model = self.onnx.model
+        return sum(path.stat().st_size for path in (model, *(model.parent / name for name in read_graph(model).external)))
+
+
+class _Passed(NamedTuple):
+    """An engine that passed its audit, or whose device is not here (``found`` is None)."""
+
+    built: Compiled
+    found: Found | None
+    builds: int
+
+
+@dataclass
+class _Job:
+    """The making of one engine.
+
+    Attributes:
+        source: What is compiled.
+        config: How.
         progress: Hears of each step.
     """
 
+    source: _Source
     config: CompileConfig
     progress: Progress
-    _steps: int = field(default=0)
 
-    def engine(self, artifact: Artifact, folder: Path) -> Artifact:
-        """Build one engine and audit it; nothing is left beside its own files."""
-        folder.mkdir()
-        source, notes = self._sanitized(artifact, folder)
-        expected = golden.read(artifact) or golden.make(source)
-        plan = planned(source.model)
-        built, found, attempt = self._passing(source, folder, expected, plan)
-        run = built.run
-        proof: dict[str, Any] = {"run": msgspec.to_builtins(run), "facts": built.facts, "builds": attempt}
-        made = self._record(artifact, built, proof, folder)
-        if found is not None and self.config.optimise is not None:
-            measured, best = self._optimised(made, expected, plan)
-            proof["optimise"] = measured
+    @property
+    def folder(self) -> Path:
+        """Where the engine's files are."""
+        return self.source.work / "engine"
+
+    def engine(self) -> Artifact:
+        """Build, audit, choose settings; the folder then holds all that the artifact needs but its record."""
+        built, found, builds = self._passing()
+        proof: dict[str, Any] = {"run": msgspec.to_builtins(built.run), "facts": built.facts, "builds": builds}
+        notes = [*self.source.notes, *built.notes]
+        if found is None:
+            notes.append(_UNTRIED)
+        elif self.config.optimise is not None and TABLE[self.config.backend].compiled_only:
+            notes.append(f"{self.config.backend} has chosen its kernels by measurement already: no settings are left to measure")
+        elif self.config.optimise is not None:
+            proof["optimise"], best = self._optimised(built, found)
             if best is not None and best != built.run:
-                built, found = self._again(source, folder, best, (expected, plan))
+                built, found = self._again(best)
                 proof |= {"run": msgspec.to_builtins(best), "facts": built.facts}
-                made = self._record(source, built, proof, folder)
-        proof |= {"audit": found.facts} if found is not None else {}
-        proof["notes"] = [*notes, *built.notes, *([] if found is not None else [_UNTRIED])]
-        expected.write(folder)
-        self._weights(artifact, folder)
-        shutil.rmtree(folder / "source", ignore_errors=True)
-        return Artifact(folder, msgspec.structs.replace(made.record, proof=proof))
+        if found is not None:
+            proof["audit"] = found.facts
+            notes += found.notes
+        self.source.golden.write(self.folder)
+        weights = self.source.given.weights
+        if weights is not None:  # so that the engine can be compared with its PyTorch original
+            files.need_space(self.folder, weights.stat().st_size)
+            shutil.copyfile(weights, self.folder / weights.name)
+        return self._made(built, proof | {"notes": notes})
 
-    def _sanitized(self, artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...]]:
-        (folder / "source").mkdir()
-        path, notes = onnxcheck.sanitized(artifact.model, folder / "source")
-        if path == artifact.model:
-            return artifact, notes
-        record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={})
-        return Artifact(path.parent, record), notes
-
-    def _passing(self, source: Artifact, folder: Path, expected: golden.Golden, plan: Plan) -> tuple[Compiled, Found | None, int]:
-        """Build until an engine passes; None in place of the audit where its device is not here."""
-        most = 1 + (self.config.rebuilds if self.config.backend in _DEVICES else 0)
+    def _passing(self) -> _Passed:
+        """Build until an engine passes its audit."""
+        precision, name = self.source.given.record.precision, self.config.backend
+        most = 1 + (self.config.rebuilds if TABLE[name].compiled_only else 0)
         for attempt in range(1, most + 1):
-            self.progress(f"compile: build {source.record.precision}", attempt - 1, most)
-            built = self._build(source, folder, self.config)
-            made = self._record(source, built, {"run": msgspec.to_builtins(built.run)}, folder)
-            self.progress(f"compile: audit {source.record.precision}", attempt - 1, most)
+            self.progress(f"compile: build {precision}", attempt - 1, most)
+            built = self._build(self.config, again=attempt > 1)
+            self.progress(f"compile: audit {precision}", attempt - 1, most)
             try:
-                found = audit(made, expected, plan)
+                found = self._audited(built)
             except EnvironmentError_ as error:
-                if error.code != _NO_DEVICE or self.config.backend != "tensorrt-rtx":
+                if error.code != _NO_DEVICE or name != "tensorrt-rtx":
                     raise
-                return built, None, attempt
+                return _Passed(built, None, attempt)
             if not found.wrong:
-                return built, found, attempt
+                return _Passed(built, found, attempt)
         times = "" if most == 1 else f" in {most} builds"
-        message = f"{self.config.backend}: the engine is not what was asked for{times}: {found.wrong}"
+        message = f"{name}: the engine is not what was asked for{times}: {found.wrong}"
         if found.facts.get("census", {}).get("missing"):
-            fix = f"quantize for this engine: --target {self.config.backend.removesuffix('-rtx')}"
-            raise EnvironmentError_("VD4009", message, file=source.model, fix=fix)
-        raise EnvironmentError_("VD4011", message, file=source.model)
+            fix = f"quantize for this engine: --target {name.removesuffix('-rtx')}"
+            raise EnvironmentError_("VD4009", message, file=self.source.given.model, fix=fix)
+        raise EnvironmentError_("VD4011", message, file=self.source.given.model)
 
-    def _again(
-        self, source: Artifact, folder: Path, best: OpenConfig, golden_plan: tuple[golden.Golden, Plan]
-    ) -> tuple[Compiled, Found]:
+    def _again(self, best: OpenConfig) -> tuple[Compiled, Found]:
         """Build for the settings that were measured to be the fastest, so that what is cached in the engine fits them."""
         given = {name: getattr(best, name) for name in ("precision", "threads", "streams", "hint", "device")}
         config = msgspec.structs.replace(self.config, **{name: value for name, value in given.items() if value is not None})
-        built = msgspec.structs.replace(self._build(source, folder, config), run=best)
-        found = audit(self._record(source, built, {"run": msgspec.to_builtins(best)}, folder), *golden_plan)
+        built = msgspec.structs.replace(self._build(config), run=best)
+        found = self._audited(built)
         if found.wrong:
-            raise EnvironmentError_("VD4011", f"{config.backend}: the engine is not what was asked for: {found.wrong}")
+            message = f"{config.backend}: the engine is not what was asked for: {found.wrong}"
+            raise EnvironmentError_("VD4011", message, file=self.source.given.model)
         return built, found
 
-    def _build(self, source: Artifact, folder: Path, config: CompileConfig) -> Compiled:
-        """In a child process, into a fresh folder; its files then move up."""
-        fresh = folder / "engine"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        size = sum(path.stat().st_size for path in source.folder.glob(f"{source.record.entry}*"))
-        files.need_space(folder, 3 * size)
+    def _build(self, config: CompileConfig, *, again: bool = False) -> Compiled:
+        """In a child process, into a fresh folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        size = self.source.size
+        files.need_space(self.folder, 3 * size)
+        onnx = self.source.onnx
         argument = {
-            "folder": str(source.folder.absolute()),
-            "record": msgspec.to_builtins(source.record),
+            "folder": str(onnx.folder.absolute()),
+            "record": msgspec.to_builtins(onnx.record),
             "config": msgspec.to_builtins(config),
-            "out": str(fresh.absolute()),
+            "out": str(self.folder.absolute()),
+            "again": again,
         }
-        limit = 1024 + (4 * size >> 20)
         start = time.monotonic()
-        limits: isolate.Limits = {
-            "file_mib": limit,
-            "what": f"the process that builds for {config.backend}",
-            "file": str(source.model),
-            "smaller": "use a smaller --workspace or --effort" if config.backend in _DEVICES else "close other programs",
-            "longer": "give more --seconds",
-        }
-        answer = isolate.run("vitdeploy.compiler:build", argument, seconds=config.seconds, **limits)
+        answer = isolate.run(f"{__name__}:build", argument, seconds=config.seconds, **self._limits(size))
         built = msgspec.convert(answer, Compiled)
-        for path in fresh.iterdir():
-            path.replace(folder / path.name)
-        fresh.rmdir()
         return msgspec.structs.replace(built, facts={**built.facts, "build_s": round(time.monotonic() - start, 1)})
 
-    def _record(self, source: Artifact, built: Compiled, proof: dict[str, Any], folder: Path) -> Artifact:
+    def _limits(self, size: int) -> isolate.Limits:
+        name, on_cpu = self.config.backend, self.config.device in (None, "cpu")
+        on_gpu = TABLE[name].compiled_only
+        return {
+            "file_mib": 1024 + (4 * size >> 20),
+            "memory_mib": max(4096, 2 * int(physical_mib()))
+            if on_cpu and not on_gpu
+            else None,  # CUDA reserves what it does not use
+            "what": f"the process that builds for {name}",
+            "file": str(self.source.given.model),
+            "smaller": "use a smaller --workspace or --effort" if on_gpu else "close other programs, or use a larger machine",
+            "longer": "give more --seconds",
+        }
+
+    def _audited(self, built: Compiled, config: OpenConfig | None = None) -> Found:
+        made = self._made(built, {"run": msgspec.to_builtins(built.run)})
+        return audit(made, self.source.golden, self.source.plan, config)
+
+    def _made(self, built: Compiled, proof: dict[str, Any]) -> Artifact:
+        given = self.source.given
         record = Record(
             kind=self.config.backend,
-            precision=source.record.precision,
+            precision=given.record.precision,
             entry=built.entry,
-            weights=source.record.weights,
-            spec=source.spec,
+            weights=given.record.weights,
+            spec=given.spec,
             made_by="compile",
             config=msgspec.to_builtins(self.config),
-            origin=source.record.origin,
+            origin=given.record.origin,
             proof=proof,
             tools=versions("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "numpy"),
-            parent=source.id,
+            parent=given.id,
         )
-        return Artifact(folder, record)
+        return Artifact(self.folder, record)
 
-    def _weights(self, artifact: Artifact, folder: Path) -> None:
-        """The PyTorch original comes along, so that the engine can be compared with it."""
-        if artifact.weights is not None:
-            files.need_space(folder, artifact.weights.stat().st_size)
-            shutil.copyfile(artifact.weights, folder / artifact.weights.name)
-
-    def _optimised(self, made: Artifact, expected: golden.Golden, plan: Plan) -> tuple[dict[str, Any], OpenConfig | None]:
+    def _optimised(self, built: Compiled, audited: Found) -> tuple[dict[str, Any], OpenConfig | None]:
         """Settings that are worth measuring, measured side by side; those whose outputs are too far off are left out."""
+        argument = {"config": msgspec.to_builtins(self.config)}
+        answer = isolate.run(f"{__name__}:candidates", argument, seconds=self.config.seconds, **self._limits(self.source.size))
         named: dict[str, OpenConfig] = {}
         left_out: dict[str, str] = {}
-        for candidate in _compiler(self.config).candidates(self.config):
+        for candidate in msgspec.convert(answer, list[OpenConfig]):
             name = settings_in_words(candidate)
-            found = audit(made, expected, plan, candidate)
+            found = self._audited(built, candidate)
             if found.wrong:
                 left_out[name] = found.wrong
             else:
                 named[name] = candidate
         if not named:
             return {"measured": {}, "left_out": left_out}, None
+        made = self._made(built, {"run": msgspec.to_builtins(built.run)})
         subjects = [Subject(name, made, self.config.backend, config=candidate) for name, candidate in named.items()]
-        bench = msgspec.structs.replace(_BENCH, batches=(self.config.batch or self.config.usual_batch,))
-        rows, notes = latency.measure(subjects, bench, progress=self.progress)
-        times = {row.subject: float(row.metrics["p50"].value) for row in rows}
+        times, notes, _ = _timed(subjects, audited.facts["batch"] or self.config.usual_batch, self.progress)
         best = min(times, key=lambda name: times[name])
-        return {"measured": times, "chosen": best, "left_out": left_out, "notes": list(notes)}, named[best]
-
-    def faster(self, first: Artifact, second: Artifact) -> Artifact:
-        """Time two engines side by side; the faster, with the numbers of both in its record."""
-        names = [f"{made.record.precision}{mark}" for made, mark in ((first, ""), (second, " (rival)"))]
-        if any("audit" not in made.record.proof for made in (first, second)):
-            note = "the two precisions could not be timed: the engine's device is not here; the first is kept"
-            return _noted(first, {"notes": [*first.record.proof["notes"], note]})
-        subjects = [Subject(name, made, self.config.backend, names[0]) for name, made in zip(names, (first, second), strict=True)]
-        bench = msgspec.structs.replace(_BENCH, batches=(self.config.batch or self.config.usual_batch,))
-        rows, notes = latency.measure(subjects, bench, progress=self.progress)
-        times = {row.subject: float(row.metrics["p50"].value) for row in rows}
-        ratio = times[names[1]] / times[names[0]]
-        kept, verdict = (first, names[0]) if ratio >= 1 else (second, names[1])
-        said = f"{names[0].upper()} is {ratio:.2f}x as fast as {names[1]} at batch {bench.batches[0]}: {verdict} is kept"
-        return _noted(kept, {"rival": {"latency_ms": times, "notes": list(notes)}, "verdict": said})
+        return {"measured": times, "chosen": best, "left_out": left_out, "notes": notes}, named[best]
 
 
-_UNTRIED = "compiled, not executed: its device is not here, so nothing is known of its outputs and speed"
+def _faster(first: _Source, second: _Source, config: CompileConfig, progress: Progress) -> Artifact:
+    """Build both, and keep the faster, or the one that passes; its record has the numbers of both."""
+    _require_same(first, second)
+    made: list[Artifact] = []
+    failed: list[EnvironmentError_ | InputError] = []
+    for source in (first, second):
+        try:
+            made.append(_Job(source, config, progress).engine())
+        except (EnvironmentError_, InputError) as error:
+            if error.code not in _NOT_AS_ASKED or failed:
+                raise
+            failed.append(error)
+    if failed:
+        kept = made[0].record.precision
+        return _noted(made[0], {"verdict": f"{kept.upper()} is kept: the other could not be had: {failed[0].message}"})
+    if any("audit" not in each.record.proof for each in made):
+        note = "the two precisions could not be timed: the engine's device is not here; the first is kept"
+        return _noted(made[0], {"notes": [*made[0].record.proof["notes"], note]})
+    names = [f"{each.record.precision}{mark}" for each, mark in zip(made, ("", " (rival)"), strict=True)]
+    subjects = [Subject(name, each, config.backend, names[1]) for name, each in zip(names, made, strict=True)]
+    batch = made[0].record.proof["audit"]["batch"] or config.usual_batch
+    times, notes, ratios = _timed(subjects, batch, progress)
+    ratio, low, high = ratios[names[0]]
+    kept_one, other = (0, 1) if ratio >= 1 else (1, 0)
+    interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    said = f"{names[0].upper()} runs {ratio:.2f}x as fast as {names[1]}{interval} at batch {batch}: {names[kept_one]} is kept"
+    if low is not None and high is not None and low < 1 < high:
+        said += f", though {names[other]} may be as fast"
+    return _noted(made[kept_one], {"rival": {"latency_ms": times, "notes": notes}, "verdict": said})
+
+
+def _require_same(first: _Source, second: _Source) -> None:
+    """Refuse a rival that is another model."""
+    one, two = first.given.spec, second.given.spec
+    limit = max(LIMITS.get(source.given.record.precision, LIMITS["int8"]) for source in (first, second))
+    contracts = msgspec.structs.replace(one.input, tensor=two.input.tensor) == two.input
+    count = min(len(first.golden.output), len(second.golden.output))  # the first images are the same
+    apart = distance(second.golden.output[:count], first.golden.output[:count])
+    if not contracts or one.classes != two.classes or one.output != two.output or not apart <= 2 * limit:
+        message = f"is another model than {first.given.model}: their outputs are {apart:.2g} apart"
+        raise UsageError("VD2010", message, file=second.given.model, fix="give the same model in another precision")
+
+
+def _timed(
+    subjects: list[Subject], batch: int, progress: Progress
+) -> tuple[dict[str, float], list[str], dict[str, tuple[float, float | None, float | None]]]:
+    """Median latency in ms by name, notes, and the speed-up over each subject's reference with its interval."""
+    rows, notes = latency.measure(subjects, msgspec.structs.replace(_BENCH, batches=(batch,)), progress=progress)
+    times = {row.subject: float(row.metrics["p50"].value) for row in rows}
+    found = {row.subject: row.metrics["speedup"] for row in rows if "speedup" in row.metrics}
+    ratios = {name: (float(each.value), each.low, each.high) for name, each in found.items()}
+    return times, list(notes), ratios
 
 
 def _noted(made: Artifact, more: dict[str, Any]) -> Artifact:
@@ -253,8 +336,9 @@ def _noted(made: Artifact, more: dict[str, Any]) -> Artifact:
 
 def settings_in_words(config: OpenConfig) -> str:
     """The settings that were given, as ``bf16, 2 threads, 1 stream``."""
+    counts = ((config.threads, "thread"), (config.streams, "stream"))
     words = [config.precision or "", config.device or "", config.hint or ""]
-    words += ["" if count is None else f"{count} {unit}{'' if count == 1 else 's'}" for count, unit in _counted(config)]
+    words += ["" if count is None else f"{count} {unit}{'' if count == 1 else 's'}" for count, unit in counts]
     words += [
         "" if value is None else (name if value else f"no {name}")
         for name, value in (("spinning", config.spin), ("arena", config.arena), ("CUDA graph", config.graph))
@@ -262,17 +346,20 @@ def settings_in_words(config: OpenConfig) -> str:
     return ", ".join(word for word in words if word) or "default"
 
 
-def _counted(config: OpenConfig) -> tuple[tuple[int | None, str], ...]:
-    return (config.threads, "thread"), (config.streams, "stream")
-
-
-def _compiler(config: CompileConfig) -> Compiler:
-    return cast(Compiler, backend(config.backend))
-
-
 def build(argument: dict[str, Any]) -> dict[str, Any]:
     """The child's side: compile into a folder. Called by `isolate.run`."""
     artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
     config = msgspec.convert(argument["config"], CompileConfig)
-    found: dict[str, Any] = msgspec.to_builtins(_compiler(config).compile(artifact, config, Path(argument["out"])))
+    compiled = _compiler(config).compile(artifact, config, Path(argument["out"]), again=argument["again"])
+    found: dict[str, Any] = msgspec.to_builtins(compiled)
     return found
+
+
+def candidates(argument: dict[str, Any]) -> list[Any]:
+    """The child's side: settings that are worth measuring here. Called by `isolate.run`."""
+    config = msgspec.convert(argument["config"], CompileConfig)
+    return [msgspec.to_builtins(candidate) for candidate in _compiler(config).candidates(config)]
+
+
+def _compiler(config: CompileConfig) -> Compiler:
+    return cast(Compiler, backend(config.backend))

@@ -119,7 +119,7 @@ def _artifact(path: Path) -> Inspection:
     facts: dict[str, Any] = {
         "id": artifact.id,
         "made_by": record.made_by,
-        "kind": record.kind,
+        **({} if record.kind == "onnx" else {"engine": record.kind}),
         "precision": record.precision,
         **(inner.facts if inner else {}),
         "files": record.files,

@@ -20,6 +20,7 @@ import msgspec
 
 from vitdeploy import __version__, files
 from vitdeploy.artifact import RECORD, Artifact, versions
+from vitdeploy.backends import REFERENCE, TABLE
 from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import FILES, RANDOM, BenchConfig, ModelConfig, QuantizeConfig, Recipe, ValidateConfig
@@ -201,6 +202,7 @@ def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
 def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str) -> tuple[Report, ...]:
     """The reports of the stages that measure, as far as the recipe names them."""
     found = []
+    artifacts = [artifact for artifact in artifacts if _runs_here(artifact)]
     digests = [files.sha256(artifact.folder / RECORD) for artifact in artifacts]
     inputs = {"artifacts": digests, "machine": msgspec.to_builtins(this_machine())}
     for stage in STAGES[len(ARTIFACTS) :]:
@@ -220,14 +222,25 @@ def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str)
 def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, progress: Progress) -> Report:
     from vitdeploy.prover import bench, validate
 
+    named = set(config.backends) - {REFERENCE}
+    artifacts = [each for each in artifacts if each.record.kind == "onnx" or not named or each.record.kind in named]
     if isinstance(config, BenchConfig):
         return bench(artifacts, config, progress=progress)
     whole, *others = (validate(artifact, config, progress=progress) for artifact in artifacts)
     for other, artifact in zip(others, artifacts[1:], strict=True):  # the same images and reference: rows of one table
         what = artifact.record.precision if artifact.record.kind == "onnx" else f"{artifact.record.precision} compiled"
-        rows = [msgspec.structs.replace(row, subject=f"{what} / {row.subject}") for row in other.rows[1:]]
-        whole = msgspec.structs.replace(whole, rows=(*whole.rows, *rows))
+        new = other.rows[1:] if other.rows[0].subject == whole.reference else other.rows
+        rows = [msgspec.structs.replace(row, subject=f"{what} / {row.subject}") for row in new]
+        notes = [note for note in other.notes if note not in whole.notes]
+        whole = msgspec.structs.replace(whole, rows=(*whole.rows, *rows), notes=(*whole.notes, *notes))
     return whole
+
+
+def _runs_here(artifact: Artifact) -> bool:
+    """Whether an artifact can be measured: not a file that must be compiled first, nor an engine whose device is elsewhere."""
+    if artifact.record.kind == "onnx":
+        return artifact.engine is None or not TABLE[artifact.engine].compiled_only
+    return "audit" in artifact.record.proof
 
 
 def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]) -> Report:
@@ -237,6 +250,7 @@ def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]
     stages = [*(artifact.record.made_by for artifact in artifacts), *(part.title for part in parts)]
     settings |= {"stages": stages, "opset": recipe.export.opset}
     notes = tuple(str(made.record.proof["verdict"]) for made in artifacts[1:] if "verdict" in made.record.proof)
+    notes += tuple(f"{each.record.made_by}: not measured, it does not run here" for each in artifacts if not _runs_here(each))
     whole = Report(title="build", settings=settings, notes=notes, parts=parts)
     if not parts:
         return whole
@@ -246,7 +260,7 @@ def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]
 def key_of(stage: str, config: msgspec.Struct, inputs: dict[str, Any]) -> str:
     """SHA-256, in hex, of everything a stage's result depends on; where data lie does not count, what they are does."""
     settings = msgspec.to_builtins(config)
-    for name in ("data", "calibration"):
+    for name in ("data", "calibration", "statistics", "save_statistics"):
         settings.pop(name, None)
     everything = {"vitdeploy": __version__, "stage": stage, "config": settings, "inputs": inputs}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
@@ -282,6 +296,8 @@ def data_digest(config: ValidateConfig | QuantizeConfig | None) -> str:
     Raises:
         InputError: The data source is missing or damaged.
     """
+    if isinstance(config, QuantizeConfig) and config.statistics is not None:
+        return _digest(Path(config.statistics))
     path = config.calibration if isinstance(config, QuantizeConfig) else None if config is None else config.data
     if config is None or path in (None, RANDOM):
         return str(path or "")

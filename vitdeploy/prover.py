@@ -193,11 +193,14 @@ def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
     """
     for name in wanted:
         isolated(name)
+    if artifact.record.kind in wanted:  # of those named for several artifacts, an engine has one
+        wanted = (artifact.record.kind,)
     there = installed() if artifact.engine is None else tuple(name for name in compilers() if name == artifact.engine)
     engines = tuple(dict.fromkeys(name for name in wanted or there if name != REFERENCE))
     if not engines and not wanted and artifact.engine is not None:
         message = f"was made for {artifact.engine}, which is not installed"
-        fix = f"run: pip install 'vitdeploy[{TABLE[artifact.engine].extra}]'"
+        fix = TABLE[artifact.engine].fix
+        fix += ", or name another engine with --backend" if artifact.record.kind == "onnx" else ""
         raise EnvironmentError_("VD4001", message, file=artifact.model, fix=fix)
     if not engines and not wanted:
         fix = "run: pip install 'vitdeploy[onnxruntime]'"

@@ -172,6 +172,7 @@ def test_data_missing_and_cut(tmp_path: Path) -> None:
         ({"length": "-1"}, "which is impossible"),
         ({"length": "0"}, "is said to be 0"),
         ({"offset": "1"}, "shares a part of its bytes"),
+        ({"basepath": "elsewhere"}, "has external data in the folder 'elsewhere'"),
         ({"prepacked_0": "x"}, "a location, offset and length are known"),
         ({"location": "a.onnx"}, "names itself as its external data"),
     ],
@@ -209,6 +210,31 @@ def test_the_same_bytes_over_and_over(tmp_path: Path) -> None:
             assert onnxcheck.check(path).repairs == ()
     refused(path, "VD3027", "bytes are made of 'w.data', which holds")
     assert external.MOST_REUSE < 200
+
+
+def test_another_spelling_is_the_same_file(tmp_path: Path) -> None:
+    """Use over and over does not hide behind ``./``, or behind a link."""
+    path = tmp_path / "a.onnx"
+    model = whole(path)
+    (tmp_path / "link.data").symlink_to("w.data")
+    for turn in range(60):
+        tensor = model.graph.initializer.add()
+        tensor.CopyFrom(outside(model))
+        tensor.name = f"again{turn}"
+        say(tensor, location="./" * turn + ("w.data", "link.data")[turn % 2])
+        if turn == 1:
+            path.write_bytes(model.SerializeToString())
+            assert list(onnxcheck.check(path).external) == ["w.data", "./link.data"]
+    path.write_bytes(model.SerializeToString())
+    refused(path, "VD3027", "bytes are made of", "which holds")
+
+
+def test_a_shared_part_in_another_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    model = whole(path)
+    say(outside(model), location="./w.data", offset="1")
+    path.write_bytes(model.SerializeToString())
+    refused(path, "VD3027", "shares a part of its bytes")
 
 
 # tensors and graphs

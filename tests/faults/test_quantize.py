@@ -189,7 +189,7 @@ def test_an_operator_of_one_vendor(tiny_artifact, pictures, tmp_path):
         model.opset_import.append(helper.make_opsetid("org.example", 1))
 
     source = edited(tiny_artifact, tmp_path / "source", change)
-    refused(source, config(pictures), tmp_path / "out", "VD3025", "OurGelu")
+    refused(source, config(pictures), tmp_path / "out", "VD7005", "OurGelu")
 
 
 def poisoned(artifact: Artifact, folder: Path) -> Artifact:

@@ -29,6 +29,16 @@ class Entry(NamedTuple):
     extra: str
     compiled_only: bool = False
 
+    @property
+    def fix(self) -> str:
+        """What to do when it is not installed."""
+        if self.package == "tensorrt":
+            return (
+                "on a Jetson use the system's TensorRT: python3 -m venv --system-site-packages, with the Python of the system; "
+                "elsewhere run: pip install 'vitdeploy[tensorrt]'"
+            )
+        return f"run: pip install 'vitdeploy[{self.extra}]'"
+
 
 TABLE: dict[str, Entry] = {
     "pytorch": Entry("vitdeploy.backends.pytorch:PyTorch", "torch", "export"),
@@ -73,7 +83,7 @@ def isolated(name: str) -> Backend:
     entry = _entry(name)
     if not present(name):
         message = f"needs the package {entry.package!r}, which is not installed"
-        raise EnvironmentError_("VD4001", message, fix=f"run: pip install 'vitdeploy[{entry.extra}]'")
+        raise EnvironmentError_("VD4001", message, fix=entry.fix)
     if name == REFERENCE or isolate.inside():
         return backend(name)
     from vitdeploy.backends.remote import RemoteBackend

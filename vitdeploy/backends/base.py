@@ -129,13 +129,14 @@ class Backend(Protocol):
 class Compiler(Backend, Protocol):
     """A backend that makes engines, too."""
 
-    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path) -> Compiled:
+    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
         """Make an engine from an ONNX artifact.
 
         Args:
             artifact: Its kind is ``onnx``.
             config: How; ``config.backend`` is this backend's name.
             folder: Empty, for the engine's files. Called in a child process: a crash or a hang ends that alone.
+            again: An engine of the same settings came out wrong: what was learned in building it is dropped.
 
         Raises:
             UsageError: VD2011, a setting that this backend does not have.
@@ -200,7 +201,7 @@ def checked(tensor: Tensor, contract: InputContract, batch: int | None = None) -
 
 
 def run_any(runner: Runner, tensor: Tensor) -> Outputs:
-    """Run any number of images, also on a model whose batch is fixed.
+    """Run any number of images, also on a model whose batch is fixed or has an upper end.
 
     A fixed batch is filled up with copies of the last image and the copies' outputs are dropped: in a ViT no image sees its
     neighbours.
@@ -214,12 +215,13 @@ def run_any(runner: Runner, tensor: Tensor) -> Outputs:
         EnvironmentError_: The engine failed.
     """
     size, count = runner.batch, len(tensor)
-    if size is None or size == count or count == 0:
+    most = size or runner.settings.get("largest_batch") or count
+    if count in (0, size) or (size is None and count <= most):
         return runner.run(tensor)
     parts = []
-    for start in range(0, count, size):
-        part = tensor[start : start + size]
-        missing = size - len(part)
+    for start in range(0, count, most):
+        part = tensor[start : start + most]
+        missing = 0 if size is None else size - len(part)
         full = np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
         parts.append({name: rows[: len(part)] for name, rows in runner.run(full).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -58,7 +58,7 @@ class OnnxRuntime:
         """
         return OnnxRuntimeRunner(artifact, _asked(artifact, config))
 
-    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path) -> Compiled:
+    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
         """Optimise the graph and keep the result, with the source beside it; see `Compiler.compile`.
 
         On another device than the CPU only the settings are kept: what its provider makes of the graph can't be written.
@@ -213,9 +213,16 @@ def _providers(device: str) -> tuple[str, ...]:
     return tuple(provider for provider in wanted if provider in found)
 
 
+def _has_floats_of_8_bits(model: Path) -> bool:
+    try:
+        return "float8e4m3fn" in read_graph(model).elements
+    except InputError:  # a damaged file: the engine says it in its own way
+        return False
+
+
 def _session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:  # noqa: ANN401 (onnxruntime has no types)
     """A session whose first provider is the wanted one: ONNX Runtime falls back to the CPU with no more than a warning."""
-    if "float8e4m3fn" in read_graph(model).elements:
+    if _has_floats_of_8_bits(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # it takes 8-bit floats for integers, and then fails
     with library("onnxruntime", model):
         wanted = [(provider, _PROVIDER_SETTINGS.get(provider, {})) for provider in providers]

@@ -78,7 +78,7 @@ class OpenVino:
         """
         return OpenVinoRunner(artifact, settings.asked(self.name, artifact, config, _TAKES))
 
-    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path) -> Compiled:
+    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
         """Write OpenVINO's own form of the model, and the compiled engine where the device can give it away.
 
         Weights stay as they are in the file; only for arithmetic in ``f16`` float ones become f16, which costs nothing then.

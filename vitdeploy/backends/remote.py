@@ -35,7 +35,8 @@ FILE_MIB = 64 << 10
 _LEAST_MIB = 4096
 """Address space that an engine reserves without using it stays below this."""
 _CAPPED = ("onnxruntime", "openvino")
-"""Engines that reserve no more than they use, as long as they run on the CPU."""
+"""Engines that reserve address space in proportion to what they use, as long as they run on the CPU: mapped weights, stacks
+and allocators' arenas count too, so twice the machine's memory stops what would take it down and nothing else."""
 _DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 _MOST_AXES = 8
 T = TypeVar("T")
@@ -65,21 +66,24 @@ class RemoteBackend:
         """
         fitting(self.name, artifact)
         with ExitStack() as stack:
-            artifact = _repaired(artifact, stack)
+            artifact = repaired(artifact, stack)
             child = start(self.name, artifact, config)
             stack.callback(child.close)
             opened = enter(child, self.name, artifact, config, self._seconds)
             return RemoteRunner(child, opened, artifact, self._seconds, stack.pop_all())
 
 
-def _repaired(artifact: Artifact, stack: ExitStack) -> Artifact:
-    """The artifact as engines may see it; a repaired copy lives as long as the stack."""
-    if artifact.record.kind != "onnx":
+def repaired(artifact: Artifact, stack: ExitStack) -> Artifact:
+    """The artifact as engines may see it; a repaired copy lives as long as the stack.
+
+    Raises:
+        InputError: VD3027, the ONNX file would crash the engine.
+        TrustError: VD7001, VD7005, it reaches outside itself.
+    """
+    if artifact.record.kind != "onnx" or not onnxcheck.check(artifact.model).repairs:
         return artifact
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True))
     path, _ = onnxcheck.sanitized(artifact.model, Path(folder))
-    if path == artifact.model:
-        return artifact
     return Artifact(path.parent, msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={}))
 
 
@@ -129,8 +133,11 @@ def _limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
 
 def _cap(name: str, artifact: Artifact, config: OpenConfig) -> int | None:
     """Address space in MiB; None where CUDA may be used."""
-    device = config.device or artifact.record.proof.get("run", {}).get("device") or "cpu"
-    return max(_LEAST_MIB, int(physical_mib())) if name in _CAPPED and str(device).lower() == "cpu" else None
+    run = artifact.record.proof.get("run")
+    device = config.device or (run.get("device") if isinstance(run, dict) else None) or "cpu"
+    if name not in _CAPPED or str(device).lower() != "cpu":
+        return None
+    return max(_LEAST_MIB, 2 * int(physical_mib()))
 
 
 def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, seconds: float) -> Opened:

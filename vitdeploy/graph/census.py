@@ -67,6 +67,7 @@ class Census(msgspec.Struct, frozen=True, kw_only=True):
         planned: Part of the plan to how many nodes: ``gemms``, ``dynamic``, ``attention``.
         executed: The same parts to how many of these nodes run in 8 bits.
         missing: Planned nodes that run in float, or of which there is no kernel, in the plan's order.
+        untold: Planned nodes of which an engine that does not tell everything says nothing.
         fallbacks: Nodes that run in float on inputs that were quantized, planned or not.
         reasons: Likely causes of what is missing.
     """
@@ -76,17 +77,20 @@ class Census(msgspec.Struct, frozen=True, kw_only=True):
     planned: dict[str, int]
     executed: dict[str, int]
     missing: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
 
-def census(plan: Plan, kernels: Iterable[Kernel], engine: str) -> Census:
+def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = True) -> Census:
     """Compare a plan with the kernels of an engine.
 
     Args:
         plan: Names of the products of the graph that the engine opened.
         kernels: `Runner.kernels` of that engine.
         engine: Its name.
+        tells: Whether the engine tells of every product; else one that it does not name, or whose precision it does not tell,
+            is not missing.
     """
     products = [kernel for kernel in kernels if kernel.role != "other"]
     named: dict[str, list[Kernel]] = {}
@@ -103,6 +107,8 @@ def census(plan: Plan, kernels: Iterable[Kernel], engine: str) -> Census:
         lost = [name for name in lost if name not in unknown]
         missing += lost
         executed[part] = len(names) - len(lost)
+    untold = [] if tells else [name for name in missing if all(kernel.precision == "other" for kernel in named.get(name, []))]
+    missing = [name for name in missing if name not in untold]
     counts = Counter(f"{kernel.role}/{kernel.precision}" for kernel in products)
     return Census(
         engine=engine,
@@ -110,6 +116,7 @@ def census(plan: Plan, kernels: Iterable[Kernel], engine: str) -> Census:
         planned={part: len(names) for part, names in parts.items()},
         executed=executed,
         missing=tuple(missing),
+        untold=tuple(untold),
         fallbacks=tuple(kernel.name or kernel.kind for kernel in products if kernel.fallback),
         reasons=tuple(dict.fromkeys(_reason(name, plan, named.get(name, []), engine) for name in missing)),
     )

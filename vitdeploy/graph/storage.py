@@ -41,6 +41,6 @@ def write(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     with library("onnx", path):
         if size > LARGEST_INLINE:
-            ir.save(model, path, external_data=path.name + ".data")
+            ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
         else:
             path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))

@@ -40,7 +40,16 @@ KEPT = (
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "CUDA_HOME"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"),
     *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "KMP_AFFINITY", "KMP_BLOCKTIME", "MKL_NUM_THREADS"),
-    *("OPENBLAS_NUM_THREADS", "CXX", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MALLOC_ARENA_MAX"),
+    *(
+        "OPENBLAS_NUM_THREADS",
+        "CXX",
+        "ORT_DISABLE_TELEMETRY",
+        "LD_PRELOAD",
+        "GLIBC_TUNABLES",
+        "ONEDNN_MAX_CPU_ISA",
+        "DNNL_MAX_CPU_ISA",
+        "MALLOC_ARENA_MAX",
+    ),
 )
 """Names of the environment that the child gets; everything else could be a secret."""
 
@@ -220,6 +229,7 @@ class Child:
                 answer, received = self._heard(deadline)
                 steps = _steps(answer["progress"]) if "progress" in answer else None
             if steps is None:
+                self._peak_mib = max(self._peak_mib, memory.peak_mib(self.pid))  # a dead one tells no more
                 return answer, received
             progress(*steps)
 

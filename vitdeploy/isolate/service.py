@@ -53,6 +53,9 @@ def serve(channel: int, life: int) -> None:
         desk = _Desk(start)
         while True:
             desk.answer(*received(_channel.recv_into))
+    except MemoryError:  # while it took in what was sent
+        _send(_failure(EnvironmentError_("VD4006", "a child process ran out of memory", fix="use a smaller batch")), ())
+        status = 1
     except (EOFError, ConnectionError):  # nobody asks any more
         status = 0
     except KeyboardInterrupt:

@@ -8,13 +8,14 @@ itself: nothing of what is measured goes through the socket.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from types import TracebackType
 
 from vitdeploy import images, synthetic
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import fitting
 from vitdeploy.backends.base import OpenConfig, Tensor
-from vitdeploy.backends.remote import PATIENCE_S, Opened, Session, enter, start
+from vitdeploy.backends.remote import PATIENCE_S, Opened, Session, enter, repaired, start
 from vitdeploy.isolate import peak_mib
 
 
@@ -35,8 +36,12 @@ class Worker:
     def __init__(self, name: str, artifact: Artifact, backend_name: str, config: OpenConfig) -> None:
         fitting(backend_name, artifact)
         self.name = name
-        self._opening = (backend_name, artifact, config)
-        self._child = start(backend_name, artifact, config, f"{__name__}:Timing")
+        with ExitStack() as stack:
+            artifact = repaired(artifact, stack)
+            self._opening = (backend_name, artifact, config)
+            self._child = start(backend_name, artifact, config, f"{__name__}:Timing")
+            stack.callback(self._child.close)
+            self._owned = stack.pop_all()
         self._child.limits["what"] = f"the measuring process of {name!r} ({self._child.limits['what']})"
 
     def open(self) -> Opened:
@@ -57,7 +62,7 @@ class Worker:
         Raises:
             VitdeployError: As `open`; VD3107 if the model does not take this batch size.
         """
-        return float(self._child.ask("prepare", [batch, warmup], seconds=PATIENCE_S)[0])
+        return float(self._child.ask("prepare", [batch, warmup], seconds=PATIENCE_S * (1 + warmup))[0])
 
     def run(self, seconds: float) -> list[float]:
         """Run again and again for at least ``seconds``, after one run that is not counted (caches went cold).
@@ -84,7 +89,7 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """End the process at once: it holds nothing that needs saving."""
-        self._child.close()
+        self._owned.close()
 
 
 class Timing(Session):

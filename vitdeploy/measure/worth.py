@@ -18,6 +18,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.measure.parity import Parity
+from vitdeploy.onnxgraph import read_graph
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Metric
@@ -107,7 +108,8 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
 
 
 def _size(artifact: Artifact) -> float:
-    return sum(path.stat().st_size for path in artifact.folder.glob(f"{artifact.record.entry}*")) / 2**20
+    names = (artifact.record.entry, *read_graph(artifact.model).external)
+    return float(sum((artifact.folder / name).stat().st_size for name in names)) / 2**20
 
 
 def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:

@@ -15,7 +15,8 @@ from pathlib import Path
 from vitdeploy import files
 from vitdeploy.onnxcheck import external, repair, rules, skeleton
 from vitdeploy.onnxcheck.external import Beside, Range
-from vitdeploy.onnxcheck.skeleton import Model, Tensor, refuse
+from vitdeploy.onnxcheck.parts import Model, Tensor
+from vitdeploy.onnxcheck.skeleton import refuse
 
 TINY = 1024
 """Bytes below which a tensor belongs inside the model: engines need the numbers of shapes before they read any data."""
@@ -30,6 +31,7 @@ class Checked:
     Attributes:
         path: The file.
         stripped: Operator to how many of its nodes end with empty optional inputs.
+        based: How many tensors name the folder of their data, though it is the model's.
         tiny: How many tensors of less than `TINY` bytes lie beside the model.
         links: Data files to which symbolic links lead, or that have a second name, as the model names them.
         external: All data files, as the model names them, and where they are.
@@ -37,6 +39,7 @@ class Checked:
 
     path: Path
     stripped: dict[str, int]
+    based: int
     tiny: int
     links: tuple[str, ...]
     external: dict[str, Path]
@@ -54,6 +57,9 @@ class Checked:
         for operator, count in self.stripped.items():
             why = "it would crash onnxruntime" if operator == "LayerNormalization" else "engines disagree on it"
             found.append((f"{count} {operator} with {_plural(count, 'an empty last input', 'empty last inputs')}", why))
+        if self.based:
+            what = f"{self.based} {_plural(self.based, 'tensor', 'tensors')} with a base path of external data"
+            found.append((what, "onnxruntime takes it for damage"))
         if self.tiny:
             what = f"{self.tiny} {_plural(self.tiny, 'small tensor', 'small tensors')} beside the model"
             found.append((what, "engines need shapes inside of it"))
@@ -89,6 +95,7 @@ def check(path: Path) -> Checked:
     return Checked(
         path=path,
         stripped=rules.stripped(model),
+        based=len(repair.without_base(places)),
         tiny=sum(place.length < TINY for place in places.values()),
         links=tuple(sorted(location for location, found in beside.items() if found.link)),
         external={location: found.file for location, found in beside.items()},
@@ -122,9 +129,10 @@ def sanitized(path: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
         return path, ()
     model, beside = checked._model, checked._beside
     tiny = {tensor: place for tensor, place in checked._places.items() if place.length < TINY}
-    edits = [*repair.without_trailing(model), *repair.inlined(model, tiny, beside)]
-    used = {place.location for tensor, place in checked._places.items() if tensor not in tiny}
-    copied = {location: found for location, found in beside.items() if location in used}
+    large = {tensor: place for tensor, place in checked._places.items() if tensor not in tiny}
+    edits = [*repair.without_trailing(model), *repair.without_base(large), *repair.inlined(model, tiny, beside)]
+    used = {place.location for place in large.values()}
+    copied = {Path(location): found for location, found in beside.items() if location in used}  # once for all spellings
     files.need_space(folder, model.size + sum(found.size for found in copied.values()))
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name

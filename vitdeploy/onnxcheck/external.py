@@ -12,16 +12,20 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vitdeploy.errors import TrustError, VitdeployError
+from vitdeploy.onnxcheck.parts import Model, Tensor
 from vitdeploy.onnxcheck.rules import STRING, bytes_of
-from vitdeploy.onnxcheck.skeleton import Model, Tensor, refuse
+from vitdeploy.onnxcheck.skeleton import refuse
 
 MOST_REUSE = 16
 """How often the bytes of a file may be used over: tied weights are, a thousand times is a bomb."""
-_KEYS = {"location", "offset", "length", "checksum"}
+_KEYS = {"location", "offset", "length", "checksum", "basepath"}
+BASE = "basepath"
+"""A key that onnx's own `set_external_data` can write; one for the model's folder says nothing, and ONNX Runtime fails on it."""
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -51,12 +55,14 @@ def ranges(model: Model) -> dict[Tensor, Range]:
 
 
 def _range(model: Model, tensor: Tensor) -> Range:
-    said = dict(tensor.external)
+    said = {entry.key: entry.value for entry in tensor.external}
     if len(said) != len(tensor.external) or not set(said) <= _KEYS or "location" not in said:
-        keys = ", ".join(repr(key) for key, _ in tensor.external) or "nothing"
+        keys = ", ".join(repr(entry.key) for entry in tensor.external) or "nothing"
         raise refuse(model.path, f"{tensor.where} says {keys} of its external data; a location, offset and length are known")
     if tensor.kind == STRING:
         raise refuse(model.path, f"{tensor.where} has text as external data")
+    if said.get(BASE, "") not in ("", "."):
+        raise refuse(model.path, f"{tensor.where} has external data in the folder {said[BASE][:40]!r}, not in the model's")
     for key in ("offset", "length"):
         if key in said and not _NUMBER.fullmatch(said[key]):
             raise refuse(model.path, f"{tensor.where} has the {key} {said[key][:40]!r}, which is impossible")
@@ -78,21 +84,24 @@ def find(model: Model, wanted: dict[Tensor, Range]) -> dict[str, Beside]:
     for location, offset, length in wanted.values():
         need[location] = max(need.get(location, 0), offset + length)
     found = {location: _file(model, location, size) for location, size in need.items()}
-    for tensor, (location, offset, length) in wanted.items():
+    shared = defaultdict[Path, list[tuple[Tensor, Range]]](list)  # a file has many spellings
+    for tensor, place in wanted.items():
+        location, offset, length = place
         have = found[location].size
         if offset + length > have:
             message = f"its external data {location!r} holds {have:,} bytes, {tensor.where} needs {offset + length:,}"
             raise refuse(model.path, f"{message}", "download or write both files again")
-    for location, beside in found.items():
-        _reuse(model, location, beside.size, [each for each in wanted.items() if each[1].location == location])
+        shared[found[location].file].append((tensor, place))
+    for used in shared.values():
+        _reuse(model, found[used[0][1].location].size, used)
     return found
 
 
-def _reuse(model: Model, location: str, size: int, used: list[tuple[Tensor, Range]]) -> None:
-    """Tensors share their bytes whole or not at all, and not too often."""
-    end, last = 0, Range("", 0, 0)
+def _reuse(model: Model, size: int, used: list[tuple[Tensor, Range]]) -> None:
+    """Tensors share their bytes of a file whole or not at all, and not too often."""
+    location, end, last = used[0][1].location, 0, Range("", 0, 0)
     for tensor, place in sorted(used, key=lambda each: each[1][1:]):
-        if place.length and place.offset < end and place != last:
+        if place.length and place.offset < end and place[1:] != last[1:]:
             raise refuse(model.path, f"{tensor.where} shares a part of its bytes in {location!r} with another tensor")
         if place.length:
             end, last = place.offset + place.length, place

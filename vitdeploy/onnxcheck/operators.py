@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter
 
 from vitdeploy.errors import TrustError
-from vitdeploy.onnxcheck.skeleton import BITS, Graph, Model, Node, refuse
+from vitdeploy.onnxcheck.parts import BITS, Graph, Model, Node
+from vitdeploy.onnxcheck.skeleton import refuse
 from vitdeploy.onnxgraph import DTYPES
 
 ONNX = ("", "ai.onnx")
@@ -71,15 +72,15 @@ def enforce(model: Model) -> None:
         InputError: VD3027, a node lacks what it needs, or is known to end an engine.
         TrustError: VD7005, an operator of an unknown domain, or one that loads code.
     """
-    own = {(function.domain, function.name) for function in model.functions}
+    own = {function.key for function in model.functions}
     for node in model.nodes:
         if not node.operator:
             raise refuse(model.path, f"{node.title} does not say its operator")
-        if (node.domain, node.operator) not in own:
+        if node.key not in own:
             _known(model, node)
     for graph in (*model.graphs, *model.functions):
         for node in graph.nodes:
-            if node.domain in ONNX and (node.domain, node.operator) not in own:
+            if node.domain in ONNX and node.key not in own:
                 _split(model, graph, node)
                 _reshape(model, graph, node)
                 _quantize(model, graph, node)

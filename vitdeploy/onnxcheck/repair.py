@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from vitdeploy.errors import library
-from vitdeploy.onnxcheck.external import Beside, Range, read
+from vitdeploy.onnxcheck.external import BASE, Beside, Range, read
+from vitdeploy.onnxcheck.parts import Message, Model, Tensor
 from vitdeploy.onnxcheck.rules import trailing
-from vitdeploy.onnxcheck.skeleton import Message, Model, Tensor, refuse
+from vitdeploy.onnxcheck.skeleton import refuse
 
 _CHUNK = 1 << 20
 
@@ -37,12 +39,20 @@ def without_trailing(model: Model) -> list[Edit]:
     return found
 
 
+def without_base(tensors: Iterable[Tensor]) -> list[Edit]:
+    """Cuts what is said of the folder of data beside the model: it is the model's, which goes without saying."""
+    return [
+        Edit(entry.start, entry.end, b"", tensor.message) for tensor in tensors for entry in tensor.external if entry.key == BASE
+    ]
+
+
 def inlined(model: Model, tiny: dict[Tensor, Range], files: dict[str, Beside]) -> list[Edit]:
     """Brings small tensors from beside the model into it, as raw data at the end of their messages."""
     found = []
     for tensor, place in tiny.items():
         message, raw = tensor.message, read(place, files, model)
-        found += [Edit(start, end, b"", message) for start, end in tensor.cut]
+        places = [*tensor.cut, *(entry[2:] for entry in tensor.external)]
+        found += [Edit(start, end, b"", message) for start, end in places]
         found.append(Edit(message.end, message.end, _field(9, len(raw)) + raw, message))
     return found
 
@@ -64,7 +74,7 @@ def write(model: Model, edits: list[Edit], target: Path) -> None:
         _copy(model, source, out, model.size - at)
 
 
-def copy(files: dict[str, Beside], folder: Path) -> None:
+def copy(files: dict[Path, Beside], folder: Path) -> None:
     """Copy data files into a folder under the names that the model has for them; never as links.
 
     Raises:

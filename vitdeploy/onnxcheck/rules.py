@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from vitdeploy.onnxcheck import operators
 from vitdeploy.onnxcheck.operators import ONNX
-from vitdeploy.onnxcheck.skeleton import BITS, Graph, Model, Node, Tensor, refuse
+from vitdeploy.onnxcheck.parts import BITS, Graph, Key, Model, Node, Tensor
+from vitdeploy.onnxcheck.skeleton import refuse
 from vitdeploy.onnxgraph import DTYPES
 
 STRING = 8
@@ -58,31 +59,30 @@ def _signed(number: int) -> int:
 
 def _functions(model: Model) -> None:
     """No function stands for an operator of ONNX, comes twice, calls itself, or grows beyond all measure."""
-    bodies: dict[tuple[str, str], Graph] = {}
+    bodies: dict[Key, Graph] = {}
     for function in model.functions:
-        key = function.domain, function.name
-        if function.domain in ONNX or key in bodies:
-            how = "has two functions" if key in bodies else "has a function in the place of ONNX's operator"
+        if function.domain in ONNX or function.key in bodies:
+            how = "has two functions" if function.key in bodies else "has a function in the place of ONNX's operator"
             raise refuse(model.path, f"{how} {function.name!r}")
-        bodies[key] = function
-    calls = {key: Counter((node.domain, node.operator) for node in _all(body.nodes)) for key, body in bodies.items()}
+        bodies[function.key] = function
+    calls = {key: Counter(node.key for node in _all(body.nodes)) for key, body in bodies.items()}
     sizes = _sizes(calls)
-    missing = next((name for (_, name) in calls if (_, name) not in sizes), None)
+    missing = next((key[1] for key in calls if key not in sizes), None)
     if missing is not None:
         raise refuse(model.path, f"its function {missing!r} calls itself")
-    total = sum(sizes.get((node.domain, node.operator), 1) for graph in model.graphs[:1] for node in _all(graph.nodes))
+    total = sum(sizes.get(node.key, 1) for graph in model.graphs[:1] for node in _all(graph.nodes))
     if total > MOST_EXPANDED:
         raise refuse(model.path, f"its functions, written out, are {total:,} nodes")
 
 
-def _sizes(calls: Mapping[tuple[str, str], Counter[tuple[str, str]]]) -> dict[tuple[str, str], int]:
+def _sizes(calls: Mapping[Key, Counter[Key]]) -> dict[Key, int]:
     """Nodes of every function when the functions that it calls are written out; without those that call themselves."""
     waits = {key: {called for called in found if called in calls} for key, found in calls.items()}
-    callers: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    callers: dict[Key, list[Key]] = {}
     for key, called in waits.items():
         for each in called:
             callers.setdefault(each, []).append(key)
-    ready, sizes = [key for key, called in waits.items() if not called], dict[tuple[str, str], int]()
+    ready, sizes = [key for key, called in waits.items() if not called], dict[Key, int]()
     while ready:
         key = ready.pop()
         sizes[key] = sum(times * sizes.get(called, 1) for called, times in calls[key].items())
@@ -126,7 +126,7 @@ def _tensor(model: Model, tensor: Tensor) -> None:
     if tensor.outside not in (0, 1):
         raise refuse(model.path, f"{tensor.where} has its data in place {tensor.outside}, which does not exist")
     if tensor.outside:
-        if tensor.stored:
+        if any(tensor.stored.values()):
             raise refuse(model.path, f"{tensor.where} has data both inside and beside the model")
         return
     _stored(model, tensor, sizes)
@@ -223,15 +223,16 @@ def _ordered(model: Model, graph: Graph) -> None:
         raise refuse(model.path, f"its graph has a loop: {stuck.title} waits for its own output")
 
 
-def _read(node: Node) -> Iterator[str]:
-    """All names that a node reads, those of the graphs inside of it too."""
-    yield from node.inputs
+def _read(node: Node) -> set[str]:
+    """All names that a node reads, and those that graphs inside of it read from outside; what they make is theirs alone.
+
+    Recurses as deep as graphs lie inside graphs, which has a cap.
+    """
+    names = set(node.inputs)
     for graph in node.graphs:
-        yield from graph.outputs
-    for inner in _all(inner for graph in node.graphs for inner in graph.nodes):
-        yield from inner.inputs
-        for graph in inner.graphs:
-            yield from graph.outputs
+        own = {*graph.inputs, *graph.initializers, *(name for inner in graph.nodes for name in inner.outputs)}
+        names |= set(graph.outputs).union(*map(_read, graph.nodes)) - own
+    return names
 
 
 def trailing(node: Node) -> int:

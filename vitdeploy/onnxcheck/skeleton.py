@@ -1,4 +1,4 @@
-"""The graph of an ONNX file as names and sizes, with the place in the file of all that a repair may change.
+"""Reads the graph of an ONNX file: names and sizes, with the place in the file of all that a repair may change.
 
 Nothing that is data is read, and nothing is trusted: depth, counts and lengths have caps, and what protobuf would merge or
 overwrite in silence (a message that comes twice where one belongs) is refused, because readers disagree on it.
@@ -9,19 +9,14 @@ Source: onnx.proto3 of ONNX (ModelProto, GraphProto, NodeProto, AttributeProto, 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from vitdeploy.errors import InputError
 from vitdeploy.files import expect
+from vitdeploy.onnxcheck.parts import Entry, Graph, Message, Model, Node, Tensor
 from vitdeploy.onnxgraph import MOST_AXES, Field, Wire
 
-BITS = {
-    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
-    17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
-}  # fmt: skip
-"""TensorProto.DataType to the size of a number, in bits."""
 DEEPEST = 4
 """Graphs inside graphs; OpenVINO takes twice as long for each, and protobuf gives up at about 30."""
 MOST_NODES = 100_000
@@ -33,113 +28,8 @@ _LONGEST = 400
 _INT64 = 7
 _FEW = 512
 """Bytes of whole numbers that are worth reading: they are sizes and axes."""
-
-
-@dataclass(eq=False, slots=True)
-class Message:
-    """Where a message lies: its tag at ``head``, its contents from ``start`` to ``end``."""
-
-    parent: Message | None
-    number: int
-    head: int
-    start: int
-    end: int
-
-
-@dataclass(eq=False, slots=True)
-class Tensor:
-    """A TensorProto.
-
-    Attributes:
-        message: Where it lies.
-        where: How people find it: its own name, or its node's and attribute's.
-        name: Its name.
-        kind: Number of its element type.
-        sizes: As they are written, two's complement for negative ones.
-        stored: Field number of the data to how many bytes (raw), else how many entries.
-        outside: Its `data_location`; 1 means beside the model.
-        external: Key and value of what is said of data beside the model.
-        cut: Places of the fields that say it.
-        integers: Its numbers, when they are int64, few, and inside the model.
-    """
-
-    message: Message
-    where: str
-    name: str = ""
-    kind: int = 0
-    sizes: list[int] = field(default_factory=list)
-    stored: dict[int, int] = field(default_factory=dict)
-    outside: int = 0
-    external: list[tuple[str, str]] = field(default_factory=list)
-    cut: list[tuple[int, int]] = field(default_factory=list)
-    integers: tuple[int, ...] | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """A NodeProto; ``places`` are those of its inputs, ``integers`` its attributes' whole numbers, ``types`` their types."""
-
-    message: Message
-    operator: str = ""
-    domain: str = ""
-    name: str = ""
-    inputs: list[str] = field(default_factory=list)
-    places: list[tuple[int, int]] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    attributes: list[str] = field(default_factory=list)
-    integers: dict[str, list[int]] = field(default_factory=dict)
-    types: dict[str, int] = field(default_factory=dict)
-    graphs: list[Graph] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        """Its operator and name, for people."""
-        name = self.name or next(iter(self.outputs), "")
-        operator = self.operator if self.domain in ("", "ai.onnx") else f"{self.domain}::{self.operator}"
-        return f"the {operator or 'node'} {name!r}" if name else f"a nameless {operator or 'node'}"
-
-
-@dataclass(eq=False, slots=True)
-class Graph:
-    """A GraphProto, or the body of a FunctionProto, which has a domain and a name and no initializers.
-
-    Attributes:
-        message: Where it lies.
-        domain: Of a function.
-        name: Of a function.
-        inputs: Names.
-        outputs: Names.
-        nodes: Without those of graphs inside of it.
-        initializers: Names.
-        axes: Input to how many axes it says it has; 0 when it does not say.
-        constants: Initializer, or output of a Constant, to its few whole numbers.
-        kinds: Initializer to the number of its element type.
-    """
-
-    message: Message
-    domain: str = ""
-    name: str = ""
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    initializers: list[str] = field(default_factory=list)
-    axes: dict[str, int] = field(default_factory=dict)
-    constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    kinds: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(eq=False, slots=True)
-class Model:
-    """A ModelProto: ``graphs`` and ``tensors`` hold every one at whatever depth, the main graph is the first."""
-
-    path: Path
-    size: int
-    version: int = 0
-    opsets: list[tuple[str, int]] = field(default_factory=list)
-    graphs: list[Graph] = field(default_factory=list)
-    functions: list[Graph] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
+_OF_NODE = {3: "name", 4: "operator", 7: "domain", 8: "overload"}
+_OF_FUNCTION = {1: "name", 10: "domain", 13: "overload"}
 
 
 def refuse(path: Path, message: str, fix: str = "write or download the model again") -> InputError:
@@ -173,7 +63,7 @@ class _Reader(Wire):
 
     def model(self) -> Model:
         """ModelProto."""
-        found, graphs = self.found, 0
+        found, graphs, functions = self.found, 0, list[Message]()
         for part in self.fields(0, found.size):
             if part.number == 1 and part.value >= 0:
                 found.version = part.value
@@ -183,7 +73,9 @@ class _Reader(Wire):
                 graphs += 1
                 self._graph(self._message(None, part), 0)
             elif part.number == 25 and part.value < 0:
-                self._function(self._message(None, part))
+                functions.append(self._message(None, part))
+        for function in functions:  # they may lie before the main graph, whose place is the first of all graphs
+            self._function(function)
         if graphs != 1:
             raise ValueError(f"holds {graphs} graphs")
         return found
@@ -240,10 +132,8 @@ class _Reader(Wire):
                 self._hang(function, self._node(self._message(message, part), 0))
             elif part.number in (4, 5):
                 (function.inputs if part.number == 4 else function.outputs).append(self.text(part))
-            elif part.number == 1:
-                function.name = self.text(part)
-            elif part.number == 10:
-                function.domain = self.text(part)
+            elif part.number in _OF_FUNCTION:
+                setattr(function, _OF_FUNCTION[part.number], self.text(part))
         self.found.functions.append(function)
 
     def _port(self, whole: Field) -> tuple[str, int]:
@@ -267,12 +157,8 @@ class _Reader(Wire):
                 node.places.append((self.head, part.end))
             elif part.number == 2:
                 node.outputs.append(self.text(part))
-            elif part.number == 3:
-                node.name = self.text(part)
-            elif part.number == 4:
-                node.operator = self.text(part)
-            elif part.number == 7:
-                node.domain = self.text(part)
+            elif part.number in _OF_NODE:
+                setattr(node, _OF_NODE[part.number], self.text(part))
             elif part.number == 5:
                 attributes.append(self._message(message, part))
         for attribute in attributes:  # now the node has its name
@@ -283,10 +169,12 @@ class _Reader(Wire):
 
     def _attribute(self, node: Node, message: Message, depth: int) -> None:
         name, held, alone = "", list[Message](), Counter[int]()
-        numbers, kind = list[int](), 0
+        numbers, known, kind = list[int](), True, 0
         for part in self.fields(message.start, message.end):
             if part.number in (3, 8):  # i, ints
-                numbers += self._integers(part)
+                found = self._integers(part)
+                numbers += found or ()
+                known = known and found is not None
             elif part.number == 20 and part.value >= 0:
                 kind = part.value
             elif part.number == 1 and part.value < 0:
@@ -296,7 +184,7 @@ class _Reader(Wire):
                 alone[part.number] += 1
         node.attributes.append(name)
         node.types[name] = kind
-        if numbers:
+        if numbers and known:
             node.integers[name] = numbers
         if any(alone[number] > 1 for number in (5, 6, 22)):
             raise refuse(self.found.path, f"{node.title} has an attribute {name!r} that holds two values in the place of one")
@@ -332,8 +220,7 @@ class _Reader(Wire):
             elif part.number == 8 and part.value == -1:
                 tensor.name = self.text(part)
             elif part.number == 13 and part.value == -1:
-                tensor.cut.append((self.head, part.end))
-                tensor.external.append(self._entry(part))
+                tensor.external.append(self._entry(self.head, part))
             elif part.number == 14 and part.value >= 0:
                 tensor.outside = part.value
                 tensor.cut.append((self.head, part.end))
@@ -342,8 +229,9 @@ class _Reader(Wire):
                 tensor.stored[part.number] = found + self._entries(part)
                 data.append(part)
         tensor.where = f"{where} {tensor.name!r}" if where.endswith("initializer") else where
-        if tensor.kind == _INT64 and not tensor.outside and len(data) == 1:
-            tensor.integers = tuple(self._integers(data[0])) if sum(tensor.stored.values()) <= _FEW else None
+        if tensor.kind == _INT64 and not tensor.outside and [part.number for part in data] in ([7], [9]):
+            integers = self._integers(data[0])
+            tensor.integers = None if integers is None else tuple(integers)
         self.found.tensors.append(tensor)
         self._count(len(self.found.tensors), "tensors")
         return tensor
@@ -364,25 +252,25 @@ class _Reader(Wire):
             length -= len(chunk)
         return numbers
 
-    def _integers(self, part: Field) -> list[int]:
-        """Whole numbers: one, or packed, or eight bytes each; none when they are many."""
+    def _integers(self, part: Field) -> list[int] | None:
+        """Whole numbers: one, or packed, or eight bytes each; None, so not known, when they are many."""
         if part.value >= 0:
             return [_signed(part.value)]
         if part.end - part.start > _FEW:
-            return []
+            return None
         if part.number != 9:
             return [_signed(value) for value in self.packed(part)]
         self.stream.seek(part.start)
         raw = self.stream.read(part.end - part.start)
         return [int.from_bytes(raw[at : at + 8], "little", signed=True) for at in range(0, len(raw), 8)]
 
-    def _entry(self, whole: Field) -> tuple[str, str]:
+    def _entry(self, head: int, whole: Field) -> Entry:
         """StringStringEntryProto."""
         pair = ["", ""]
         for part in self.fields(whole.start, whole.end):
             if part.number in (1, 2) and part.value < 0:
                 pair[part.number - 1] = self.text(part)
-        return pair[0], pair[1]
+        return Entry(pair[0], pair[1], head, whole.end)
 
     def _count(self, number: int, what: str) -> None:
         if number > MOST_NODES:

@@ -219,10 +219,8 @@ def of_compiled(artifact: Artifact) -> list[Table]:
     if counts := checked.get("census", {}).get("counts"):
         rows["runs"] = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     if checked:
-        apart = max(checked["alone"], checked["together"])
-        rows["outputs"] = (
-            f"{apart:.2g} from {checked['golden']}'s (limit {checked['limit']:g}), equal rows {checked['company']:.2g}"
-        )
+        apart = max(checked["distances"].values())
+        rows["outputs"] = f"{apart:.2g} from those of {checked['golden']} (limit {checked['limit']:g})"
     rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
     rows["verdict"] = proof.get("verdict", "")
     tables = [pairs("", {name: text for name, text in rows.items() if text})]

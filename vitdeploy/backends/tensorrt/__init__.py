@@ -18,7 +18,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.settings import asked
 from vitdeploy.backends.tensorrt import builder, library, rules
-from vitdeploy.backends.tensorrt.key import EngineKey, Seal, require_same, seal, verify
+from vitdeploy.backends.tensorrt.key import EngineKey, Seal, require_same, require_secret, seal, verify
 from vitdeploy.backends.tensorrt.place import Place, look, ordinal
 from vitdeploy.backends.tensorrt.profile import capability
 from vitdeploy.backends.tensorrt.timings import timing_cache
@@ -86,7 +86,7 @@ class TensorRt:
 
         return TensorRtRunner(self._module, plan, artifact, config)
 
-    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path) -> Compiled:
+    def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
         """Build an engine for the GPU of this machine; see `Compiler.compile`.
 
         Raises:
@@ -95,21 +95,26 @@ class TensorRt:
             EnvironmentError_: VD4010 no GPU; VD4011 refused by NVIDIA's parser or builder; VD4004, VD4006.
         """
         self._require_onnx(artifact)
+        require_secret()  # before a build that may take long
         place = look(ordinal(config.device))
         builder.require_supported(self._module, config, place)
         rtx = library.is_rtx(self._module)
         notes = rules.check(artifact.model, rules.Target(rtx, self._capabilities(config, place)))
         source = _copied(artifact.model, folder)
         key = self._key(place, _digest(source), config)
-        built = builder.build(self._module, source, config, place, None if rtx else timing_cache(key))
+        cache = None if rtx else timing_cache(key)
+        if again and cache is not None:
+            cache.unlink(missing_ok=True)  # with it the builder would choose the same kernels
+            cache = None
+        built = builder.build(self._module, source, config, place, cache)
         facts = {**built.facts, "key": msgspec.to_builtins(key), "plan_sha256": hashlib.sha256(built.plan).hexdigest()}
         if place.device is not None:
             facts["device"] = {**place.device._asdict(), "driver": place.driver, "cuda": place.runtime}
-            facts["engine"] = self._summary(built.plan, folder, config)
+            facts["engine"] = self._told(built.plan, folder, config)
         files.write(folder / PLAN, built.plan)
         sheet = Sheet(key=key, seal=seal(built.plan, key), facts=facts)
         files.write(folder / SHEET, msgspec.json.format(msgspec.json.encode(sheet), indent=2) + b"\n")
-        return Compiled(entry=PLAN, facts=facts, notes=(*notes, *built.notes))
+        return Compiled(entry=PLAN, run=OpenConfig(device=config.device), facts=facts, notes=(*notes, *built.notes))
 
     def device(self) -> str:
         """The GPU that engines run on.
@@ -167,6 +172,15 @@ class TensorRt:
         if library.is_rtx(self._module):
             return tuple(capability(text) for text in config.architectures)
         return () if place.device is None else (capability(place.device.capability),)
+
+    def _told(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
+        """`_summary`, or why there is none: an inspector that fails does not make the engine worse."""
+        try:
+            return self._summary(plan, folder, config)
+        except EnvironmentError_ as error:
+            if error.code != "VD4004":
+                raise
+            return {"not_told": error.message}
 
     def _summary(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
         """What the engine is made of, asked from the engine."""

@@ -48,7 +48,7 @@ _KNOWN = (
 """What the log says to the code and the remedy."""
 _CONSEQUENCE = re.compile(r"\[checkMacros\.cpp")
 """Begins what the parser adds to an error when there is no driver."""
-_LESS_MEMORY = "use a smaller --workspace-mib or --effort, and end what else uses memory"
+_LESS_MEMORY = "use a smaller --workspace or --effort, and end what else uses memory"
 _LONGEST = 400
 _SHOWN = 3
 _WARNINGS = 20

@@ -7,6 +7,7 @@ before any library sees the engine's bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
@@ -138,6 +139,16 @@ def secret_file() -> Path:
     return base / "vitdeploy" / "device.key"
 
 
+def require_secret() -> None:
+    """Make this user's secret when there is none, and see that it can be used.
+
+    Raises:
+        TrustError: VD7004, it is not this user's alone, or damaged.
+        EnvironmentError_: VD4004, it can't be written.
+    """
+    _secret()
+
+
 def _secret() -> bytes:
     """This user's secret; made when there is none."""
     path = secret_file()
@@ -176,9 +187,21 @@ def _make(path: Path) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             with suppress(FileExistsError):
-                os.link(temporary, path)  # unlike a rename it never replaces
+                _place(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless the name is taken."""
+    try:
+        os.link(temporary, path)  # unlike a rename it never replaces
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # a file system without hard links
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(temporary.read_bytes())
 
 
 def _machine(secret: bytes) -> str:

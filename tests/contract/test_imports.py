@@ -1,5 +1,6 @@
 """What may be imported where, each checked in a fresh interpreter in which the forbidden packages do not exist."""
 
+import os
 import subprocess
 import sys
 
@@ -82,3 +83,13 @@ def test_looking_needs_no_engine(arguments):
         f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
         f"from vitdeploy.cli import main; assert main({arguments!r}) == 0"
     )
+
+
+def test_onnxruntime_does_not_phone_home(tiny_artifact, tmp_path):
+    """It leaves the file of a session of its telemetry in the temporary folder; not so when vitdeploy was imported before it."""
+    code = f"import vitdeploy, onnxruntime; onnxruntime.InferenceSession({str(tiny_artifact.model)!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ from vitdeploy import files, pipeline
 from vitdeploy.artifact import RECORD, Artifact, Record, seal
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.pipeline import build
-from vitdeploy.recipe import BenchConfig, ExportConfig, ModelConfig, Recipe, ValidateConfig, read_spec
+from vitdeploy.recipe import BenchConfig, CompileConfig, ExportConfig, ModelConfig, Recipe, ValidateConfig, read_spec
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.tomlfile import read_toml
 
@@ -333,3 +333,67 @@ def test_a_path_that_is_no_text_is_refused():
     with pytest.raises(UsageError) as caught:
         pipeline.to_toml(Recipe(model=ModelConfig(source="bad\udcff.toml")))
     assert caught.value.code == "VD2003"
+
+
+# The stage that compiles
+
+
+@pytest.fixture
+def compiling(verbs, monkeypatch):
+    """A stand-in for `compile`, whose engine was tried (or not: its device is elsewhere)."""
+
+    def make(*, tried=True):
+        def compile(artifact, config, out, *, progress):
+            verbs._call("compile")
+            with files.folder(out, ours=RECORD) as folder:
+                (folder / "model.xml").write_text(f"{artifact.id} {config.precision}")
+                proof = {"audit": {}} if tried else {}
+                spec = artifact.spec
+                record = Record(kind="openvino", entry="model.xml", spec=spec, made_by="compile", proof=proof)
+                record = seal(folder, record)
+            return Artifact(out, record)
+
+        monkeypatch.setitem(sys.modules, "vitdeploy.compiler", SimpleNamespace(compile=compile))
+        return verbs
+
+    return make
+
+
+@pytest.fixture
+def compiled(recipe):
+    return msgspec.structs.replace(recipe, compile=CompileConfig(backend="openvino"))
+
+
+def test_an_engine_is_a_stage_of_its_own(compiling, compiled, tmp_path):
+    verbs, out = compiling(), tmp_path / "out"
+    report = build(compiled, out)
+    assert verbs.take() == ["export", "compile", "validate", "validate", "bench"]
+    assert report.settings["stages"][:2] == ["export", "compile"]
+    assert Artifact.open(out / "compile").record.kind == "openvino"
+    assert Recipe.load(out / "recipe.toml") == compiled
+    build(compiled, out)
+    assert verbs.take() == []
+    build(change(compiled, "compile", precision="bf16"), out)
+    assert verbs.take() == ["compile", "validate", "validate", "bench"]
+
+
+def test_an_engine_that_is_no_longer_asked_for_goes(compiling, compiled, recipe, tmp_path):
+    verbs, out = compiling(), tmp_path / "out"
+    build(compiled, out)
+    verbs.take()
+    build(recipe, out)
+    assert verbs.take() == ["validate", "bench"]
+    assert not (out / "compile").exists()
+
+
+def test_an_engine_whose_device_is_elsewhere_is_not_measured(compiling, compiled, tmp_path):
+    verbs = compiling(tried=False)
+    report = build(compiled, tmp_path / "out")
+    assert verbs.take() == ["export", "compile", "validate", "bench"]
+    assert any("compile: not measured" in note for note in report.notes)
+
+
+def test_an_engine_is_measured_only_where_it_is_named(compiling, compiled, tmp_path):
+    verbs = compiling()
+    build(change(compiled, "validate", backends=("onnxruntime",)), tmp_path / "out")
+    assert verbs.take() == ["export", "compile", "validate", "bench"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import vitdeploy
-from vitdeploy import compiler, golden, images, synthetic
+from vitdeploy import compiler, golden, images, onnxcheck, synthetic
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.audit import Found, distance
 from vitdeploy.backends import isolated
@@ -204,7 +204,7 @@ def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
         shutil.copy(path, folder / "model.onnx")
         return folder / "model.onnx", ("one thing repaired",)
 
-    monkeypatch.setattr(compiler.onnxcheck, "sanitized", repaired)
+    monkeypatch.setattr(onnxcheck, "sanitized", repaired)
     made = vitdeploy.compile(tiny_artifact, config("openvino", optimise="latency"), tmp_path / "out")
     assert made.record.parent == tiny_artifact.id
     assert made.record.weights == tiny_artifact.record.weights

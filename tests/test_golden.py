@@ -28,7 +28,6 @@ def test_it_holds_images_and_what_the_file_puts_out(batch, tiny_artifact):
     assert batch.pixels.dtype == np.uint8
     assert batch.output.shape == (golden.IMAGES, tiny_artifact.spec.classes)
     assert batch.output.dtype == np.float32
-    assert len(np.unique(batch.output.argmax(1))) >= 1
     assert np.isfinite(batch.output).all()
     assert batch.engine == "onnxruntime"
 

@@ -172,6 +172,28 @@ class Artifact:
             )
 
 
+def sanitized(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...]]:
+    """An ONNX artifact as engines may see it.
+
+    Args:
+        artifact: Its kind is ``onnx``.
+        folder: Where a repaired copy goes.
+
+    Returns:
+        Itself, or one of a repaired copy, without the PyTorch original; and what was repaired, a line each.
+
+    Raises:
+        InputError: As `onnxcheck.check`.
+        TrustError: As `onnxcheck.check`.
+        EnvironmentError_: VD4002, the disk is full.
+    """
+    path, notes = onnxcheck.sanitized(artifact.model, folder)
+    if path == artifact.model:
+        return artifact, notes
+    record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={})
+    return Artifact(path.parent, record), notes
+
+
 def seal(folder: Path, record: Record) -> Record:
     """Write ``artifact.json`` beside finished files, with their digests; the record that was written."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

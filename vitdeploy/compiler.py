@@ -15,19 +15,19 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from vitdeploy import files, golden, isolate, onnxcheck
-from vitdeploy.artifact import RECORD, Artifact, Record, seal, versions
+from vitdeploy import files, golden, isolate
+from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal, versions
 from vitdeploy.audit import LIMITS, Found, audit, distance
 from vitdeploy.backends import TABLE, backend, isolated
 from vitdeploy.backends.base import Compiled, Compiler, OpenConfig
+from vitdeploy.backends.remote import memory_cap
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
 from vitdeploy.golden import Golden
 from vitdeploy.graph.census import Plan
 from vitdeploy.graph.plan import planned
-from vitdeploy.isolate.memory import physical_mib
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
-from vitdeploy.onnxgraph import read_graph
+from vitdeploy.onnxgraph import stored_bytes
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, CompileConfig
 
@@ -101,18 +101,9 @@ class _Source:
 
     def __init__(self, artifact: Artifact, work: Path, config: CompileConfig) -> None:
         self.given, self.work = artifact, work
-        path, self.notes = onnxcheck.sanitized(artifact.model, work / "source")
-        self.onnx = artifact
-        if path != artifact.model:
-            self.onnx = Artifact(path.parent, msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={}))
+        self.onnx, self.notes = sanitized(artifact, work / "source")
         self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
         self.plan: Plan = planned(self.onnx.model)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file and of what lies beside it."""
-        model = self.onnx.model
-        return sum(path.stat().st_size for path in (model, *(model.parent / name for name in read_graph(model).external)))
 
 
 class _Passed(NamedTuple):
@@ -204,7 +195,7 @@ class _Job:
         """In a child process, into a fresh folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        size = self.source.size
+        size = stored_bytes(self.source.onnx.model)
         files.need_space(self.folder, 3 * size)
         onnx = self.source.onnx
         argument = {
@@ -220,13 +211,11 @@ class _Job:
         return msgspec.structs.replace(built, facts={**built.facts, "build_s": round(time.monotonic() - start, 1)})
 
     def _limits(self, size: int) -> isolate.Limits:
-        name, on_cpu = self.config.backend, self.config.device in (None, "cpu")
+        name = self.config.backend
         on_gpu = TABLE[name].compiled_only
         return {
             "file_mib": 1024 + (4 * size >> 20),
-            "memory_mib": max(4096, 2 * int(physical_mib()))
-            if on_cpu and not on_gpu
-            else None,  # CUDA reserves what it does not use
+            "memory_mib": memory_cap(name, self.config.device),
             "what": f"the process that builds for {name}",
             "file": str(self.source.given.model),
             "smaller": "use a smaller --workspace or --effort" if on_gpu else "close other programs, or use a larger machine",
@@ -257,7 +246,9 @@ class _Job:
     def _optimised(self, built: Compiled, audited: Found) -> tuple[dict[str, Any], OpenConfig | None]:
         """Settings that are worth measuring, measured side by side; those whose outputs are too far off are left out."""
         argument = {"config": msgspec.to_builtins(self.config)}
-        answer = isolate.run(f"{__name__}:candidates", argument, seconds=self.config.seconds, **self._limits(self.source.size))
+        answer = isolate.run(
+            f"{__name__}:candidates", argument, seconds=self.config.seconds, **self._limits(stored_bytes(self.source.onnx.model))
+        )
         named: dict[str, OpenConfig] = {}
         left_out: dict[str, str] = {}
         for candidate in msgspec.convert(answer, list[OpenConfig]):

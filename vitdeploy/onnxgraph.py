@@ -117,6 +117,18 @@ def read_graph(path: Path) -> OnnxGraph:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
 
 
+def stored_bytes(path: Path) -> int:
+    """Size of an ONNX file and of the files beside it that hold its data, in bytes.
+
+    Raises:
+        InputError: As `read_graph`; VD3001, a file beside it is missing.
+    """
+    try:
+        return sum((path.parent / name).stat().st_size for name in (path.name, *read_graph(path).external))
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+
+
 class Field(NamedTuple):
     """A field: its number, its varint (-1 for a length-delimited one, -2 for 4 or 8 bytes) and where its contents lie."""
 

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from vitdeploy import onnxcheck
-from vitdeploy.artifact import Artifact, Record
+from vitdeploy.artifact import Artifact, Record, sanitized
 from vitdeploy.backends import TABLE, fitting, named
 from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor, checked
 from vitdeploy.errors import EnvironmentError_, VitdeployError
@@ -83,8 +83,7 @@ def repaired(artifact: Artifact, stack: ExitStack) -> Artifact:
     if artifact.record.kind != "onnx" or not onnxcheck.check(artifact.model).repairs:
         return artifact
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True))
-    path, _ = onnxcheck.sanitized(artifact.model, Path(folder))
-    return Artifact(path.parent, msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={}))
+    return sanitized(artifact, Path(folder))[0]
 
 
 class Opened(NamedTuple):
@@ -132,10 +131,18 @@ def _limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
 
 
 def _cap(name: str, artifact: Artifact, config: OpenConfig) -> int | None:
-    """Address space in MiB; None where CUDA may be used."""
     run = artifact.record.proof.get("run")
-    device = config.device or (run.get("device") if isinstance(run, dict) else None) or "cpu"
-    if name not in _CAPPED or str(device).lower() != "cpu":
+    return memory_cap(name, config.device or (run.get("device") if isinstance(run, dict) else None))
+
+
+def memory_cap(name: str, device: object) -> int | None:
+    """Address space for the child of an engine, in MiB; None where CUDA may be used.
+
+    Args:
+        name: The backend.
+        device: What was asked for; None is its usual one.
+    """
+    if name not in _CAPPED or str(device or "cpu").lower() != "cpu":
         return None
     return max(_LEAST_MIB, 2 * int(physical_mib()))
 

@@ -18,7 +18,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.measure.parity import Parity
-from vitdeploy.onnxgraph import read_graph
+from vitdeploy.onnxgraph import stored_bytes
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Metric
@@ -96,7 +96,10 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     source, made, engine, _, held_back = comparison
     reference = REFERENCE if source.weights is not None and REFERENCE in installed() else engine
     found = _compared(comparison, reference, batches)
-    sizes = {name: _size(artifact) for name, artifact in ((source.record.precision, source), (made.record.precision, made))}
+    sizes = {
+        name: stored_bytes(artifact.model) / 2**20
+        for name, artifact in ((source.record.precision, source), (made.record.precision, made))
+    }
     whole = msgspec.structs.replace(
         found,
         reference=REFERENCE if reference == REFERENCE else "source",
@@ -105,11 +108,6 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
         **_timed(comparison, progress),
     )
     return msgspec.structs.replace(whole, verdict=verdict(made.record.precision, source.record.precision, whole))
-
-
-def _size(artifact: Artifact) -> float:
-    names = (artifact.record.entry, *read_graph(artifact.model).external)
-    return float(sum((artifact.folder / name).stat().st_size for name in names)) / 2**20
 
 
 def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:

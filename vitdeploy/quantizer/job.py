@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy import files, golden, images, onnxcheck, synthetic
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
+from vitdeploy import files, golden, images, synthetic
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitized, seal, versions
 from vitdeploy.backends import backend, installed
 from vitdeploy.backends.base import OpenConfig, run_any, threads
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
@@ -74,10 +74,7 @@ def write(artifact: Artifact, config: QuantizeConfig, folder: Path, progress: Pr
     """
     work = folder / "work"
     work.mkdir()
-    path, repairs = onnxcheck.sanitized(artifact.model, work / "repaired")
-    source = artifact
-    if repairs:
-        source = Artifact(path.parent, msgspec.structs.replace(artifact.record, weights=None, files={}))
+    source, repairs = sanitized(artifact, work / "repaired")
     _require_float(source)
     pictures = open_pictures(source, config)
     job = _Job(source, config, pictures, work, progress)

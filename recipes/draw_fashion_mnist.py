@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import files
-from vitdeploy.datasets import idx
+from vitdeploy.data import idx
 
 SEED = 20170825
 """The day of the data set's paper, arXiv:1708.07747."""

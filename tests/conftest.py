@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from vitdeploy import synthetic
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.data import synthetic
 from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.spec import InputContract, ModelSpec
 
@@ -27,8 +27,8 @@ def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = 
     import torch
     from safetensors.torch import save_file
 
-    from vitdeploy.exporter import export
     from vitdeploy.models.vit import build
+    from vitdeploy.verbs.exporter import export
 
     model = build(spec)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from vitdeploy.artifact import RECORD, Artifact, Record, seal
 from vitdeploy.errors import InputError, TrustError
-from vitdeploy.onnxfile import read_header
+from vitdeploy.onnxfile.header import read_header
 from vitdeploy.spec import ModelSpec
 
 

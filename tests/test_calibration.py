@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from vitdeploy import datasets, files, images
-from vitdeploy.datasets import idx
+from vitdeploy import data, files
+from vitdeploy.data import idx, images
 from vitdeploy.spec import InputContract
 
 ROOT = Path(__file__).parent.parent
@@ -55,14 +55,14 @@ def test_arrays_have_the_recorded_digests() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_counts_and_classes(name: str) -> None:
-    dataset = datasets.open_dataset(DATA, split=name)
+    dataset = data.open_dataset(DATA, split=name)
     assert len(dataset) == SETS[name]
     assert dataset.classes is not None
     assert dataset.classes[9] == "Ankle boot"
     assert dataset.labels is not None
     per_class = np.bincount(dataset.labels, minlength=10)
     assert per_class.max() - per_class.min() <= 1
-    assert dataset.digest == datasets.open_dataset(DATA / f"{name}-images-idx3-ubyte.gz").digest
+    assert dataset.digest == data.open_dataset(DATA / f"{name}-images-idx3-ubyte.gz").digest
 
 
 def test_no_image_is_in_both_sets_or_twice() -> None:
@@ -72,8 +72,8 @@ def test_no_image_is_in_both_sets_or_twice() -> None:
 
 def test_it_feeds_a_model() -> None:
     contract = InputContract(height=32, width=32, channels=1, mean=(0.5,), std=(0.5,), resize_to=32)
-    dataset = datasets.open_dataset(DATA, split="evaluation")
-    batch = next(dataset.batches(contract, datasets.LoadConfig(batch_size=8, limit=8)))
+    dataset = data.open_dataset(DATA, split="evaluation")
+    batch = next(dataset.batches(contract, data.LoadConfig(batch_size=8, limit=8)))
     assert batch.pixels.shape == (8, 32, 32, 1)
     assert batch.pixels.std() > 20, "pictures, not a constant"
     labels = ("ankle_boot", *(dataset.classes or ())[:9])
@@ -108,12 +108,12 @@ def test_the_demo_models_weights_are_those_of_the_recorded_run() -> None:
     assert record["test_images"] == 10_000
     assert record["test_top1"] >= 0.90
     torch = pytest.importorskip("torch")
-    from vitdeploy.models import original
+    from vitdeploy.checkpoints.safetensors import rebuild
     from vitdeploy.recipe import read_spec
 
     spec = read_spec(recipes / "fashion_mnist_vit.toml")
-    model, right, seen = original(spec, weights), 0, 0
-    for batch in datasets.open_dataset(DATA, split="evaluation").batches(spec.input):
+    model, right, seen = rebuild(spec, weights), 0, 0
+    for batch in data.open_dataset(DATA, split="evaluation").batches(spec.input):
         with torch.inference_mode():
             found = model(torch.from_numpy(images.to_tensor(batch.pixels, spec.input))).argmax(1).numpy()
         right, seen = right + int((found == batch.labels).sum()), seen + len(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.models.cases import CASES, contract, spec
+from tests.checkpoints.cases import CASES, contract, spec
 from vitdeploy.recipe import read_spec
 from vitdeploy.spec import InputContract, ModelSpec
 

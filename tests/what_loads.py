@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.models.huggingface_cases import HUGGINGFACE
-from tests.models.timm_cases import CASES as TIMM
+from tests.checkpoints.huggingface_cases import HUGGINGFACE
+from tests.checkpoints.timm_cases import CASES as TIMM
 
 OTHERS = (
     ("torchvision", "ViT", ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")),

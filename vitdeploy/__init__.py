@@ -19,22 +19,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact as Artifact
-    from vitdeploy.compiler import compile as compile
     from vitdeploy.errors import EnvironmentError_ as EnvironmentError_
     from vitdeploy.errors import InputError as InputError
     from vitdeploy.errors import TrustError as TrustError
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
-    from vitdeploy.exporter import export as export
-    from vitdeploy.inspector import Inspection as Inspection
-    from vitdeploy.inspector import inspect as inspect
-    from vitdeploy.pipeline import build as build
-    from vitdeploy.predictor import PredictConfig as PredictConfig
-    from vitdeploy.predictor import Prediction as Prediction
-    from vitdeploy.predictor import predict as predict
-    from vitdeploy.prover import bench as bench
-    from vitdeploy.prover import validate as validate
-    from vitdeploy.quantizer import quantize as quantize
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import CompileConfig as CompileConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
@@ -45,7 +34,18 @@ if TYPE_CHECKING:
     from vitdeploy.report import Report as Report
     from vitdeploy.spec import InputContract as InputContract
     from vitdeploy.spec import ModelSpec as ModelSpec
-    from vitdeploy.variants import VARIANTS as VARIANTS
+    from vitdeploy.verbs.builder import build as build
+    from vitdeploy.verbs.compiler import compile as compile
+    from vitdeploy.verbs.exporter import export as export
+    from vitdeploy.verbs.inspector import Inspection as Inspection
+    from vitdeploy.verbs.inspector import inspect as inspect
+    from vitdeploy.verbs.predictor import PredictConfig as PredictConfig
+    from vitdeploy.verbs.predictor import Prediction as Prediction
+    from vitdeploy.verbs.predictor import predict as predict
+    from vitdeploy.verbs.prover import bench as bench
+    from vitdeploy.verbs.prover import validate as validate
+    from vitdeploy.verbs.quantizer import quantize as quantize
+    from vitdeploy.zoo.variants import VARIANTS as VARIANTS
 
 # onnxruntime reports its use to its makers unless this is set before it is imported; nothing here phones home
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -58,7 +58,7 @@ VERBS = ("export", "quantize", "compile", "validate", "bench", "build", "predict
 _HOME = {
     "ModelSpec": "spec",
     "InputContract": "spec",
-    "VARIANTS": "variants",
+    "VARIANTS": "zoo.variants",
     "Artifact": "artifact",
     "Report": "report",
     "Recipe": "recipe",
@@ -68,17 +68,17 @@ _HOME = {
     "CompileConfig": "recipe",
     "ValidateConfig": "recipe",
     "BenchConfig": "recipe",
-    "PredictConfig": "predictor",
-    "Prediction": "predictor",
-    "export": "exporter",
-    "quantize": "quantizer",
-    "compile": "compiler",
-    "validate": "prover",
-    "bench": "prover",
-    "build": "pipeline",
-    "predict": "predictor",
-    "Inspection": "inspector",
-    "inspect": "inspector",
+    "PredictConfig": "verbs.predictor",
+    "Prediction": "verbs.predictor",
+    "export": "verbs.exporter",
+    "quantize": "verbs.quantizer",
+    "compile": "verbs.compiler",
+    "validate": "verbs.prover",
+    "bench": "verbs.prover",
+    "build": "verbs.builder",
+    "predict": "verbs.predictor",
+    "Inspection": "verbs.inspector",
+    "inspect": "verbs.inspector",
     "VitdeployError": "errors",
     "UsageError": "errors",
     "InputError": "errors",
@@ -95,7 +95,7 @@ def __getattr__(name: str) -> object:
     from vitdeploy.errors import needs
 
     with needs(
-        {"exporter": "export", "quantizer": "quantize"}.get(_HOME[name], "all")
+        {"verbs.exporter": "export", "verbs.quantizer": "quantize"}.get(_HOME[name], "all")
     ):  # without torch: one line with the pip command
         return getattr(import_module(f"vitdeploy.{_HOME[name]}"), name)
 

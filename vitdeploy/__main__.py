@@ -2,6 +2,6 @@
 
 import sys
 
-from vitdeploy.cli import main
+from vitdeploy.cli.commands import main
 
 sys.exit(main())

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from vitdeploy import onnxcheck
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
-from vitdeploy.onnxfile import read_header
+from vitdeploy.onnxfile import check
+from vitdeploy.onnxfile.header import read_header
 from vitdeploy.spec import ModelSpec
 
 RECORD = "artifact.json"
@@ -121,7 +121,7 @@ class Artifact:
             return cls._open_folder(path, verify)
         if not path.exists():
             raise InputError("VD3001", "does not exist", file=path)
-        onnxcheck.check(path)
+        check.check(path)
         text = read_header(path).metadata.get(METADATA_SPEC)
         if text is None:
             fix = "give an artifact folder, or write the file with `vitdeploy export`"
@@ -156,11 +156,11 @@ class Artifact:
                 raise InputError("VD3010", f"does not list its file {needed}", file=folder / RECORD, fix="make it again")
         artifact = cls(folder, record)
         if verify and record.kind == "onnx":
-            onnxcheck.check(artifact.model)
+            check.check(artifact.model)
             artifact._agree()
         elif verify:  # what an engine may fall back to
             for name in (name for name in record.files if name.endswith(".onnx")):
-                onnxcheck.check(folder / name)
+                check.check(folder / name)
         return artifact
 
     def _agree(self) -> None:
@@ -183,11 +183,11 @@ def sanitized(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ..
         Itself, or one of a repaired copy, without the PyTorch original; and what was repaired, a line each.
 
     Raises:
-        InputError: As `onnxcheck.check`.
-        TrustError: As `onnxcheck.check`.
+        InputError: As `check.check`.
+        TrustError: As `check.check`.
         EnvironmentError_: VD4002, the disk is full.
     """
-    path, notes = onnxcheck.sanitized(artifact.model, folder)
+    path, notes = check.sanitized(artifact.model, folder)
     if path == artifact.model:
         return artifact, notes
     record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={})

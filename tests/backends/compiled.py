@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from vitdeploy import backends
 from vitdeploy.artifact import Artifact, Record, seal
+from vitdeploy.backends import table
 from vitdeploy.recipe import CompileConfig
 
 
@@ -15,7 +15,7 @@ def compiled(artifact: Artifact, folder: Path, backend: str, **settings: object)
     """Compile into a new folder, and seal the record."""
     config = CompileConfig(backend=backend, **settings)
     folder.mkdir()
-    built = backends.backend(backend).compile(artifact, config, folder)
+    built = table.backend(backend).compile(artifact, config, folder)
     record = Record(
         kind=backend,
         precision=artifact.record.precision,

@@ -10,11 +10,11 @@ import pytest
 from onnx import numpy_helper
 
 from tests.backends.qdq import Quantizer
-from vitdeploy import backends
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import EnvironmentError_, UsageError
-from vitdeploy.graph.census import Plan, census, require
+from vitdeploy.proof.census import Plan, census, require
 
 CPU = Path("/proc/cpuinfo")
 FLAGS = set(CPU.read_text().split()) if CPU.exists() else set()
@@ -52,7 +52,7 @@ def engine(request):
 
 
 def kernels(artifact, engine, precision=None):
-    with closing(backends.backend(engine).open(artifact, OpenConfig(threads=1, precision=precision))) as runner:
+    with closing(table.backend(engine).open(artifact, OpenConfig(threads=1, precision=precision))) as runner:
         return runner.kernels()
 
 
@@ -182,9 +182,9 @@ def test_integer_operators_are_not_for_openvino(tiny, tmp_path):
 @needs_vnni
 def test_weights_only_without_groups_are_float(tiny_artifact, tmp_path, monkeypatch):
     """Whether int8 weights make an int8 product is seen, not believed: with groups switched off they are decompressed."""
-    from vitdeploy.backends import openvino
+    from vitdeploy.backends.openvino import backend
 
-    class Runner(openvino.OpenVinoRunner):
+    class Runner(backend.OpenVinoRunner):
         def __setattr__(self, name, value):
             super().__setattr__(name, {**value, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0} if name == "_wanted" else value)
 
@@ -204,14 +204,14 @@ def test_bfloat16_on_request(tiny_artifact, tmp_path):
         (quantized, None, "int8"),
         (quantized, "bf16", "int8+bf16"),
     ):
-        with closing(backends.backend("openvino").open(artifact, OpenConfig(precision=precision))) as runner:
+        with closing(table.backend("openvino").open(artifact, OpenConfig(precision=precision))) as runner:
             assert runner.settings["precision"] == ran
 
 
 def test_precision_that_the_cpu_lacks_is_refused(tiny_artifact):
     """OpenVINO would compute in the nearest one, and say nothing."""
     try:
-        with closing(backends.backend("openvino").open(tiny_artifact, OpenConfig(precision="f16"))) as runner:
+        with closing(table.backend("openvino").open(tiny_artifact, OpenConfig(precision="f16"))) as runner:
             assert runner.settings["precision"] == "fp16"
     except UsageError as refused:
         assert refused.code == "VD2011"
@@ -221,13 +221,13 @@ def test_precision_that_the_cpu_lacks_is_refused(tiny_artifact):
 @pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bf16"), ("pytorch", "f16"), ("openvino", "f8")])
 def test_unknown_precision_is_refused(name, precision, tiny_artifact):
     with pytest.raises(UsageError, match=f"'{precision}'") as caught:
-        backends.backend(name).open(tiny_artifact, OpenConfig(precision=precision))
+        table.backend(name).open(tiny_artifact, OpenConfig(precision=precision))
     assert caught.value.code == "VD2011"
 
 
 @pytest.mark.parametrize("name", ["pytorch", *ENGINES])
 def test_f32_is_what_all_have(name, tiny_artifact):
-    with closing(backends.backend(name).open(tiny_artifact, OpenConfig(threads=1, precision="f32"))) as runner:
+    with closing(table.backend(name).open(tiny_artifact, OpenConfig(threads=1, precision="f32"))) as runner:
         assert runner.settings["precision"] == "fp32"
 
 
@@ -245,7 +245,7 @@ def test_looking_keeps_the_signal_stack(tiny_artifact):
     """As after opening: Ctrl-C must stay an interrupt."""
     import ctypes
 
-    from vitdeploy.backends.openvino import _SignalStack
+    from vitdeploy.backends.openvino.backend import _SignalStack
 
     def stack():
         now = _SignalStack()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.models import cases
-from vitdeploy import backends, images, synthetic
+from tests.checkpoints import cases
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
+from vitdeploy.data import images, synthetic
 from vitdeploy.errors import EnvironmentError_, UsageError
 from vitdeploy.models.vit import build
 
@@ -56,7 +57,7 @@ def compiled(cache, small, pixels):
 
 
 def opened(artifact, **settings):
-    return backends.backend("pytorch").open(artifact, OpenConfig(threads=1, **settings))
+    return table.backend("pytorch").open(artifact, OpenConfig(threads=1, **settings))
 
 
 def logits(artifact, tensor, **settings):

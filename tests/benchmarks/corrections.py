@@ -35,21 +35,22 @@ from numpy.typing import NDArray
 from ptq import models
 from ptq.models import CALIBRATION, SEED, Case, MissingError
 
-from vitdeploy import images
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.backends import backend
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.datasets.dataset import LoadConfig
-from vitdeploy.graph import native, storage
+from vitdeploy.backends.table import backend
+from vitdeploy.checkpoints.safetensors import rebuild
+from vitdeploy.data import images
+from vitdeploy.data.dataset import LoadConfig
+from vitdeploy.graph import storage
+from vitdeploy.graph.exact import integer_products
 from vitdeploy.graph.structure import Site
-from vitdeploy.models import original
 from vitdeploy.quant.calibrator import CalibrateConfig, calibrate
 from vitdeploy.quant.int8 import Quantizer, wants
 from vitdeploy.quant.moments import Moments, moments
+from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.observer import Observer
 from vitdeploy.quant.preparation import Layout, Prepared, prepare
 from vitdeploy.quant.sketch import image_key
-from vitdeploy.quant.statistics import Statistics
 
 Array = NDArray[Any]
 ROWS, PART, MOMENT_IMAGES, DRAWS = 512, 16, 64, 4000
@@ -135,7 +136,7 @@ def _layer(name: str) -> str:
 def fisher(artifact: Artifact, pixels: Array) -> dict[str, Array]:
     """Weights of the tokens of each linear layer in the blocks: layer to float64 [n, T]."""
     assert artifact.weights is not None
-    network: Any = original(artifact.spec, artifact.weights)
+    network: Any = rebuild(artifact.spec, artifact.weights)
     caught: dict[str, torch.Tensor] = {}
     layers = {
         name: part for name, part in network.named_modules() if re.fullmatch(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])", name)
@@ -218,7 +219,7 @@ def quantized(subject: Subject, method: str) -> Artifact:
         batches = [subject.pixels[at : at + PART] for at in range(0, MOMENT_IMAGES, PART)]
         quantizer.round_weights(moments(path, quantizer.widths(), lambda: batches, threads=subject.threads))
     quantizer.emit()
-    native.fuse(prepared.model)
+    integer_products.fuse(prepared.model)
     storage.write(prepared.model, subject.folder / "model.onnx")
     return Artifact(subject.folder, Record(spec=subject.artifact.spec, made_by="benchmark", precision="int8"))
 

@@ -33,8 +33,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 import vitdeploy as vd
+from vitdeploy import machine
 from vitdeploy.artifact import RECORD, Artifact
-from vitdeploy.backends import processor
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import VitdeployError
 from vitdeploy.isolate import environment
@@ -311,8 +311,8 @@ def numbers(tables: Sequence[Table]) -> dict[str, Any]:
         checks = [{**each._asdict(), "ratio": msgspec.to_builtins(each.ratio)} for each in table.checks]
         rows = msgspec.to_builtins(table.rows)
         found.append({**table._asdict(), "rows": rows, "checks": checks})
-    machine = {**msgspec.to_builtins(this_machine()), "instruction_sets": processor.instruction_sets()}
-    return {"machine": machine, "load": os.getloadavg()[0], "models": found}
+    place = {**msgspec.to_builtins(this_machine()), "instruction_sets": machine.instruction_sets()}
+    return {"machine": place, "load": os.getloadavg()[0], "models": found}
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

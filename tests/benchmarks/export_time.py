@@ -16,7 +16,7 @@ from pathlib import Path
 PEER = """
 import sys, torch
 from vitdeploy.models.vit import build
-from vitdeploy.variants import find
+from vitdeploy.zoo.variants import find
 spec = find(sys.argv[1])
 torch.onnx.export(build(spec), (torch.zeros(2, 3, spec.input.height, spec.input.width),), sys.argv[2], dynamo=True,
                   opset_version=20, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)

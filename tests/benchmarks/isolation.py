@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.conftest import TINY, write_artifact
-from vitdeploy import synthetic
+from vitdeploy.data import synthetic
 
 LIMIT_S = 0.5
 PLAIN = """
@@ -27,10 +27,10 @@ from vitdeploy import backends
 backends.isolated = backends.backend
 if sys.argv[1] == "quantize":
     import vitdeploy.quantizer
-    from vitdeploy.quantizer.job import quantize_here
-    vitdeploy.quantizer.quantize = quantize_here
+    from vitdeploy.quant.job import quantize_here
+    vitdeploy.verbs.quantizer.quantize = quantize_here
 """
-MAIN = "import sys; from vitdeploy.cli import main; sys.exit(main(sys.argv[1:]))"
+MAIN = "import sys; from vitdeploy.cli.commands import main; sys.exit(main(sys.argv[1:]))"
 FORMS = {"with": MAIN, "without": PLAIN + MAIN}
 
 

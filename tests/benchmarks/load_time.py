@@ -14,9 +14,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from vitdeploy.models import original
+from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.models.vit import VisionTransformer, build
-from vitdeploy.variants import find
+from vitdeploy.zoo.variants import find
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         ours, theirs = [], []
         for _ in range(10):
             start = time.perf_counter()
-            original(spec, path)
+            rebuild(spec, path)
             middle = time.perf_counter()
             sum(tensor.view(-1)[0].item() for tensor in load_file(path).values())  # touches every tensor's first page
             VisionTransformer(spec)

@@ -65,7 +65,7 @@ def collect(case: Case, engine: str, options: argparse.Namespace) -> Table:
 
     add("fp32", "FP32", source, None)
     if engine == "openvino":
-        from vitdeploy.backends.openvino import openvino
+        from vitdeploy.backends.openvino.backend import openvino
 
         own = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
         table.notes.append(f"Float parts that OpenVINO is not told about are computed in {own} on this CPU.")

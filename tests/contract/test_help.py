@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from vitdeploy.cli import app, main
+from vitdeploy.cli.commands import app, main
 
 FOLDER = Path(__file__).parent / "help"
 TYPER = FOLDER / "typer-version.txt"

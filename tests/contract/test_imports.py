@@ -9,23 +9,23 @@ import pytest
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "safetensors", "tensorrt", "transformers", "timm")
 LIGHT = (
     "vitdeploy",
-    "vitdeploy.cli",
-    "vitdeploy.shell",
-    "vitdeploy.doctor",
+    "vitdeploy.cli.commands",
+    "vitdeploy.cli.shell",
+    "vitdeploy.verbs.doctor",
     "vitdeploy.artifact",
-    "vitdeploy.images",
-    "vitdeploy.datasets",
-    "vitdeploy.variants",
-    "vitdeploy.cost",
-    "vitdeploy.backends",
+    "vitdeploy.data.images",
+    "vitdeploy.data",
+    "vitdeploy.zoo.variants",
+    "vitdeploy.zoo.cost",
+    "vitdeploy.backends.table",
     "vitdeploy.backends.base",
     "vitdeploy.measure.statistics",
     "vitdeploy.measure.parity",
     "vitdeploy.measure.accuracy",
     "vitdeploy.measure.latency",
-    "vitdeploy.prover",
-    "vitdeploy.predictor",
-    "vitdeploy.pipeline",
+    "vitdeploy.verbs.prover",
+    "vitdeploy.verbs.predictor",
+    "vitdeploy.verbs.builder",
     "vitdeploy.recipe",
     "vitdeploy.report",
     "vitdeploy.render.console",
@@ -46,7 +46,7 @@ def run(code: str) -> None:
     [
         pytest.param(HEAVY, LIGHT, id="without torch, onnx and engines"),
         pytest.param((*HEAVY, "numpy", "PIL", "rich", "typer", "msgspec"), ("vitdeploy", "vitdeploy.errors"), id="package"),
-        pytest.param((*HEAVY, "numpy", "PIL", "rich", "msgspec"), ("vitdeploy.cli",), id="command line"),
+        pytest.param((*HEAVY, "numpy", "PIL", "rich", "msgspec"), ("vitdeploy.cli.commands",), id="command line"),
     ],
 )
 def test_imports_without(banned, modules):
@@ -60,7 +60,7 @@ def test_help_needs_only_typer(arguments):
     banned = (*HEAVY, "numpy", "PIL", "rich", "msgspec")
     run(
         f"import sys; sys.modules.update(dict.fromkeys({banned!r}))\n"
-        f"from vitdeploy.cli import main; assert main({arguments!r}) == 0"
+        f"from vitdeploy.cli.commands import main; assert main({arguments!r}) == 0"
     )
 
 
@@ -68,7 +68,8 @@ def test_help_needs_only_typer(arguments):
 def test_a_missing_extra_is_one_line_with_the_pip_command(command, tmp_path):
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
-        f"from vitdeploy.cli import main; sys.exit(main([{command!r}, 'vit_tiny_patch16_224', '-o', {str(tmp_path / 'x')!r}]))"
+        f"from vitdeploy.cli.commands import main\n"
+        f"sys.exit(main([{command!r}, 'vit_tiny_patch16_224', '-o', {str(tmp_path / 'x')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 4
@@ -81,7 +82,7 @@ def test_a_missing_extra_is_one_line_with_the_pip_command(command, tmp_path):
 def test_looking_needs_no_engine(arguments):
     run(
         f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
-        f"from vitdeploy.cli import main; assert main({arguments!r}) == 0"
+        f"from vitdeploy.cli.commands import main; assert main({arguments!r}) == 0"
     )
 
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from tests.models.test_checkpoint import STATE, cache, huggingface, sharded
+from tests.checkpoints.test_checkpoint import STATE, cache, huggingface, sharded
+from vitdeploy.checkpoints import opcodes
+from vitdeploy.checkpoints.checkpoint import read
 from vitdeploy.errors import InputError, TrustError, UsageError, VitdeployError
-from vitdeploy.models.weights import opcodes
-from vitdeploy.models.weights.checkpoint import read
 
 
 def check(path: Path, kind: type[VitdeployError], code: str, says: str, **options: str) -> VitdeployError:

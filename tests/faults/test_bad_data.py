@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdeploy import images
-from vitdeploy.datasets import Batches, LoadConfig, idx, open_dataset
+from vitdeploy.data import Batches, LoadConfig, idx, images, open_dataset
 from vitdeploy.errors import InputError, TrustError, VitdeployError
 from vitdeploy.spec import InputContract
 

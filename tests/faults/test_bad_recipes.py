@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.arguments import is_spec
-from vitdeploy.cli import main
+from vitdeploy.cli.arguments import is_spec
+from vitdeploy.cli.commands import main
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import Recipe, read_spec
 

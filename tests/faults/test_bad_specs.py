@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.cases import contract, spec
+from tests.checkpoints.cases import contract, spec
 from vitdeploy.errors import UsageError
 from vitdeploy.recipe import read_spec
 from vitdeploy.spec import InputContract, ModelSpec

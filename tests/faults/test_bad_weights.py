@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from tests.models.cases import contract, shaken, spec
+from tests.checkpoints.cases import contract, shaken, spec
+from vitdeploy.checkpoints import safetensors
+from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.errors import InputError
-from vitdeploy.models import original
 from vitdeploy.models.vit import build
-from vitdeploy.models.weights import native
 
 GOOD = shaken(spec()).state_dict()
 BYTES = save(GOOD)
@@ -80,7 +80,7 @@ def test_bad_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        native.read(path)
+        safetensors.read(path)
     check(caught, code, says, path)
 
 
@@ -88,16 +88,16 @@ def test_a_torch_checkpoint_is_named_and_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     torch.save(GOOD, path)
     with pytest.raises(InputError) as caught:
-        native.read(path)
+        safetensors.read(path)
     check(caught, "VD3005", r"is a zip archive \(a PyTorch .pt file\?\), expected a safetensors file", path)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        native.read(tmp_path / "none.safetensors")
+        safetensors.read(tmp_path / "none.safetensors")
     check(caught, "VD3001", "can't be read: No such file", tmp_path / "none.safetensors")
     with pytest.raises(InputError) as caught:
-        native.read(tmp_path)
+        safetensors.read(tmp_path)
     check(caught, "VD3001", "is a folder, expected a file", tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_not_finite(value: float, kind: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     with pytest.raises(InputError) as caught:
-        native.read(path)
+        safetensors.read(path)
     check(caught, "VD3008", "'blocks.1.mlp.fc1.weight' has 2 values of 1,536 that are NaN or infinite; use a checkpoint", path)
 
 
@@ -117,7 +117,7 @@ def test_float64_beyond_float32_is_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"head.bias": torch.tensor([1e300], dtype=torch.float64)}, path)
     with pytest.raises(InputError) as caught:
-        native.read(path)
+        safetensors.read(path)
     check(caught, "VD3008", "'head.bias' has 1 values of 1", path)
 
 
@@ -126,7 +126,7 @@ def test_float8_with_nan(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"head.bias": torch.tensor([1.0, float("nan")]).to(getattr(torch, kind))}, path)
     with pytest.raises(InputError) as caught:
-        native.read(path)
+        safetensors.read(path)
     check(caught, "VD3008", "'head.bias' has 1 values of 2", path)
 
 
@@ -135,7 +135,7 @@ def test_not_floating_point(kind: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({**GOOD, "head.bias": torch.ones(5).to(kind)}, path)
     with pytest.raises(InputError) as caught:
-        native.read(path)
+        safetensors.read(path)
     check(caught, "VD3009", f"'head.bias' is of type {str(kind)[6:]}, weights are floating-point numbers; save", path)
 
 
@@ -186,7 +186,7 @@ def test_misfit_names_the_first_five(change: Callable[[dict[str, Tensor]], None]
     model = build(spec())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(InputError) as caught:
-        native.fill(model, native.read(path), file=path)
+        safetensors.fill(model, safetensors.read(path), file=path)
     check(caught, "VD3009", "does not fit the model 'case': .*" + says, path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # nothing in part
 
@@ -196,7 +196,7 @@ def test_all_kinds_of_misfit_in_one_line(tmp_path: Path) -> None:
     save_file({**GOOD, "module.x": torch.zeros(1)}, path)
     other = spec(depth=3, classes=7)
     with pytest.raises(InputError) as caught:
-        original(other, path)
+        rebuild(other, path)
     check(caught, "VD3009", r"12 missing .*; 1 unexpected \(module.x\); 2 mis-shaped \(head.bias", path)
 
 
@@ -207,14 +207,14 @@ def test_separate_projections_that_do_not_belong_together(part: str, shape: tupl
     state |= {f"blocks.0.attn.{name}.weight": torch.zeros(32, 32) for name in "qkv"}
     state[f"blocks.0.attn.{part}.weight"] = torch.zeros(shape)
     with pytest.raises(InputError) as caught:
-        native.fill(build(spec()), state)
+        safetensors.fill(build(spec()), state)
     check(caught, "VD3009", "blocks.0.attn", None)
 
 
 def test_projections_without_a_shape() -> None:
     state = {name: value for name, value in GOOD.items() if name != "blocks.0.attn.qkv.weight"}
     with pytest.raises(InputError) as caught:
-        native.fill(build(spec()), state | {f"blocks.0.attn.{name}.weight": torch.zeros(()) for name in "qkv"})
+        safetensors.fill(build(spec()), state | {f"blocks.0.attn.{name}.weight": torch.zeros(()) for name in "qkv"})
     check(caught, "VD3009", "3 unexpected", None)
 
 
@@ -223,7 +223,7 @@ def test_a_projection_that_is_missing(part: str) -> None:
     state = {name: value for name, value in GOOD.items() if name != "blocks.0.attn.qkv.weight"}
     state |= {f"blocks.0.attn.{name}.weight": torch.zeros(32, 32) for name in "qkv" if name != part}
     with pytest.raises(InputError) as caught:
-        native.fill(build(spec()), state)
+        safetensors.fill(build(spec()), state)
     check(caught, "VD3009", r"1 missing \(blocks.0.attn.qkv.weight\); 2 unexpected", None)
 
 
@@ -231,5 +231,5 @@ def test_weights_of_another_patch(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(GOOD, path)
     with pytest.raises(InputError) as caught:
-        original(spec(patch=(4, 16), input=contract(32, 64)), path)  # as many numbers in another order
+        rebuild(spec(patch=(4, 16), input=contract(32, 64)), path)  # as many numbers in another order
     check(caught, "VD3009", r"patch_embed.proj.weight \[32, 3, 8, 8\] instead of \[32, 3, 4, 16\]", path)

@@ -16,11 +16,11 @@ from PIL import Image
 
 from tests.conftest import TINY
 from tests.quant.fashion import edited
-from vitdeploy import synthetic
 from vitdeploy.artifact import RECORD, Artifact, Record
+from vitdeploy.data import synthetic
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError, VitdeployError
-from vitdeploy.quantizer.job import HALVES
-from vitdeploy.quantizer.job import quantize_here as quantize
+from vitdeploy.quant.job import HALVES
+from vitdeploy.quant.job import quantize_here as quantize
 from vitdeploy.recipe import QuantizeConfig
 
 
@@ -304,9 +304,9 @@ def test_statistics_that_are_damaged_or_gone(tiny_artifact, pictures, tmp_path):
 
 def test_an_engine_that_does_not_run_what_was_planned(tiny_artifact, pictures, tmp_path, monkeypatch):
     """Whatever the reason: the model is not accepted, and the layers are named."""
-    from vitdeploy.backends import onnxruntime
+    from vitdeploy.backends.onnxruntime import backend
 
-    genuine = onnxruntime.OnnxRuntimeRunner.kernels
+    genuine = backend.OnnxRuntimeRunner.kernels
 
     def one_in_float(self):
         return tuple(
@@ -314,14 +314,14 @@ def test_an_engine_that_does_not_run_what_was_planned(tiny_artifact, pictures, t
             for kernel in genuine(self)
         )
 
-    monkeypatch.setattr(onnxruntime.OnnxRuntimeRunner, "kernels", one_in_float)
+    monkeypatch.setattr(backend.OnnxRuntimeRunner, "kernels", one_in_float)
     error = refused(tiny_artifact, config(pictures), tmp_path / "out", "VD4009", "1 of 9", "blocks.1.mlp.fc1/MatMul")
     assert isinstance(error, EnvironmentError_)
 
 
 def test_a_rewrite_that_changes_the_function_is_caught(tiny_artifact, pictures, tmp_path, monkeypatch):
     """Should one ever be wrong for some model, nothing is made of it."""
-    from vitdeploy.graph import fold
+    from vitdeploy.graph.exact import fold
 
     genuine = fold.norm_affine
 

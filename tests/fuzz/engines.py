@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.fuzz.seeds import SIDE, SPEC
-from vitdeploy import backends
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import EnvironmentError_, VitdeployError
 from vitdeploy.isolate import Child
@@ -34,7 +34,7 @@ def attempt(argument: list[str]) -> str:
     pixels = np.random.default_rng(0).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
     artifact = Artifact(path.parent, Record(entry=path.name, spec=SPEC, made_by="import"))
     try:
-        with closing(backends.backend(engine).open(artifact, OpenConfig(threads=1))) as runner:
+        with closing(table.backend(engine).open(artifact, OpenConfig(threads=1))) as runner:
             runner.run(pixels)
     except VitdeployError as exc:
         return exc.code

@@ -23,10 +23,11 @@ from tests.fuzz.crashers import CRASHERS
 from tests.fuzz.engines import ENDED, ENGINES, SECONDS, attempt, engines
 from tests.fuzz.mutants import MUTATIONS, mutant
 from tests.fuzz.seeds import FORMS, seed
-from vitdeploy import isolate, onnxcheck
+from vitdeploy import isolate
 from vitdeploy.errors import CODES, EnvironmentError_, VitdeployError
-from vitdeploy.inspector import inspect
+from vitdeploy.onnxfile import check
 from vitdeploy.render import json as rendered
+from vitdeploy.verbs.inspector import inspect
 
 FIRST, COUNT = (int(part) for part in os.environ.get("VITDEPLOY_FUZZ", "0:5000").split(":"))
 LANES = 2
@@ -58,7 +59,7 @@ def passed(folder: Path, number: int, running: tuple) -> Outcome:
     told = inspected(path)
     shutil.rmtree(folder / "new", ignore_errors=True)
     try:
-        shown, notes = onnxcheck.sanitized(path, folder / "new")
+        shown, notes = check.sanitized(path, folder / "new")
     except VitdeployError as exc:
         return Outcome(what, told, exc.code)
     return Outcome(what, told, "repaired" if notes else "sound", *(engine.attempt(shown) for engine in running))
@@ -134,7 +135,7 @@ def test_crashers_are_fenced_off(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write(path)
     try:
-        shown, notes = onnxcheck.sanitized(path, tmp_path / "new")
+        shown, notes = check.sanitized(path, tmp_path / "new")
     except VitdeployError as exc:
         assert exc.code == fence
         assert "\n" not in str(exc)

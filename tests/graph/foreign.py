@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests import torchvision_shim
-from vitdeploy.graph.canonical import Rewrite, canonicalise
+from vitdeploy.graph.canonical.rewrites import Rewrite, canonicalise
 
 DEPTH, WIDTH, HEADS, SIDE, PATCH, CLASSES = 2, 32, 2, 32, 8, 5
 TOKENS = (SIDE // PATCH) ** 2 + 1

@@ -6,11 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.checkpoints.cases import CASES
 from tests.graph import foreign, vits
 from tests.graph.foreign import Sketch
-from tests.models.cases import CASES
 from vitdeploy.errors import InputError
-from vitdeploy.graph import fold, layers
+from vitdeploy.graph import layers
+from vitdeploy.graph.exact import fold
 from vitdeploy.graph.structure import Structure, recognise
 
 MADE = [

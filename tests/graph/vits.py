@@ -12,12 +12,12 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from tests.checkpoints.cases import CASES, shaken
 from tests.graph import foreign
-from tests.models.cases import CASES, shaken
-from vitdeploy.exporter import Program, trace
-from vitdeploy.graph.canonical import canonicalise
+from vitdeploy.graph.canonical.rewrites import canonicalise
 from vitdeploy.recipe import ExportConfig
 from vitdeploy.spec import ModelSpec
+from vitdeploy.verbs.exporter import Program, trace
 
 FOREIGN = (
     ("timm-unfused", 13),
@@ -34,7 +34,7 @@ FOREIGN = (
 
 @functools.cache
 def quick(name: str, **options) -> onnx.ModelProto:
-    """A case of `tests.models.cases` through TorchScript's exporter, twenty times as fast as our own.
+    """A case of `tests.checkpoints.cases` through TorchScript's exporter, twenty times as fast as our own.
 
     Args:
         name: The case.

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from tests.models.cases import CASES, pixels, shaken
+from tests.checkpoints.cases import CASES, pixels, shaken
 from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.vit import Attention
 

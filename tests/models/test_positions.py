@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.models.cases import contract, spec
+from tests.checkpoints.cases import contract, spec
 from vitdeploy.models import positions
 from vitdeploy.spec import InputContract, ModelSpec
 

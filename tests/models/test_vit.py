@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tests.models.cases import CASES, contract, pixels, shaken, spec
+from tests.checkpoints.cases import CASES, contract, pixels, shaken, spec
 from vitdeploy.models.vit import Attention, VisionTransformer, build
 from vitdeploy.spec import ModelSpec
 

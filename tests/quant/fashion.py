@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from vitdeploy import images
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.backends import backend
 from vitdeploy.backends.base import OpenConfig, run_any
-from vitdeploy.datasets import LoadConfig, open_dataset
-from vitdeploy.exporter import export
-from vitdeploy.measure.worth import divergence
+from vitdeploy.backends.table import backend
+from vitdeploy.data import LoadConfig, images, open_dataset
+from vitdeploy.proof.worth import divergence
 from vitdeploy.recipe import ExportConfig, ModelConfig, QuantizeConfig
+from vitdeploy.verbs.exporter import export
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "calibration/fashion-mnist"

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitdeploy.quant.calibrator import CalibrateConfig, Images, Want, calibrate
-from vitdeploy.quant.statistics import Statistics
+from vitdeploy.quant.observations import Statistics
 
 TOKENS, WIDTH, HIDDEN = 3, 4, 6
 WANTS = (Want("hidden", rows=16), Want("active", rows=5), Want("weights", rows=0, channels=False))

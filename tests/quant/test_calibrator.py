@@ -12,13 +12,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.quant.networks import HIDDEN, TOKENS, WANTS, network, pictures, run, saved, stream
-from vitdeploy import images, synthetic
+from vitdeploy.data import images, synthetic
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.onnxfile.augment import augment
 from vitdeploy.quant import calibrator, observer
-from vitdeploy.quant.augmentation import augment
 from vitdeploy.quant.calibrator import CalibrateConfig, Images, Want, calibrate
+from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.sketch import Sketch
-from vitdeploy.quant.statistics import Statistics
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from tests.backends.test_kernels import needs_vnni
 from tests.conftest import TINY, write_artifact
 from tests.quant.fashion import LAYERS, apart, config, demo, edited, logits, pixels
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.backends import backend
 from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.table import backend
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
 from vitdeploy.measure.parity import Parity
 from vitdeploy.quant.int8 import wants
 from vitdeploy.quant.preparation import REWRITES, Layout, prepare
-from vitdeploy.quantizer import quantize
+from vitdeploy.verbs.quantizer import quantize
 
 ENGINES = ("onnxruntime", "openvino")
 PIXELS = {"onnxruntime": 0, "openvino": 1, "portable": 0}

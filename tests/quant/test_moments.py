@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from tests.quant.networks import HIDDEN, network, pictures, stream
-from vitdeploy import images, synthetic
+from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError
 from vitdeploy.quant import moments as module
 from vitdeploy.quant.moments import from_rows, moments

@@ -19,11 +19,11 @@ from tests.quant.fashion import apart, config, demo, edited, logits, pixels
 from tests.quant.test_int8 import with_a_massive_token
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
-from vitdeploy.quant import attention
+from vitdeploy.quant import products
 from vitdeploy.quant.equalize import SMALLEST_HALF
 from vitdeploy.quant.preparation import Layout, prepare
-from vitdeploy.quantizer import quantize
 from vitdeploy.recipe import QuantizeConfig
+from vitdeploy.verbs.quantizer import quantize
 
 FORMS = ("int8", "int8 attention", "fp8", "fp8 attention")
 KINDS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
@@ -182,35 +182,35 @@ def prepared(source):
     [("MOST_TOKENS", 49, "50 tokens, more than 49"), ("HEAD_SIZES", (8, 64), "heads have 32 channels, not 8 or 64")],
 )
 def test_attention_that_tensorrt_would_slow_down_is_refused(prepared, monkeypatch, name, value, reason):
-    attention.refuse(prepared, INT8)
-    monkeypatch.setattr(attention, name, value)
+    products.refuse(prepared, INT8)
+    monkeypatch.setattr(products, name, value)
     with pytest.raises(UsageError, match=rf"VD2011.*blocks\.0.*{reason}.*stays FP16"):
-        attention.refuse(prepared, INT8)
-    assert not any(attention.chosen(each, INT8) for each in prepared.attentions)
-    attention.refuse(prepared, Layout(attention=True))  # OpenVINO's
+        products.refuse(prepared, INT8)
+    assert not any(products.chosen(each, INT8) for each in prepared.attentions)
+    products.refuse(prepared, Layout(attention=True))  # OpenVINO's
     if name == "MOST_TOKENS":
-        attention.refuse(prepared, FP8)
+        products.refuse(prepared, FP8)
 
 
 def test_fp8_attention_wants_heads_of_whole_sixteens(prepared, monkeypatch):
-    attention.refuse(prepared, FP8)
-    monkeypatch.setattr(attention, "MOST_CHANNELS", 8)
+    products.refuse(prepared, FP8)
+    monkeypatch.setattr(products, "MOST_CHANNELS", 8)
     with pytest.raises(UsageError, match=r"VD2011.*not a multiple of 16 up to 8"):
-        attention.refuse(prepared, FP8)
+        products.refuse(prepared, FP8)
 
 
 @pytest.mark.parametrize("name", ["rotary-dinov3", "qk-norm", "attn-norm"])
 def test_attention_with_something_between_layers_and_products_is_refused(name):
     structure = prepare(ir.from_proto(vits.quick(name)), INT8).structure
     with pytest.raises(UsageError, match=r"VD2011.*a norm or rotary positions"):
-        attention.refuse(structure, INT8)
+        products.refuse(structure, INT8)
 
 
 def test_scores_that_are_scaled_outside_are_refused(prepared):
     first = prepared.attentions[0]
     scaled = replace(prepared, attentions=[replace(first, scale=(first.softmax,))])
     with pytest.raises(UsageError, match=r"VD2011.*query-scale"):
-        attention.refuse(scaled, INT8)
+        products.refuse(scaled, INT8)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.graph.census import Kernel
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.spec import InputContract
 
@@ -21,6 +20,29 @@ Tensor = NDArray[Any]
 
 Outputs = dict[str, NDArray[np.float32]]
 """Output name to float32 [N, ...]; the main one is called `ModelSpec.output`: ``logits``, ``embedding`` or ``pooled``."""
+
+
+Role = Literal["gemm", "attention", "conv", "other"]
+Precision = Literal["int8", "fp8", "fp32", "fp16", "bf16", "int8-dynamic", "other"]
+
+
+class Kernel(NamedTuple):
+    """One thing that an engine executes.
+
+    Attributes:
+        name: Name of the product (MatMul, Gemm, Conv) of the source graph that it computes; "" when the engine lost it. For
+            everything else the engine's own name.
+        kind: The engine's operator or layer type.
+        role: ``gemm`` multiplies by constant weights, ``attention`` multiplies two activations or is a whole attention.
+        precision: What it multiplies in; ``int8-dynamic`` has int8 weights and quantizes activations at run time.
+        fallback: It computes in float although its inputs were quantized: slower than both.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    precision: Precision
+    fallback: bool = False
 
 
 class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitdeploy import images
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import settings
-from vitdeploy.backends.base import OpenConfig, Outputs, Tensor, checked, only_cpu, threads
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, checked, only_cpu, threads
+from vitdeploy.checkpoints.safetensors import rebuild
+from vitdeploy.data import images
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library
-from vitdeploy.graph.census import Kernel
-from vitdeploy.models import original
 
 _PRECISIONS = {None: "fp32", "f32": "fp32", "bf16": "bf16"}
 _TAKES = ("threads", "device", "precision", "compiled")
@@ -48,7 +47,7 @@ class PyTorch:
         Raises:
             UsageError: VD2011, another device than ``cpu``, precision than ``f32`` or ``bf16``, or a setting that PyTorch does
                 not have.
-            InputError: VD3010, the artifact does not carry the original (a bare .onnx); else as `models.original`.
+            InputError: VD3010, the artifact does not carry the original (a bare .onnx); else as `safetensors.rebuild`.
             EnvironmentError_: VD4004, torch failed; VD4006, out of memory; VD4010, no C++ compiler for ``torch.compile``.
         """
         config = settings.asked(self.name, artifact, config, _TAKES)
@@ -81,7 +80,7 @@ class PyTorchRunner:
         half = config.precision == "bf16"
         with library("torch", artifact.weights):
             torch.set_num_threads(threads(config))
-            network: Any = original(spec, artifact.weights)
+            network: Any = rebuild(spec, artifact.weights)
             self._run: _Function | None = _in_bfloat16(network) if half else network
             if config.compiled:
                 # static: kernels for just this shape; fullgraph: a part that stayed eager would go unnoticed

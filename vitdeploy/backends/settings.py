@@ -7,8 +7,8 @@ from collections.abc import Collection
 import msgspec
 
 from vitdeploy.artifact import RECORD, Artifact
-from vitdeploy.backends import fitting
 from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.table import fitting
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import CompileConfig
 

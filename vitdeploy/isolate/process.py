@@ -18,16 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
-from vitdeploy.errors import (
-    CODES,
-    EnvironmentError_,
-    InputError,
-    TrustError,
-    UsageError,
-    VitdeployError,
-    library,
-    printable,
-)
+from vitdeploy.errors import CODES, EnvironmentError_, InputError, TrustError, UsageError, VitdeployError, library, printable
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
 from vitdeploy.progress import Progress, silent

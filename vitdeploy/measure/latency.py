@@ -21,7 +21,7 @@ import numpy as np
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, threads
-from vitdeploy.backends.remote import Opened
+from vitdeploy.backends.child import Opened
 from vitdeploy.measure.statistics import median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
 from vitdeploy.progress import Progress, silent

@@ -11,11 +11,11 @@ import time
 from contextlib import ExitStack
 from types import TracebackType
 
-from vitdeploy import images, synthetic
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends import fitting
 from vitdeploy.backends.base import OpenConfig, Tensor
-from vitdeploy.backends.remote import PATIENCE_S, Opened, Session, enter, repaired, start
+from vitdeploy.backends.child import PATIENCE_S, Opened, Session, enter, repaired, start
+from vitdeploy.backends.table import fitting
+from vitdeploy.data import images, synthetic
 from vitdeploy.isolate import peak_mib
 
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library
 from vitdeploy.progress import Progress, silent
+from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.observer import Observer, out_of_memory
 from vitdeploy.quant.sketch import MOST_ROWS, Sketch, image_key
-from vitdeploy.quant.statistics import Statistics
 
 Images = tuple[NDArray[Any], tuple[str, ...]]
 """Some images: the model's input tensor [n, ...] as its contract says, and n names, each unique in the data set."""

@@ -18,17 +18,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph import fold, qdq
-from vitdeploy.graph.census import Plan
+from vitdeploy.graph import qdq
+from vitdeploy.graph.exact import fold
 from vitdeploy.graph.structure import Attention, Linear, Site, Structure
-from vitdeploy.quant import attention as products
-from vitdeploy.quant import rounding
+from vitdeploy.proof.census import Plan
+from vitdeploy.quant import products, rounding
 from vitdeploy.quant.calibrator import Want
 from vitdeploy.quant.equalize import Choice, Grid, Limits, Step, choose, step
 from vitdeploy.quant.moments import Moments, from_rows
+from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.patches import quantize_patches
 from vitdeploy.quant.preparation import Layout, Prepared, plain_values
-from vitdeploy.quant.statistics import Statistics
 
 Array = NDArray[Any]
 ROWS = 512

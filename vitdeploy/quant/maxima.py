@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import library
 from vitdeploy.graph import storage
-from vitdeploy.graph.extremes import tapped
+from vitdeploy.graph.half.ranges import tapped
 
 
 def maxima(model: ir.Model, batches: Iterable[NDArray[Any]], folder: Path, *, threads: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library, needs
-from vitdeploy.quant.augmentation import augment
+from vitdeploy.onnxfile.augment import augment
 
 BUFFERS = 160 << 20
 """Bytes that the two sets of buffers take together, at most; but one image always has its place."""

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy import images, synthetic
 from vitdeploy.artifact import Artifact
-from vitdeploy.datasets import Dataset, LoadConfig, open_dataset
+from vitdeploy.data import Dataset, LoadConfig, images, open_dataset, synthetic
 from vitdeploy.recipe import QuantizeConfig
 
 BATCH = 8

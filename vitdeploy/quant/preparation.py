@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from vitdeploy.errors import UsageError, nearest
-from vitdeploy.graph import fold, residual
-from vitdeploy.graph.canonical import NAMES, canonicalise
+from vitdeploy.graph.canonical.rewrites import NAMES, canonicalise
+from vitdeploy.graph.exact import fold, residual
 from vitdeploy.graph.structure import Attention, Structure, recognise
 from vitdeploy.quant.equalize import Grid
 
@@ -26,7 +26,7 @@ REWRITES = (
     "rotation",
     "head-rotation",
 )
-"""Exact rewrites beyond those of `vitdeploy.graph.canonical`, in their order."""
+"""Exact rewrites beyond those of `vitdeploy.graph.canonical.rewrites`, in their order."""
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy import cost
 from vitdeploy.report import Machine, Metric, Report
+from vitdeploy.zoo import cost
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
-    from vitdeploy.doctor import Checkup
-    from vitdeploy.inspector import Inspection
-    from vitdeploy.onnxgraph import Port
-    from vitdeploy.predictor import Prediction
+    from vitdeploy.onnxfile.summary import Port
     from vitdeploy.spec import InputContract, ModelSpec
-    from vitdeploy.variants import Variant
+    from vitdeploy.verbs.doctor import Checkup
+    from vitdeploy.verbs.inspector import Inspection
+    from vitdeploy.verbs.predictor import Prediction
+    from vitdeploy.zoo.variants import Variant
 
 _SUFFIX = {"share": " %", "ratio": "x", "count": "", "": ""}
 _TINY = 1e-3  # numbers without unit below this are differences and tolerances: written as powers of ten

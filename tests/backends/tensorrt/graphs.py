@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.backends.qdq import SCALE, Quantizer
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.graph.precision import to_half
+from vitdeploy.graph.half.convert import to_half
 
 INT8 = "s8"
 TOKENS, WIDTH = 7, 16

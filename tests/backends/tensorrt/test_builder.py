@@ -25,13 +25,14 @@ from tests.conftest import TINY
 from vitdeploy import isolate
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.tensorrt import PLAN, SHEET, SOURCE, TensorRtRtx, builder, library, rules, timings
+from vitdeploy.backends.tensorrt import builder, library, rules, timings
+from vitdeploy.backends.tensorrt.backend import PLAN, SHEET, SOURCE, TensorRtRtx
 from vitdeploy.backends.tensorrt.device import Device
 from vitdeploy.backends.tensorrt.key import EngineKey
 from vitdeploy.backends.tensorrt.place import Place, available, look
 from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError
-from vitdeploy.quantizer import quantize
 from vitdeploy.recipe import CompileConfig, QuantizeConfig
+from vitdeploy.verbs.quantizer import quantize
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: nothing is compiled")
 
@@ -396,7 +397,7 @@ def test_an_interpreter_that_has_compiled_ends_well(tiny_static):
     """The library is told to log into Python until the process is gone."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from vitdeploy.backends.tensorrt import builder, library\n"
+        "from vitdeploy.backends.tensorrt.backend import builder, library\n"
         "from vitdeploy.backends.tensorrt.place import Place\n"
         "from vitdeploy.recipe import CompileConfig\n"
         "trt, config = library.load('tensorrt-rtx'), CompileConfig(backend='tensorrt-rtx')\n"
@@ -410,7 +411,7 @@ def test_the_package_needs_neither_onnx_nor_torch_nor_an_engine():
     """What a Jetson has: numpy and msgspec."""
     banned = ("onnx", "onnx_ir", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "rich", "typer")
     modules = ("builder", "rules", "key", "profile", "place", "timings", "attention", "tensors", "library")
-    imports = "\n".join(f"import vitdeploy.backends.tensorrt.{name}" for name in modules)
+    imports = "\n".join(f"import vitdeploy.backends.tensorrt.backend.{name}" for name in modules)
     code = f"import sys; sys.modules.update(dict.fromkeys({banned!r}))\n{imports}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

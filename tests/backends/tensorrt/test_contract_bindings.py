@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.backends.tensorrt import wheels
-from vitdeploy.backends import tensorrt
-from vitdeploy.backends.tensorrt import buffers, builder
+from vitdeploy.backends.tensorrt import backend, buffers, builder
 
-FOLDER = Path(tensorrt.__file__).parent
+FOLDER = Path(backend.__file__).parent
 VERSIONS = {
     "10.3.0": "tensorrt-cu12-bindings==10.3.0",  # JetPack 6
     "10.7.0": "tensorrt-cu12-bindings==10.7.0",

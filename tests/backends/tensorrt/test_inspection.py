@@ -11,10 +11,11 @@ import pytest
 
 from tests.backends.tensorrt import fake_device
 from tests.backends.tensorrt.fake_device import FakeCuda, FakeEngine
+from vitdeploy.backends.base import Kernel
 from vitdeploy.backends.tensorrt import inspection
 from vitdeploy.backends.tensorrt.buffers import Port
 from vitdeploy.errors import EnvironmentError_, InputError
-from vitdeploy.graph.census import Kernel, Plan, census
+from vitdeploy.proof.census import Plan, census
 
 WORDS = {
     "int8": "Thirty-two wide channel vectorized row major Int8 format",

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.backends.qdq import Quantizer
 from tests.backends.tensorrt import graphs
 from tests.backends.tensorrt.graphs import INT8, fp16, linear, whole, written
-from vitdeploy.backends.tensorrt import TensorRtRtx, builder, rules
+from vitdeploy.backends.tensorrt import builder, rules
+from vitdeploy.backends.tensorrt.backend import TensorRtRtx
 from vitdeploy.backends.tensorrt.place import Place
 from vitdeploy.backends.tensorrt.rules import Graph, Target, check
 from vitdeploy.backends.tensorrt.tensors import Tensors

@@ -10,12 +10,11 @@ import pytest
 from tests.backends.tensorrt import fake_device
 from tests.backends.tensorrt.fake_device import FakeCuda, FakeEngine
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.base import Kernel, OpenConfig
 from vitdeploy.backends.tensorrt import runner as runners
 from vitdeploy.backends.tensorrt.buffers import Port
 from vitdeploy.backends.tensorrt.runner import TensorRtRunner
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
-from vitdeploy.graph.census import Kernel
 from vitdeploy.spec import InputContract, ModelSpec
 
 SPEC = ModelSpec(

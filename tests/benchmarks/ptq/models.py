@@ -26,10 +26,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vitdeploy as vd
-from vitdeploy import images
-from vitdeploy.backends import backend
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.datasets.dataset import Dataset, LoadConfig, open_dataset
+from vitdeploy.backends.table import backend
+from vitdeploy.data import images
+from vitdeploy.data.dataset import Dataset, LoadConfig, open_dataset
 
 ROOT = Path(__file__).resolve().parents[3]
 CALIBRATION = 128

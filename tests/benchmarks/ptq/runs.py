@@ -21,8 +21,8 @@ from ptq.models import Case
 
 import vitdeploy
 from vitdeploy.artifact import RECORD, Artifact, Record
-from vitdeploy.backends import backend
 from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.table import backend
 from vitdeploy.files import sha256
 
 BATCH = 25

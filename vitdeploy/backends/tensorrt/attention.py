@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vitdeploy.graph.nodes import Node, Nodes
+from vitdeploy.onnxfile.nodes import Node, Nodes
 
 _MOVES = frozenset(("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
 _POINTWISE = frozenset(("Add", "Mul", "Div", "Sub", "Where", "Clip"))

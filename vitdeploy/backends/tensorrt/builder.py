@@ -23,7 +23,7 @@ from vitdeploy.backends.tensorrt.place import Place, ordinal
 from vitdeploy.backends.tensorrt.profile import profile, target_capabilities
 from vitdeploy.errors import EnvironmentError_, UsageError, VitdeployError
 from vitdeploy.errors import library as seam
-from vitdeploy.onnxgraph import OnnxGraph, read_graph
+from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
 from vitdeploy.recipe import CompileConfig
 
 TYPES = {

@@ -24,9 +24,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from vitdeploy.backends.base import Kernel, Precision, Role
 from vitdeploy.errors import EnvironmentError_, library
-from vitdeploy.graph.census import Kernel, Precision, Role
-from vitdeploy.graph.nodes import Nodes
+from vitdeploy.onnxfile.nodes import Nodes
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _PRODUCT = re.compile(r"(?:^|[/._ ])(?:matmul|gemm|conv|conv2d|linear|einsum|attention)(?:_\d+)?$", re.IGNORECASE)

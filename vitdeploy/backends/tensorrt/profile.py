@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.onnxgraph import OnnxGraph
+from vitdeploy.onnxfile.summary import OnnxGraph
 from vitdeploy.recipe import CompileConfig
 
 Sizes = tuple[int, ...]

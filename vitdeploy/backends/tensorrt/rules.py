@@ -16,7 +16,7 @@ from typing import NamedTuple
 from vitdeploy.backends.tensorrt.attention import Attention, attentions
 from vitdeploy.backends.tensorrt.tensors import Tensors
 from vitdeploy.errors import InputError
-from vitdeploy.graph.nodes import Node, Nodes
+from vitdeploy.onnxfile.nodes import Node, Nodes
 
 CODES = frozenset(("int8", "float8e4m3fn", "int4", "float4e2m1"))
 """Element types that QuantizeLinear and DequantizeLinear may have."""

@@ -22,14 +22,13 @@ import numpy as np
 
 from vitdeploy import errors
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Outputs, Tensor, checked
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, checked
 from vitdeploy.backends.tensorrt import inspection, library
 from vitdeploy.backends.tensorrt.buffers import Buffers, Port, Shape, ports
 from vitdeploy.backends.tensorrt.cuda import require
 from vitdeploy.backends.tensorrt.device import Cuda
 from vitdeploy.backends.tensorrt.place import ordinal
 from vitdeploy.errors import EnvironmentError_, InputError, UsageError
-from vitdeploy.graph.census import Kernel
 
 SESSIONS = 8
 """Batch sizes that are kept ready; the one that was not used for longest goes first."""

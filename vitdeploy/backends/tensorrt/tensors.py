@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from vitdeploy import files
 from vitdeploy.errors import InputError, TrustError
-from vitdeploy.onnxgraph import Field, Port, Walk
+from vitdeploy.onnxfile.summary import Field, Port, Walk
 
 LARGEST = 1 << 20
 """Bytes of a constant beyond which it is not read: zero points are far smaller."""

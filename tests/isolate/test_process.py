@@ -1,0 +1,454 @@
+"""A child process: answers and errors cross over whole; crashes, hangs, bombs and exits become one typed line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vitdeploy import isolate
+from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError, VitdeployError
+from vitdeploy.isolate import service
+
+USED = r"(: it had used \d+ MiB of [\d.]+ .iB)?"
+"""Not there when the child died before it was looked at, and had used less than its parent."""
+ERRORS = {"2": UsageError("VD2003", "a"), "3": InputError("VD3002", "b", file="x\n.pt", fix="c"), "7": TrustError("VD7002", "d")}
+
+
+def here(name: str) -> str:
+    return f"tests.isolate.test_process:{name}"
+
+
+def echo(argument: object) -> object:
+    return argument
+
+
+def describe(_: object) -> dict[str, object]:
+    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_AS")}
+    return {
+        "environment": dict(os.environ),
+        "folder": str(Path.cwd()),
+        "files": sorted(path.name for path in Path.cwd().iterdir()),
+        "temporary": tempfile.gettempdir(),
+        "session": os.getsid(0) == os.getpid(),
+        "stdin": sys.stdin.read(),
+        "limits": limits,
+        "modules": [name for name in ("torch", "numpy", "msgspec") if name in sys.modules],
+    }
+
+
+def fail(which: str) -> None:
+    raise ERRORS[which]
+
+
+def break_down(_: object) -> None:
+    raise KeyError("first line\nsecond line")
+
+
+def die(number: int) -> None:
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def leave(status: int) -> None:
+    sys.exit(status)
+
+
+def vanish(_: object) -> None:
+    os._exit(0)
+
+
+def lie(answer: str) -> None:
+    """Send something else than an answer, with its length before it, and say no more."""
+    raw = answer.encode()
+    service._channel.sendall(len(raw).to_bytes(8, "little") + raw)
+    time.sleep(60)
+
+
+def swell(_: object) -> None:
+    """Announce more than may come."""
+    service._channel.sendall((1 << 60).to_bytes(8, "little"))
+    time.sleep(60)
+
+
+def hang(marker: str) -> None:
+    """With a child of its own, which would write the marker after two seconds."""
+    code = f"import time; time.sleep(2); open({marker!r}, 'w')"
+    subprocess.Popen([sys.executable, "-c", code])
+    Path(marker + ".started").touch()
+    time.sleep(60)
+
+
+def eat(mib: int) -> int:
+    return len(bytearray(mib << 20))
+
+
+def grow_and_die(mib: int) -> None:
+    held = bytearray(b"1") * (mib << 20)
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(len(held))
+
+
+def count(steps: int) -> str:
+    for done in range(steps + 1):
+        isolate.told("count\x1b[2J", done, steps)
+    return "counted"
+
+
+def misreport(step: object) -> None:
+    isolate.told(*step)
+
+
+def tidy(folder: str) -> None:
+    """Half-writes a file, and removes it however it ends."""
+    part = Path(folder) / "part"
+    try:
+        part.touch()
+        time.sleep(60)
+    finally:
+        part.unlink()
+
+
+def stubborn(folder: str) -> None:
+    """Does not listen to anybody."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (Path(folder) / "part").touch()
+    time.sleep(60)
+
+
+class Counter:
+    """A subject: keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, amount: int, arrays: list[bytearray]) -> tuple[int, list[memoryview]]:
+        self.total += amount
+        return self.total, [memoryview(bytes(reversed(each))) for each in arrays]
+
+    def fail(self, which: str, _: list[bytearray]) -> tuple[None, list[memoryview]]:
+        raise ERRORS[which]
+
+    def call(self, name: str, _: list[bytearray]) -> tuple[object, list[memoryview]]:
+        return globals()[name](None), []
+
+    def die(self, number: int, _: list[bytearray]) -> tuple[None, list[memoryview]]:
+        die(number)
+        return None, []
+
+    def sleep(self, seconds: float, _: list[bytearray]) -> tuple[None, list[memoryview]]:
+        time.sleep(seconds)
+        return None, []
+
+
+def write(mib: int) -> None:
+    with open("big", "wb") as stream:
+        for _ in range(mib):
+            stream.write(bytes(1 << 20))
+
+
+def break_off(_: object) -> None:
+    raise EOFError("a file of theirs ends early")
+
+
+def error_text(code: str, exit: int, message: object) -> str:
+    error = {"code": code, "file": None, "message": message, "fix": "", "exit": exit}
+    return json.dumps({"sizes": [], "error": error, "traceback": ""})
+
+
+def caught(name: str, argument: object = None, **limits: float) -> VitdeployError:
+    with pytest.raises(VitdeployError) as found:
+        isolate.run(here(name), argument, **{"seconds": 30, **limits})
+    assert str(found.value).isprintable()
+    return found.value
+
+
+@pytest.mark.parametrize("value", [None, 3, 0.1, "ä\n", [1, [2]], {"a": {"b": None}}], ids=str)
+def test_answer_crosses(value: object) -> None:
+    assert isolate.run(here("echo"), value, seconds=30) == value
+
+
+def test_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    found = isolate.run(here("describe"), seconds=30, file_mib=3, memory_mib=4096)
+    assert "secret" not in found["environment"].values()
+    assert set(found["environment"]) <= {*isolate.KEPT, "TMPDIR"}
+    assert found["environment"]["LANG"] == "C.UTF-8"
+    assert found["folder"] == found["temporary"] != str(Path.cwd())
+    assert found["files"] == ["log"]
+    assert not Path(found["folder"]).exists()  # cleaned up
+    assert found["session"]
+    assert found["stdin"] == ""
+    assert found["limits"] == {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 3 << 20, "RLIMIT_AS": 4096 << 20}
+    assert found["modules"] == []
+
+
+@pytest.mark.parametrize("which", ERRORS)
+def test_our_errors_cross_whole(which: str) -> None:
+    error = caught("fail", which)
+    assert type(error) is type(ERRORS[which])
+    assert error.record() == ERRORS[which].record()
+    assert "in fail" in str(error.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "code", "says"),
+    [
+        ("break_down", None, "VD4004", "a child process failed: KeyError: 'first line"),
+        ("no_such_function", None, "VD4004", "AttributeError"),
+        (
+            "die",
+            signal.SIGSEGV,
+            "VD4007",
+            f"a child process was ended by SIGSEGV{USED}; it said last: last words",
+        ),
+        (
+            "die",
+            signal.SIGKILL,
+            "VD4007",
+            rf"ended by SIGKILL{USED} \(out of memory\?\).*; use a smaller batch",
+        ),
+        ("die", signal.SIGXCPU, "VD4008", "longer than 30 s"),
+        ("die", signal.SIGRTMIN + 3, "VD4007", "ended by"),
+        ("leave", 3, "VD4007", "ended with status 3 before it answered"),
+        ("leave", 0, "VD4007", "ended with status 0 before it answered"),
+        ("vanish", None, "VD4007", "ended with status 0 before it answered"),
+        ("break_off", None, "VD4004", "EOFError"),
+        ("lie", "", "VD4007", "makes no sense"),
+        ("lie", "[]", "VD4007", "makes no sense"),
+        ("lie", "{}", "VD4007", "makes no sense"),
+        ("lie", '{"sizes": [-1]}', "VD4007", "makes no sense"),
+        ("lie", '{"sizes": [1e999]}', "VD4007", "makes no sense"),
+        ("lie", f'{{"sizes": [{1 << 50}]}}', "VD4007", "makes no sense"),
+        ("lie", '{"sizes": [], "error": 1}', "VD4007", "makes no sense"),
+        ("lie", '{"sizes": [], "progress": [1, 2, 3]}', "VD4007", "makes no sense"),
+        ("lie", error_text("VD9999", 3, ""), "VD4007", "makes no sense"),
+        ("lie", error_text("VD3001", 3, 3), "VD4007", "makes no sense"),
+        ("lie", error_text("VD3001", 99, ""), "VD4007", "makes no sense"),
+        ("lie", "[" * 200_000, "VD4007", "makes no sense"),
+        ("swell", None, "VD4007", "makes no sense"),
+    ],
+)
+def test_failures(name: str, argument: object, code: str, says: str) -> None:
+    error = caught(name, argument)
+    assert type(error) is EnvironmentError_
+    assert error.exit_code == 4
+    assert error.code == code
+    assert re.search(says, str(error)), str(error)
+
+
+def test_too_much_memory() -> None:
+    error = caught("eat", 4096, memory_mib=1024)
+    assert (error.code, error.exit_code) == ("VD4006", 4)
+    assert re.search(r"out of memory: it had used \d+ MiB of 1.0 GiB", str(error))
+    assert isolate.run(here("eat"), 16, seconds=30, memory_mib=1024) == 16 << 20
+
+
+def test_too_large_a_file() -> None:
+    error = caught("write", 8, file_mib=2)
+    assert (error.code, error.exit_code) == ("VD4004", 4)
+    assert "File too large" in str(error)
+
+
+def test_too_long_and_its_own_children_end_too(tmp_path: Path) -> None:
+    start = time.monotonic()
+    error = caught("hang", str(tmp_path / "marker"), seconds=1.5)
+    assert time.monotonic() - start < 10
+    assert (error.code, error.exit_code) == ("VD4008", 4)
+    assert re.search(r"killed: it took longer than 1.5 s, and it had used", str(error))
+    time.sleep(2.5)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["marker.started"])
+
+
+def test_ctrl_c_ends_the_child(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    def interrupt() -> None:
+        while not Path(f"{marker}.started").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        isolate.run(here("hang"), str(marker), seconds=30)
+    time.sleep(2.5)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("tidy", 0.0), ("stubborn", isolate.GRACE_S)])
+def test_an_interrupted_child_may_clean_up_for_a_moment(name: str, seconds: float, tmp_path: Path) -> None:
+    pid = []
+
+    def interrupt() -> None:
+        while not (tmp_path / "part").exists():
+            time.sleep(0.02)
+        pid.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        isolate.run(here(name), str(tmp_path), seconds=30)
+    assert seconds <= time.monotonic() - pid[0] < seconds + 1.5
+    assert (tmp_path / "part").exists() == (name == "stubborn")
+
+
+def test_memory_that_a_killed_child_had_used_is_told() -> None:
+    """The parent is a small process of its own: the kernel counts a larger parent's memory as the child's."""
+    path = [str(Path(entry).absolute()) for entry in sys.path]
+    code = f"import sys; sys.path[:] = {path!r}; from vitdeploy import isolate; "
+    code += f"isolate.run({here('grow_and_die')!r}, 300, seconds=60)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = re.search(r"SIGKILL: it had used (\d+) MiB of", done.stderr)
+    assert found is not None, done.stderr
+    assert 300 < int(found[1]) < 450
+
+
+def test_the_memory_of_a_child_that_is_smaller_than_its_parent_is_polled() -> None:
+    held = bytearray(b"1") * (300 << 20)
+    with isolate.Child(here("Counter")) as child:
+        with pytest.raises(EnvironmentError_) as found:
+            child.ask("sleep", 30, seconds=1)
+        used = re.search(r"it had used (\d+) MiB", str(found.value))
+        assert used is not None
+        assert 5 < int(used[1]) < 100 < len(held)
+
+
+def test_steps_are_heard_in_order() -> None:
+    heard: list[tuple[str, int, int]] = []
+    answer = isolate.run(here("count"), 3, seconds=30, progress=lambda *step: heard.append(step))
+    assert answer == "counted"
+    assert heard == [("count\\x1b[2J", done, 3) for done in range(4)]
+    isolate.told("nobody listens here", 0, 1)
+
+
+@pytest.mark.parametrize("step", [[1, 2, 3], ["a", "b", 3], ["a", 1, None]])
+def test_steps_are_checked(step: list[object]) -> None:
+    assert "makes no sense" in str(caught("misreport", step))
+
+
+def test_a_listener_that_raises_ends_the_child() -> None:
+    with isolate.Child() as child:
+        with pytest.raises(ZeroDivisionError):
+            child.ask(here("count"), 3, seconds=30, progress=lambda *_: 1 / 0)
+        with pytest.raises(EnvironmentError_, match="was interrupted"):
+            child.ask(here("echo"), 3, seconds=30)
+
+
+def test_a_subject_keeps_its_state_and_arrays_cross() -> None:
+    with isolate.Child(here("Counter")) as child:
+        assert child.ask("add", 2, seconds=30) == (2, [])
+        total, (first, second) = child.ask("add", 3, [memoryview(b"abc"), memoryview(b"")], seconds=30)
+        assert (total, first, second) == (5, b"cba", b"")
+        large = memoryview(os.urandom(8 << 20))
+        assert child.ask("add", 0, [large], seconds=30)[1] == [bytes(reversed(large))]
+        with pytest.raises(InputError, match=r"x\\n\.pt"):
+            child.ask("fail", "3", seconds=30)
+        with pytest.raises(EnvironmentError_, match="KeyError"):
+            child.ask("call", "break_down", seconds=30)
+        with pytest.raises(EnvironmentError_, match="AttributeError"):
+            child.ask("no_such_method", seconds=30)
+        assert child.ask("add", 1, seconds=30)[0] == 6  # errors of its own do not end it
+        assert child.ask(here("echo"), "functions too", seconds=30) == ("functions too", [])
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "code", "says"),
+    [("die", signal.SIGSEGV, "VD4007", "the engine was ended by SIGSEGV"), ("sleep", 30, "VD4008", "the engine was killed")],
+)
+def test_after_its_death_every_question_fails_alike(call: str, argument: float, code: str, says: str) -> None:
+    words = {"what": "the engine", "file": "model.onnx", "longer": "wait longer", "instead": "use another"}
+    with isolate.Child(here("Counter"), **words) as child:
+        errors = []
+        for question in ((call, argument), ("add", 1), (call, argument)):
+            with pytest.raises(EnvironmentError_) as found:
+                child.ask(*question, seconds=1.5)
+            errors.append(found.value.record())
+        assert errors[0] == errors[1] == errors[2]
+        assert errors[0]["code"] == code
+        assert str(errors[0]["message"]).startswith(says)
+        assert errors[0]["file"] == "model.onnx"
+        assert errors[0]["fix"] == ("wait longer" if code == "VD4008" else "use another")
+    child.close()  # closing twice is allowed
+
+
+def test_a_child_that_nobody_closes_ends_with_its_owner() -> None:
+    child = isolate.Child(here("Counter"))
+    pid = child.ask(here("number"), seconds=30)[0]
+    assert pid == child.pid
+    del child
+    assert not Path(f"/proc/{pid}").exists() or sys.platform != "linux"
+
+
+def number(_: object) -> int:
+    return os.getpid()
+
+
+def test_a_child_outlives_the_thread_that_started_it() -> None:
+    made: list[isolate.Child] = []
+    thread = threading.Thread(target=lambda: made.append(isolate.Child(here("Counter"))))
+    thread.start()
+    thread.join()
+    time.sleep(0.3)
+    with made[0] as child:
+        assert child.ask("add", 2, seconds=30)[0] == 2
+
+
+def test_only_children_know_that_they_are() -> None:
+    assert not isolate.inside()
+    assert isolate.run(here("is_inside"), seconds=30) is True
+
+
+def is_inside(_: object) -> bool:
+    return isolate.inside()
+
+
+def test_the_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("needs prctl")
+    marker = tmp_path / "marker"
+    path = [str(Path(entry).absolute()) for entry in sys.path]
+    code = f"import sys; sys.path[:] = {path!r}; from vitdeploy import isolate; "
+    code += f"isolate.run({here('wait')!r}, {str(marker)!r}, seconds=60)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    while not Path(f"{marker}.started").exists():
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    time.sleep(2.5)
+    assert not marker.exists()
+
+
+def wait(marker: str) -> None:
+    Path(marker + ".started").touch()
+    time.sleep(2)
+    Path(marker).touch()
+
+
+def test_starting_is_cheap() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        isolate.run("builtins:len", [], seconds=30)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0  # 0.1 s on an idle machine
+
+
+def test_needs_only_the_standard_library() -> None:
+    banned = ("torch", "numpy", "msgspec", "PIL", "typer", "rich")
+    code = f"import sys; sys.modules.update(dict.fromkeys({banned!r})); import vitdeploy.isolate"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,113 @@
+"""Promises of the audit: a right engine passes, and every way of being wrong is found and said."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from vitdeploy.backends.onnxruntime.backend import OnnxRuntime
+from vitdeploy.proof import engine as module
+from vitdeploy.proof import golden
+from vitdeploy.proof.census import Plan
+from vitdeploy.proof.engine import LIMITS, arithmetic, audit, distance
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_artifact):
+    return golden.make(tiny_artifact)
+
+
+class Wrong:
+    """An engine that runs the file and then spoils what comes out."""
+
+    def __init__(self, spoil):
+        self.spoil = spoil
+
+    def open(self, artifact, config):
+        runner = OnnxRuntime().open(artifact, config)
+        right = runner.run
+        runner.run = lambda tensor: {name: self.spoil(rows.copy()) for name, rows in right(tensor).items()}
+        runner.kernels = lambda: ()
+        return runner
+
+
+def leaking(rows):
+    """Rows of a larger batch take something from their neighbours."""
+    return rows + 0.5 * np.roll(rows, 1, 0) * (np.arange(len(rows)) > 1)[:, None]
+
+
+def jittery(rows):
+    return rows + 0.5 * np.arange(len(rows))[:, None] * rows.std()
+
+
+def holed(rows):
+    rows[0, 0] = np.nan
+    return rows
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_right_engine_passes(tiny_artifact, batch, monkeypatch, engine):
+    with as_kind(monkeypatch, engine):
+        found = audit(tiny_artifact, batch, Plan())
+    assert not found.wrong
+    assert max(found.facts["distances"].values()) < LIMITS["fp32"] / 10
+    assert found.facts["settings"]["backend"] == engine
+
+
+def as_kind(monkeypatch, engine, instead=None):
+    """Audit an ONNX artifact as if it were an engine of that name."""
+    from vitdeploy.backends.table import isolated
+
+    monkeypatch.setattr(module, "isolated", lambda kind: instead or isolated(engine))
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda rows: rows[:, ::-1], "at batch 1"),
+        (lambda rows: rows * 1.01, "at batch 1"),
+        (holed, "at batch 1"),
+        (leaking, "at batch 4"),
+        (jittery, "at batch 4"),
+        (lambda rows: rows[:, :-1], "at batch 1"),
+    ],
+)
+def test_every_way_of_being_wrong_is_said(tiny_artifact, batch, monkeypatch, spoil, said):
+    as_kind(monkeypatch, "onnxruntime", Wrong(spoil))
+    assert said in audit(tiny_artifact, batch, Plan()).wrong
+
+
+def test_rows_of_the_same_image_must_be_the_same(tiny_artifact, batch, monkeypatch):
+    """Too little to be seen against the golden outputs, too much for equal rows."""
+
+    def shaky(rows):
+        return rows + (np.arange(len(rows)) % 2)[:, None] * 0.5 * LIMITS["fp32"] * batch.output.std()
+
+    as_kind(monkeypatch, "onnxruntime", Wrong(shaky))
+    assert "the same image" in audit(tiny_artifact, batch, Plan()).wrong
+
+
+def test_a_float_engine_for_an_int8_plan_is_wrong(tiny_artifact, batch, monkeypatch):
+    as_kind(monkeypatch, "onnxruntime")
+    found = audit(tiny_artifact, batch, Plan(gemms=("blocks.0.mlp.fc1/MatMul",)))
+    assert list(found.facts["census"]["missing"]) == ["blocks.0.mlp.fc1/MatMul"]
+    assert "blocks.0.mlp.fc1/MatMul" in found.wrong
+
+
+@pytest.mark.parametrize(
+    ("precision", "coarsest"),
+    [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "int8"), ("int8+bf16", "int8"), ("int8-dynamic", "int8"), ("fp16", "fp16")],
+)
+def test_the_coarsest_arithmetic_sets_the_limit(precision, coarsest):
+    assert arithmetic(precision) == coarsest
+
+
+def test_distance():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(4, 50)).astype(np.float32)
+    assert distance(rows, rows) == 0
+    assert distance(rows + 5, rows + 5) == 0
+    assert distance(generator.normal(size=(4, 50)).astype(np.float32), rows) > 1
+    assert distance(rows[:2], rows) == float("inf")
+    assert distance(1.001 * rows, rows) == pytest.approx(1e-3, rel=0.1)

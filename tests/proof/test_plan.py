@@ -1,0 +1,44 @@
+"""The plan that a file itself tells is the plan that quantizing had."""
+
+import msgspec
+import pytest
+
+from tests.backends.qdq import Quantizer
+from vitdeploy.proof.census import Plan
+from vitdeploy.proof.plan import planned
+from vitdeploy.recipe import QuantizeConfig
+from vitdeploy.verbs.quantizer import quantize
+
+BLOCKS = 2
+
+
+def test_a_float_model_plans_nothing(tiny_artifact):
+    assert planned(tiny_artifact.model) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "part"),
+    [
+        ("int8", "onnxruntime", "gemms"),
+        ("int8", "openvino", "gemms"),
+        ("int8", "portable", "gemms"),
+        ("int8", "tensorrt", "gemms"),
+        ("int8-dynamic", "onnxruntime", "dynamic"),
+        ("int8-weight-only", "onnxruntime", "dynamic"),
+        ("int8-weight-only", "openvino", "dynamic"),
+    ],
+)
+def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, precision, target, part):
+    config = QuantizeConfig(precision=precision, target=target, calibration="random", limit=16, verify=False, threads=1)
+    made = quantize(tiny_artifact, config, tmp_path / "made")
+    found = msgspec.structs.asdict(planned(made.model))
+    names = found.pop(part)
+    assert len(names) >= 4 * BLOCKS
+    assert not any(found.values())
+    for engine, counted in made.record.proof["census"].items():
+        assert counted["planned"][part] == len(names), engine
+
+
+def test_attention_is_told_apart(tiny_artifact, tmp_path):
+    made = Quantizer(tiny_artifact).static().products().write(tmp_path)
+    assert len(planned(made.model).attention) == 2 * BLOCKS

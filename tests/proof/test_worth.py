@@ -1,0 +1,218 @@
+"""The verdict on a conversion: what the sentence says for which numbers, and that the numbers are right."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import numpy_helper
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from tests.quant.fashion import edited
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.table import backend
+from vitdeploy.data import images, synthetic
+from vitdeploy.proof import worth as module
+from vitdeploy.proof.worth import Comparison, Worth, divergence, verdict, worth
+from vitdeploy.report import Metric
+
+
+def numbers(speed=2.4, agreement=0.996, *, images=256, width=0.005, **more) -> Worth:
+    """Made-up ones."""
+    agreed = None if agreement is None else Metric(agreement, "", agreement - width, min(1.0, agreement + width / 2))
+    given = {
+        "engine": "onnxruntime",
+        "reference": "pytorch",
+        "images": images,
+        "held_back": True,
+        "agreement": agreed,
+        "speedup": Metric(speed, "x", 0.95 * speed, 1.05 * speed),
+        "size_mib": {"fp32": 88.0, "int8": 22.0},
+    }
+    return Worth(**given | more)
+
+
+def test_worth_it():
+    said = verdict("int8", "fp32", numbers())
+    assert said == "INT8: 2.40x faster than FP32 [2.28, 2.52], agreement 99.6 % [99.1, 99.8] on 256 images: worth it"
+
+
+def test_images_that_set_the_ranges_are_said_to():
+    said = verdict("int8", "fp32", numbers(held_back=False))
+    assert "on 256 images that also set the ranges: worth it" in said
+
+
+@pytest.mark.parametrize(("speed", "words"), [(1.02, "1.02x faster than FP32"), (0.8, "0.80x the speed of FP32")])
+def test_not_worth_it_for_speed(speed, words):
+    known = {"speedup": Metric(speed, "x", speed - 0.02, speed + 0.02)}
+    said = verdict("int8", "fp32", numbers(**known))
+    assert words in said
+    assert said.endswith("not worth it here for speed, but 4.0x smaller: keep fp32")
+    same = verdict("int8", "fp32", numbers(**known, size_mib={"fp32": 20.0, "int8": 19.0}))
+    assert same.endswith("not worth it here for speed: keep fp32")
+
+
+def test_an_interval_that_holds_both_says_nothing():
+    said = verdict("int8", "fp32", numbers(speedup=Metric(1.3, "x", 0.9, 1.7)))
+    assert said.endswith("not clear: the machine was not quiet, measure again with vitdeploy bench")
+
+
+def test_the_lower_end_of_the_interval_decides():
+    """1.2x in the median is no speed-up when it may as well be 1.0x; without an interval the median decides."""
+    wide = numbers(speedup=Metric(1.2, "x", 1.0, 1.4))
+    assert "not worth it" in verdict("int8", "fp32", wide)
+    assert verdict("int8", "fp32", numbers(speedup=Metric(1.2, "x"))).endswith(": worth it")
+    assert "[" not in verdict("int8", "fp32", numbers(agreement=None, images=0, speedup=Metric(1.2, "x")))
+
+
+@pytest.mark.parametrize(("other", "advice"), [(1.8, "worth it"), (2.4, "use --precision bf16"), (3.1, "use --precision bf16")])
+def test_bf16_that_is_as_fast_is_better(other, advice):
+    said = verdict("int8", "fp32", numbers(other=Metric(other, "x", other, other)))
+    assert f"bf16 {other:.2f}x" in said
+    assert advice in said.rpartition(": ")[2]
+
+
+def test_low_agreement_is_a_warning():
+    said = verdict("int8", "fp32", numbers(agreement=0.90, width=0.03))
+    assert "agreement 90.0 % [87.0, 91.5]" in said
+    assert said.endswith("check the accuracy first: vitdeploy validate with labelled images")
+
+
+def test_few_images_are_not_enough_to_say_that_accuracy_is_kept():
+    """All of 8 images agree: the interval reaches down to 68 %. That is said; and where one of them does not, it is a warning."""
+    said = verdict("int8", "fp32", numbers(agreement=1.0, images=8, width=0.32))
+    assert said.endswith("agreement 100.0 % [68.0, 100.0] on 8 images: worth it, as far as 8 images tell")
+    assert "check the accuracy first" in verdict("int8", "fp32", numbers(agreement=0.875, images=8, width=0.3))
+    assert "check the accuracy first" in verdict("int8", "fp32", numbers(agreement=0.98, images=500, width=0.04))
+
+
+def test_embedding_models_have_a_cosine():
+    said = verdict("int8", "fp32", numbers(agreement=None, cosine=0.9987))
+    assert said == "INT8: 2.40x faster than FP32 [2.28, 2.52], cosine 0.9987 on 256 images: worth it"
+
+
+def test_without_images_or_times():
+    assert verdict("int8", "fp32", numbers(agreement=None, images=0)).endswith(": faster; nothing was compared")
+    assert verdict("fp16", "fp32", numbers(speedup=None)) == "FP16: not measured"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16", "bf16", "int8-weight-only"])
+def test_the_precision_is_named(precision):
+    assert verdict(precision, "fp32", numbers()).startswith(f"{precision.upper()}: ")
+
+
+LOGITS = arrays.arrays(np.float32, (3, 5), elements=st.floats(-40, 40, width=32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOGITS, LOGITS)
+def test_divergence_is_what_scipy_computes(first, second):
+    found = divergence(first, second)
+    one, other = (softmax(each.astype(np.float64), axis=1) for each in (first, second))
+    np.testing.assert_allclose(found, entropy(one, other, axis=1), rtol=1e-6, atol=1e-9)
+    assert (found > -1e-12).all()
+    np.testing.assert_allclose(divergence(first, first), 0, atol=1e-12)
+    np.testing.assert_allclose(divergence(first + 7, second - 3), found, rtol=1e-3, atol=1e-5)
+
+
+def test_divergence_of_logits_that_exp_can_not_hold():
+    found = divergence(np.array([[0.0, 4000.0]]), np.array([[0.0, 3000.0], [0.0, -1000.0]])[:1])
+    assert found == pytest.approx([0.0])
+    assert divergence(np.array([[0.0, 1e3]]), np.array([[1e3, 0.0]])) == pytest.approx([1e3])
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    monkeypatch.setattr(module, "_timed", lambda comparison, progress: {"speedup": Metric(2.0, "x", 1.9, 2.1)})
+
+
+def batches(artifact, count=20, size=8):
+    tensor = images.to_tensor(synthetic.pixels(count, artifact.spec.input), artifact.spec.input)
+    return [tensor[start : start + size] for start in range(0, count, size)]
+
+
+def changed(artifact, folder, size):
+    """Its weights with noise."""
+
+    def change(model: onnx.ModelProto) -> None:
+        generator = np.random.default_rng(0)
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if tensor.name.endswith(".weight") and array.dtype == np.float32:
+                noisy = array * (1 + size * generator.normal(size=array.shape))
+                tensor.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
+
+    return edited(artifact, folder, change)
+
+
+def test_a_model_against_itself(tiny_artifact, untimed):
+    comparison = Comparison(tiny_artifact, tiny_artifact, "onnxruntime", OpenConfig(threads=1))
+    found = worth(comparison, batches(tiny_artifact))
+    assert (found.reference, found.engine, found.images, found.held_back) == ("pytorch", "onnxruntime", 20, True)
+    assert found.agreement.value == 1
+    assert found.agreement.low < 0.95, "20 images do not say more"
+    assert found.divergence.value == pytest.approx(0, abs=1e-6)
+    assert found.cosine == pytest.approx(1)
+    assert found.size_mib["fp32"] == pytest.approx(tiny_artifact.model.stat().st_size / 2**20)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Worth) == found
+
+
+def test_a_changed_model_against_the_original(tiny_artifact, tmp_path, untimed):
+    """The means and the interval are those of the images one by one."""
+    made = changed(tiny_artifact, tmp_path / "made", 0.2)
+    comparison = Comparison(tiny_artifact, made, "onnxruntime", OpenConfig(threads=1), held_back=False)
+    found = worth(comparison, batches(tiny_artifact, 50))
+    outputs = []
+    for artifact in (tiny_artifact, made):
+        with closing(backend("onnxruntime").open(artifact, OpenConfig(threads=1))) as runner:
+            outputs.append(np.concatenate([runner.run(batch)["logits"] for batch in batches(artifact, 50)]))
+    apart = divergence(*outputs)
+    assert found.divergence.value == pytest.approx(apart.mean(), rel=1e-3)
+    spread = 1.96 * apart.std(ddof=1) / math.sqrt(50)
+    assert found.divergence.high - found.divergence.value == pytest.approx(spread, rel=1e-3)
+    assert 0 <= found.divergence.low < found.divergence.value
+    assert found.agreement.value == pytest.approx((outputs[0].argmax(1) == outputs[1].argmax(1)).mean())
+    assert not found.held_back
+
+
+def test_without_the_original_the_source_is_the_reference(bare_artifact, tmp_path, untimed):
+    made = changed(bare_artifact, tmp_path / "made", 0.01)
+    found = worth(Comparison(bare_artifact, made, "onnxruntime", OpenConfig(threads=1)), batches(bare_artifact))
+    assert found.reference == "source"
+    assert found.divergence.value > 0
+
+
+def test_embeddings_are_compared_by_direction(tiny_embedding, untimed):
+    comparison = Comparison(tiny_embedding, tiny_embedding, "onnxruntime", OpenConfig(threads=1))
+    found = worth(comparison, batches(tiny_embedding))
+    assert (found.agreement, found.divergence) == (None, None)
+    assert found.cosine == pytest.approx(1)
+    assert "cosine 1.0000 on 20 images" in found.verdict
+
+
+def test_without_images_nothing_is_compared(tiny_artifact, untimed):
+    found = worth(Comparison(tiny_artifact, tiny_artifact, "onnxruntime", OpenConfig(threads=1)), [])
+    assert (found.images, found.agreement, found.divergence) == (0, None, None)
+    assert found.verdict.endswith("nothing was compared")
+
+
+def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):
+    """Of one tiny model against itself, for a fixed batch: the numbers are there; how large they are is not for a test."""
+    monkeypatch.setattr(module, "_BENCH", msgspec.structs.replace(module._BENCH, rounds=2, seconds=0.01, warmup=0))
+    other = Artifact(tiny_static.folder, msgspec.structs.replace(tiny_static.record, precision="int8"))
+    heard = []
+    found = worth(
+        Comparison(tiny_static, other, "onnxruntime", OpenConfig(threads=1)), [], progress=lambda *news: heard.append(news)
+    )
+    assert set(found.latency_ms) == {"fp32", "int8"}
+    assert found.speedup.value > 0
+    assert heard

@@ -1,0 +1,126 @@
+"""`doctor`: what is said about a machine, on this one and on others."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from vitdeploy import isolate
+from vitdeploy.backends import table
+from vitdeploy.cli.commands import main
+from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.verbs import doctor
+
+
+def test_engines_really_run_here():
+    checkup = doctor.examine(["onnxruntime", "onnxruntime"])
+    (state,) = checkup.backends
+    assert state.usable, state.detail
+    assert state.detail[0].isdigit()
+    assert checkup.unusable == ()
+    assert checkup.packages["numpy"]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in table.TABLE.items() if not entry.compiled_only])
+def test_every_backend_opens_the_tiny_model(name, tmp_path, monkeypatch):
+    pytest.importorskip(table.TABLE[name].package)
+    monkeypatch.chdir(tmp_path)
+    assert doctor.probe(name)["usable"] is True
+
+
+class Engine:
+    """Opens only what it has compiled."""
+
+    def device(self):
+        return "a GPU"
+
+
+class Stranded(Engine):
+    def device(self):
+        raise EnvironmentError_("VD4010", "no CUDA device")
+
+
+class Silent:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "usable", "words"),
+    [
+        ("Engine", True, "on a GPU"),
+        ("Stranded", False, "loads, but can't run here: no CUDA device"),
+        ("Silent", False, "is not known"),
+        ("Missing", False, "Missing"),
+    ],
+)
+def test_an_engine_that_only_compiles_is_asked_for_its_device(kind, usable, words, monkeypatch):
+    entry = table.Entry(f"{__name__}:{kind}", "numpy", "tensorrt", compiled_only=True)
+    monkeypatch.setitem(table.TABLE, "tensorrt", entry)
+    found = doctor.probe("tensorrt")
+    assert found["usable"] is usable
+    assert words in found["detail"]
+
+
+def test_the_tiny_model_is_valid_onnx():
+    onnx = pytest.importorskip("onnx")
+    onnx.checker.check_model(onnx.load_from_string(doctor._onnx()), full_check=True)
+
+
+def test_instruction_sets():
+    x86 = "processor : 0\nflags : fpu avx2 avx512f avx512_vnni\nprocessor : 1\n"
+    assert doctor.instruction_sets(x86, "x86_64")["avx512_vnni"]
+    assert not doctor.instruction_sets(x86, "x86_64")["amx_int8"]
+    arm = "processor : 0\nFeatures : fp asimd asimddp i8mm\n"
+    assert doctor.instruction_sets(arm, "aarch64")["dotprod"]
+    assert doctor.instruction_sets("", "x86_64") == {}
+    assert doctor.instruction_sets(x86, "riscv64") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("crash", "openvino was ended by SIGILL"), ("leave", "openvino ended with status 3"), ("stall", "took longer than 2 s")],
+)
+def test_a_child_that_fails_is_an_answer(monkeypatch, name, words):
+    """The engine is tried in a child process, which here does something else."""
+    start = isolate.run
+
+    def elsewhere(function, argument, **limits):
+        assert (function, argument) == ("vitdeploy.verbs.doctor:probe", "openvino")
+        return start(f"{__name__}:{name}", argument, **{**limits, "seconds": 2})
+
+    monkeypatch.setattr(isolate, "run", elsewhere)
+    (state,) = doctor.examine(["openvino"]).backends
+    assert state.installed
+    assert not state.usable
+    assert words in state.detail
+
+
+def crash(_):
+    os.kill(os.getpid(), signal.SIGILL)
+
+
+def leave(_):
+    sys.exit(3)
+
+
+def stall(_):
+    time.sleep(60)
+
+
+def test_a_missing_engine_ends_with_4_only_when_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(table, "present", lambda name: False)
+    assert main(["doctor", "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["backends"][0]["usable"]
+    assert main(["doctor", "--backend", "openvino"]) == 4
+    out, err = capsys.readouterr()
+    assert "vitdeploy[openvino]" in out
+    assert "not usable: openvino" in err
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(UsageError) as caught:
+        doctor.examine(["openvno"])
+    assert "openvino" in caught.value.fix

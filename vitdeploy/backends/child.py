@@ -1,0 +1,286 @@
+"""An engine in a process of its own: a model that crashes it, or a file that it can't stand, ends that process alone.
+
+Engines parse files in native code, and each knows files that end the process. Here the engine runs in a child (see `isolate`):
+tensors go there and come back as plain bytes, and a death is an error that names the engine, the signal, the memory and the
+model. The child lives as long as the runner.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from vitdeploy.artifact import Artifact, Record, sanitized
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, checked
+from vitdeploy.backends.table import TABLE, fitting, named
+from vitdeploy.errors import EnvironmentError_, VitdeployError
+from vitdeploy.isolate import Child, Limits, peak_mib
+from vitdeploy.isolate.memory import physical_mib
+from vitdeploy.onnxfile import check
+
+PATIENCE_S = 1800.0
+"""How long an engine may take to open a model, to run one batch, or to tell its kernels, in seconds."""
+FILE_MIB = 64 << 10
+"""Largest file that an engine may write (a cache, an optimised copy of the graph), in MiB."""
+_LEAST_MIB = 4096
+"""Address space that an engine reserves without using it stays below this."""
+_CAPPED = ("onnxruntime", "openvino")
+"""Engines that reserve address space in proportion to what they use, as long as they run on the CPU: mapped weights, stacks
+and allocators' arenas count too, so twice the machine's memory stops what would take it down and nothing else."""
+_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
+_MOST_AXES = 8
+T = TypeVar("T")
+
+
+class RemoteBackend:
+    """Opens artifacts in an engine that runs in a child process.
+
+    Args:
+        name: A backend of the table.
+        seconds: Longest time for one call.
+    """
+
+    def __init__(self, name: str, seconds: float = PATIENCE_S) -> None:
+        self.name = name
+        self._seconds = seconds
+
+    def open(self, artifact: Artifact, config: OpenConfig) -> RemoteRunner:
+        """Load a model, ready to run.
+
+        Raises:
+            VitdeployError: Whatever the backend raises; see `Backend.open`.
+            UsageError: VD2013, the artifact is not for this engine, or has to be compiled first.
+            InputError: VD3027, the ONNX file would crash the engine.
+            TrustError: VD7001, VD7005, the ONNX file reaches outside itself.
+            EnvironmentError_: VD4007, the engine died; VD4008, it took too long.
+        """
+        fitting(self.name, artifact)
+        with ExitStack() as stack:
+            artifact = repaired(artifact, stack)
+            child = start(self.name, artifact, config)
+            stack.callback(child.close)
+            opened = enter(child, self.name, artifact, config, self._seconds)
+            return RemoteRunner(child, opened, artifact, self._seconds, stack.pop_all())
+
+
+def repaired(artifact: Artifact, stack: ExitStack) -> Artifact:
+    """The artifact as engines may see it; a repaired copy lives as long as the stack.
+
+    Raises:
+        InputError: VD3027, the ONNX file would crash the engine.
+        TrustError: VD7001, VD7005, it reaches outside itself.
+    """
+    if artifact.record.kind != "onnx" or not check.check(artifact.model).repairs:
+        return artifact
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True))
+    return sanitized(artifact, Path(folder))[0]
+
+
+class Opened(NamedTuple):
+    """What the child tells when its model is ready.
+
+    Attributes:
+        load_ms: Time to open the model, without importing the engine, in ms.
+        settings: The runner's.
+        batch: The runner's.
+    """
+
+    load_ms: float
+    settings: dict[str, Any]
+    batch: int | None
+
+
+def start(name: str, artifact: Artifact, config: OpenConfig, subject: str = f"{__name__}:Session") -> Child:
+    """Start the child for a model; it begins to import at once.
+
+    Args:
+        name: The backend.
+        artifact: The model.
+        config: How it will run.
+        subject: ``module:class`` of a `Session`.
+
+    Raises:
+        EnvironmentError_: VD4004, no process could be started.
+    """
+    with suppress(metadata.PackageNotFoundError):
+        version = metadata.version(TABLE[name].package)
+        return Child(subject, **_limits(f"{name} {version}", artifact, _cap(name, artifact, config)))
+    return Child(subject, **_limits(name, artifact, _cap(name, artifact, config)))
+
+
+def _limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
+    return {
+        "memory_mib": cap,
+        "file_mib": FILE_MIB,
+        "what": what,
+        "file": str(artifact.model),
+        "smaller": "use a smaller batch or model, or free some memory",
+        "longer": "use a smaller batch or model, or another engine",
+        "instead": "use another engine (--backend), and report the model",
+    }
+
+
+def _cap(name: str, artifact: Artifact, config: OpenConfig) -> int | None:
+    run = artifact.record.proof.get("run")
+    return memory_cap(name, config.device or (run.get("device") if isinstance(run, dict) else None))
+
+
+def memory_cap(name: str, device: object) -> int | None:
+    """Address space for the child of an engine, in MiB; None where CUDA may be used.
+
+    Args:
+        name: The backend.
+        device: What was asked for; None is its usual one.
+    """
+    if name not in _CAPPED or str(device or "cpu").lower() != "cpu":
+        return None
+    return max(_LEAST_MIB, 2 * int(physical_mib()))
+
+
+def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, seconds: float) -> Opened:
+    """Let the child open the model.
+
+    Raises:
+        VitdeployError: As `RemoteBackend.open`.
+    """
+    argument = {
+        "backend": TABLE[name]._asdict(),
+        "folder": str(artifact.folder),
+        "record": msgspec.to_builtins(artifact.record),
+        "config": msgspec.to_builtins(config),
+        "current": str(Path.cwd()),
+    }
+    answer, _ = child.ask("open", argument, seconds=seconds)
+    return _converted(answer, Opened)
+
+
+class RemoteRunner:
+    """A model in an engine in a child process; see `Runner`."""
+
+    def __init__(self, child: Child, opened: Opened, artifact: Artifact, seconds: float, owned: ExitStack) -> None:
+        self._child, self._seconds, self._owned = child, seconds, owned
+        self._contract = artifact.spec.input
+        self.settings = opened.settings
+        self.batch = opened.batch
+
+    def run(self, tensor: Tensor) -> Outputs:
+        """Run one batch; see `Runner.run`.
+
+        Raises:
+            VitdeployError: Whatever the engine raises.
+            EnvironmentError_: VD4007, the engine died, now or before; VD4008, it took too long.
+        """
+        pixels = checked(tensor, self._contract, self.batch)
+        header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape)}
+        answer, arrays = self._child.ask("run", header, [_bytes(pixels)], seconds=self._seconds)
+        try:
+            return {str(each["name"]): _array(each, raw) for each, raw in zip(answer, arrays, strict=True)}
+        except (ValueError, TypeError, KeyError) as exc:
+            raise _nonsense(exc) from exc
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """What runs; see `Runner.kernels`.
+
+        Raises:
+            VitdeployError: As `run`.
+        """
+        answer, _ = self._child.ask("kernels", seconds=self._seconds)
+        return _converted(answer, tuple[Kernel, ...])
+
+    def close(self) -> None:
+        """End the child."""
+        self._owned.close()
+
+
+def _converted(answer: object, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as exc:
+        raise _nonsense(exc) from exc
+
+
+def _nonsense(why: Exception) -> EnvironmentError_:
+    return EnvironmentError_("VD4007", f"the engine's process gave an answer that makes no sense: {why}", fix="report this")
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of a contiguous array, not copied."""
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def _array(header: dict[str, Any], raw: bytearray) -> np.ndarray[Any, Any]:
+    """The array that a header describes, on these bytes."""
+    dtype, shape = header["dtype"], header["shape"]
+    if dtype not in _DTYPES or len(shape) > _MOST_AXES or any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"an array of {dtype} {shape}")
+    if math.prod(shape) * np.dtype(dtype).itemsize != len(raw):
+        raise ValueError(f"{len(raw)} bytes for an array of {dtype} {shape}")
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+class Session:
+    """The child's side: what holds the model there. Each method takes an argument and bytes, and returns such a pair."""
+
+    def __init__(self) -> None:
+        self._runner: Runner | None = None
+        self._artifact: Artifact | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """What `open` has opened."""
+        assert self._runner is not None
+        return self._runner
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model that `open` has opened."""
+        assert self._artifact is not None
+        return self._artifact
+
+    def open(self, argument: dict[str, Any], _: list[bytearray]) -> tuple[object, list[memoryview]]:
+        """Load the model; see `enter`."""
+        os.chdir(argument["current"])  # paths in messages stay as they were written
+        engine = named(**argument["backend"])
+        self._artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
+        config = msgspec.convert(argument["config"], OpenConfig)
+        begun = time.perf_counter_ns()
+        try:
+            self._runner = engine.open(self._artifact, config)
+        except VitdeployError as exc:
+            raise _of_memory(exc) from exc
+        load_ms = (time.perf_counter_ns() - begun) / 1e6
+        return [load_ms, self._runner.settings, self._runner.batch], []
+
+    def run(self, header: dict[str, Any], arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
+        """Run one batch; see `RemoteRunner.run`."""
+        try:
+            found = self.runner.run(_array(header, arrays[0]))
+        except VitdeployError as exc:
+            raise _of_memory(exc) from exc
+        whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in found.items()}
+        headers = [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)} for name, array in whole.items()]
+        return headers, [_bytes(array) for array in whole.values()]
+
+    def kernels(self, _: object, __: list[bytearray]) -> tuple[object, list[memoryview]]:
+        """What runs; see `RemoteRunner.kernels`."""
+        return [list(kernel) for kernel in self.runner.kernels()], []
+
+
+_NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cannot allocate memory", "can't allocate memory")
+
+
+def _of_memory(error: VitdeployError) -> VitdeployError:
+    """A library's own words for want of memory become VD4006, with the figures."""
+    if error.code != "VD4004" or not any(words in error.message.lower() for words in _NO_MEMORY):
+        return error
+    message = f"{error.message} (this process had used {peak_mib():.0f} MiB)"
+    return EnvironmentError_("VD4006", message, file=error.file, fix="use a smaller batch or model, or free some memory")

@@ -1,0 +1,101 @@
+"""What ONNX Runtime executes, read from the graph that it writes after optimising. The engine itself is not needed here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vitdeploy.backends.base import Kernel, Precision, Role
+from vitdeploy.onnxfile.nodes import Node, Nodes
+
+_MICROSOFT = "com.microsoft::"
+
+
+class _Product(NamedTuple):
+    """An operator that multiplies: where its two factors stand, and its precision when that is not the factors' own."""
+
+    left: int = 0
+    right: int = 1
+    precision: Precision | None = None
+
+
+_PRODUCTS = {
+    "MatMul": _Product(),
+    "Gemm": _Product(),
+    f"{_MICROSOFT}FusedMatMul": _Product(),
+    f"{_MICROSOFT}FusedGemm": _Product(),
+    f"{_MICROSOFT}MatMulNBits": _Product(),
+    f"{_MICROSOFT}MatMulIntegerToFloat": _Product(precision="int8"),
+    f"{_MICROSOFT}QGemm": _Product(0, 3, "int8"),
+    f"{_MICROSOFT}QLinearMatMul": _Product(0, 3, "int8"),
+    "QLinearMatMul": _Product(0, 3, "int8"),
+    "MatMulInteger": _Product(precision="int8"),
+    f"{_MICROSOFT}DynamicQuantizeMatMul": _Product(precision="int8-dynamic"),
+    "Conv": _Product(),
+    f"{_MICROSOFT}FusedConv": _Product(),
+    "com.microsoft.nchwc::Conv": _Product(),
+    "QLinearConv": _Product(0, 3, "int8"),
+    f"{_MICROSOFT}QLinearConv": _Product(0, 3, "int8"),
+    "ConvInteger": _Product(precision="int8"),
+    "Attention": _Product(),
+    f"{_MICROSOFT}Attention": _Product(),
+    f"{_MICROSOFT}MultiHeadAttention": _Product(),
+    f"{_MICROSOFT}QAttention": _Product(precision="int8"),
+}
+_PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
+
+
+def read_kernels(optimised: Nodes, source: Nodes) -> tuple[Kernel, ...]:
+    """The kernels of an optimised graph.
+
+    Args:
+        optimised: What ONNX Runtime made of the graph.
+        source: The graph as it was given; kernels carry the names of its products.
+
+    Returns:
+        In order of execution. A whole attention is one kernel, whose kind has ``Attention`` in it.
+    """
+    names = frozenset(node.name for node in source.all)
+    return tuple(_kernel(node, optimised, names) for node in optimised.all)
+
+
+def _kernel(node: Node, graph: Nodes, names: frozenset[str]) -> Kernel:
+    """A node of the optimised graph; ``names`` are those of the source graph."""
+    kind = node.operator.rpartition("::")[2]
+    product = _PRODUCTS.get(node.operator)
+    if product is None:
+        return Kernel(node.name, kind, "other", _precision(node.inputs[0] if node.inputs else "", graph))
+    factors = [node.inputs[at] for at in (product.left, product.right) if at < len(node.inputs)]
+    precision = product.precision or _nbits(node) or _precision(factors[0], graph)
+    makers = [maker.operator for factor in factors if (maker := graph.origin(factor))]
+    if precision == "int8" and "DynamicQuantizeLinear" in makers:
+        precision = "int8-dynamic"
+    integers = precision in ("int8", "int8-dynamic")
+    dequantized = kind == "MatMulNBits" or "DequantizeLinear" in makers
+    return Kernel(_source(node.name, names), kind, _role(kind, factors, graph), precision, dequantized and not integers)
+
+
+def _source(name: str, names: frozenset[str]) -> str:
+    """The source node's name: fusions keep that of the product and append their own, as in ``fc1/MatMul/MatMulAddFusion``."""
+    while name and name not in names:
+        name = name[: max(name.rfind("/"), name.rfind("_"), 0)]
+    return name
+
+
+def _role(kind: str, factors: list[str], graph: Nodes) -> Role:
+    if "Conv" in kind:
+        return "conv"
+    weights = "Attention" not in kind and any(graph.constant(factor) for factor in factors)
+    return "gemm" if weights else "attention"
+
+
+def _nbits(node: Node) -> Precision | None:
+    """MatMulNBits computes in int8 when its accuracy level is 4; else it decompresses its weights and computes in float."""
+    if not node.operator.endswith("::MatMulNBits"):
+        return None
+    if node.numbers.get("accuracy_level") != 4:
+        return "fp32"
+    return "int8-dynamic" if node.numbers.get("bits") == 8 else "other"
+
+
+def _precision(value: str, graph: Nodes) -> Precision:
+    return _PRECISIONS.get(graph.dtype(value), "other")

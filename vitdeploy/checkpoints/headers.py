@@ -1,0 +1,128 @@
+"""The outside of a weights file, read without torch: what each tensor is called, its type and its shape.
+
+safetensors and numpy's .npz say all of it in headers, so a file of gigabytes takes milliseconds and nothing of it is loaded
+or run. Whether the data behind the headers is whole and finite is for the readers in `vitdeploy.checkpoints.families` to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from numpy.lib import format as npy
+
+from vitdeploy.errors import InputError
+from vitdeploy.files import expect
+
+MOST_TENSORS = 20_000
+LARGEST_HEADER = 100 << 20
+MOST_AXES = 64
+
+_AGAIN = "download or write it again"
+_SAFETENSORS = {"BF16": "bfloat16", "BOOL": "bool", "F8_E4M3": "float8e4m3fn", "F8_E5M2": "float8e5m2"}
+_LETTERS = {"F": "float", "I": "int", "U": "uint"}
+_DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, SyntaxError)
+_BROKEN = (*_DAMAGED, tokenize.TokenError, MemoryError, RecursionError, KeyError, TypeError, AttributeError)
+
+
+class Outline(NamedTuple):
+    """A tensor without its data.
+
+    Attributes:
+        dtype: As in ``float32``, ``bfloat16``, ``int64``.
+        shape: Its sizes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a file is a zip archive of numpy's arrays and of nothing else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except _DAMAGED:
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def read_safetensors(path: Path) -> dict[str, Outline]:
+    """Name to outline of every tensor in a safetensors file.
+
+    Raises:
+        InputError: VD3001 to VD3005 for a file that is something else, VD3006 damaged, VD3013 too large a header.
+    """
+    expect(path, "safetensors", what="a safetensors file")
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise InputError("VD3013", f"has a header of {length:,} bytes", file=path, fix=_AGAIN)
+        raw = stream.read(length)
+    if len(raw) < length:
+        raise InputError("VD3006", f"is cut off: the header alone has {length:,} bytes", file=path, fix=_AGAIN)
+    try:
+        described = json.loads(raw)
+        described.pop("__metadata__", None)
+        found = {name: _described(about["dtype"], about["shape"]) for name, about in described.items()}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as exc:
+        raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
+    return _limited(found, path)
+
+
+def read_npz(path: Path) -> dict[str, Outline]:
+    """Name to outline of every array in an .npz archive.
+
+    Raises:
+        InputError: VD3006 damaged; VD3013 too many entries.
+    """
+    found: dict[str, Outline] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist()[: MOST_TENSORS + 1]:
+                with archive.open(info) as stream:
+                    found[info.filename.removesuffix(".npy")] = _array(stream)
+    except _BROKEN as exc:
+        raise InputError("VD3006", "is damaged, or holds something else than arrays", file=path, fix=_AGAIN) from exc
+    return _limited(found, path)
+
+
+def _limited(found: dict[str, Outline], path: Path) -> dict[str, Outline]:
+    if len(found) > MOST_TENSORS:
+        raise InputError("VD3013", f"names more than {MOST_TENSORS:,} tensors", file=path)
+    return found
+
+
+def _described(kind: object, shape: object) -> Outline:
+    if not isinstance(kind, str) or len(kind) > 20:
+        raise ValueError("no type")
+    letter, bits = kind[:1], kind[1:]
+    dtype = _LETTERS[letter] + bits if letter in _LETTERS and bits.isdigit() else _SAFETENSORS.get(kind, kind.lower())
+    return Outline(dtype, _sizes(shape))
+
+
+def _array(stream: IO[bytes]) -> Outline:
+    version = npy.read_magic(stream)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+    shape, _, dtype = read_header(stream)
+    name = "bfloat16" if dtype.str[1:] == "V2" else dtype.name  # how numpy stores bfloat16
+    return Outline(name, _sizes(shape))
+
+
+def _sizes(shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, list | tuple) or len(shape) > MOST_AXES:
+        raise ValueError("no shape")
+    sizes = tuple(shape)
+    if not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes) or math.prod(sizes) >= 1 << 53:
+        raise ValueError("no shape")
+    return sizes

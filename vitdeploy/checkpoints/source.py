@@ -1,0 +1,72 @@
+"""What a checkpoint is once it has been read, and what a source library must say about its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitdeploy.checkpoints.table import Rule, State
+from vitdeploy.spec import ModelSpec
+
+
+class Checkpoint(NamedTuple):
+    """Tensors and what stood beside them, whatever the file format was.
+
+    Attributes:
+        path: The file or folder the user named.
+        state: Name to float32 tensor on the CPU, wrappers and prefixes stripped.
+        config: ``config.json`` of the folder, or nothing.
+        preprocessor: ``preprocessor_config.json`` of the folder, or nothing.
+        files: Name to SHA-256 of every file that was read.
+        notes: What was stripped, upcast or chosen, a sentence each, for the user and the record.
+    """
+
+    path: Path
+    state: State
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
+    files: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of all tensors."""
+        return tuple(self.state)
+
+
+class Source(NamedTuple):
+    """A library whose checkpoints are understood.
+
+    Attributes:
+        name: As people call it.
+        recognise: Whether a checkpoint is this library's, by its config or its names; cheap, never raises.
+        spec: The model's spec, from config, names and shapes; the second argument is the architecture's name, when the
+            user gave one. Raises UsageError or InputError with what is missing.
+        rules: The table for a checkpoint that `spec` understood.
+        grid: Rows and columns of the learned position table, or None for the model's own or a square.
+        notes: What is unusual about a checkpoint that `spec` understood, a sentence each; see `Checkpoint.notes`.
+    """
+
+    name: str
+    recognise: Callable[[Checkpoint], bool]
+    spec: Callable[[Checkpoint, str | None], ModelSpec]
+    rules: Callable[[Checkpoint, ModelSpec], tuple[Rule, ...]]
+    grid: Callable[[Checkpoint], tuple[int, int] | None] = lambda _: None
+    notes: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = lambda _, __: ()
+
+
+class Loaded(NamedTuple):
+    """A model from elsewhere, ready to build.
+
+    Attributes:
+        spec: The model.
+        state: Tensors by our names.
+        grid: See `Source.grid`.
+        origin: For the record: source library, files and digests, what was stripped and what was left out, and why.
+    """
+
+    spec: ModelSpec
+    state: State
+    grid: tuple[int, int] | None
+    origin: dict[str, Any]

@@ -1,0 +1,89 @@
+"""What was typed on the command line, as the settings of a verb. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitdeploy.artifact import Artifact
+    from vitdeploy.recipe import ModelConfig, Recipe
+
+T = TypeVar("T")
+
+
+def settings(kind: type[T], **values: object) -> T:
+    """A settings struct, checked; None means its own default."""
+    import msgspec
+
+    try:
+        return msgspec.convert({name: value for name, value in values.items() if value is not None}, kind)
+    except msgspec.ValidationError as exc:
+        raise UsageError("VD2003", str(exc).replace("`$.", "`--")) from exc
+
+
+def model_source(model: str | None, module: str | None, **more: object) -> ModelConfig:
+    """The model that was named, or the module."""
+    import vitdeploy as vd
+
+    if (model is None) == (module is None):
+        raise UsageError("VD2010", "give MODEL or --module, one of them", fix="run: vitdeploy export --help")
+    return settings(vd.ModelConfig, source=model or module, module=module is not None, **more)
+
+
+def height_and_width(text: str | None) -> tuple[int, int] | None:
+    """``224`` or ``224x320`` as height and width."""
+    if text is None:
+        return None
+    sides = [whole_number(side, "image-size") for side in text.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise UsageError("VD2003", f"--image-size is {text!r}", fix="use N or HxW, such as 224 or 224x320")
+    return sides[0], sides[-1]
+
+
+def whole_number(text: str, option: str) -> int:
+    """Digits as a number; an option's name for the message."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError("VD2003", f"--{option}: {text!r} is not a whole number", fix="use digits") from None
+
+
+def recipe_of(name: str, *, weights: str | None, data: str | None, **more: str | int | None) -> Recipe:
+    """The recipe that was named, or one for the model that was named."""
+    from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
+
+    path = Path(name)
+    if path.suffix == ".toml" and not path.is_dir() and not is_spec(path):
+        if given := [f"--{key}" for key, value in {"weights": weights, "data": data, **more}.items() if value is not None]:
+            fix = "write them into the recipe"
+            raise UsageError(
+                "VD2010", f"is a recipe, complete in itself, but {', '.join(given)} was given too", file=path, fix=fix
+            )
+        return Recipe.load(path)
+    model = settings(ModelConfig, source=name, weights=weights)
+    return Recipe(model=model, validate=settings(ValidateConfig, data=data, **more), bench=BenchConfig())
+
+
+def is_spec(path: Path) -> bool:
+    """Whether a TOML file describes a model. A recipe names one in its table [model]; unreadable files count as recipes."""
+    import msgspec
+
+    try:
+        table = msgspec.toml.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, ValueError):
+        return False
+    return "name" in table and "model" not in table
+
+
+def opened(path: Path, contract: Path | None) -> Artifact:
+    """An artifact, or an ONNX file with the contract that was given for it."""
+    import vitdeploy as vd
+
+    if contract is None:
+        return vd.Artifact.open(path)
+    from vitdeploy.verbs.quantizer import foreign
+
+    return foreign(path, contract)

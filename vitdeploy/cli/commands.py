@@ -1,0 +1,370 @@
+"""The command line: one command a verb, each a single call of the library.
+
+Nothing heavier than typer is imported before a command runs: ``--help`` and shell completion must feel instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitdeploy import __version__, errors
+from vitdeploy.cli import answers, shell
+from vitdeploy.cli.arguments import height_and_width, model_source, opened, recipe_of, settings, whole_number
+from vitdeploy.cli.options import (
+    ArtifactPath,
+    Backends,
+    Compilers,
+    Contract,
+    Data,
+    Floats,
+    Goal,
+    Hint,
+    InputKind,
+    Isa,
+    Limit,
+    Model,
+    Module,
+    Out,
+    Precision,
+    Prefer,
+    ReportFile,
+    Seed,
+    Split,
+    Target,
+    Threads,
+    Trust,
+    Weights,
+)
+from vitdeploy.cli.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, command
+from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.progress import Progress
+
+_HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
+
+\b
+Examples:
+  vitdeploy build dinov2-small/ --data photos/   export, validate, bench, report
+  vitdeploy export dinov2-small/ -o vit          one step alone
+  vitdeploy predict vit cat.jpg                  use the result
+"""
+
+
+app = typer.Typer(
+    cls=shell.Groups,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: quick to draw, and the snapshot tests read it
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=_HELP)
+def _every(
+    context: typer.Context,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """What holds for every command."""
+    context.obj = {"quiet": quiet}
+
+
+@command(
+    app,
+    BUILD,
+    "vitdeploy export facebook_dinov2-small/ -o vit",
+    "vitdeploy export vit_tiny_patch16_224.augreg_in21k_ft_in1k --weights vit.safetensors -o vit",
+    "vitdeploy export vit_small_patch16_224 --input uint8 --image-size 224x320 -o vit-bytes",
+)
+def export(
+    *,
+    model: Model = None,
+    out: Out,
+    weights: Weights = None,
+    module: Module = None,
+    contract: Contract = None,
+    trust_pickle: Trust = None,
+    prefer: Prefer = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set, 18 to 22; default 20.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The one batch size the file takes; default: any.")] = None,
+    image_size: Annotated[str | None, typer.Option(help="N or HxW, in pixels; default: the model's own.")] = None,
+    input: Annotated[InputKind, typer.Option(help="What the file takes.")] = InputKind.float32_nchw,
+    top_k: Annotated[int | None, typer.Option(help="Also put out the K most probable classes.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Also put out `tokens`, `pooled`, or both with a comma.")] = None,
+    seed: Seed = 0,
+    progress: Progress,
+) -> Outcome:
+    """Export a ViT to ONNX, and prove that the file computes the same."""
+    import vitdeploy as vd
+
+    more: dict[str, Any] = {
+        "input": input.kind,
+        "image_size": height_and_width(image_size),
+        "outputs": outputs and outputs.split(","),
+    }
+    config = settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
+    source = model_source(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
+    return answers.exported(vd.export(source, config, out, progress=progress))
+
+
+@command(
+    app,
+    BUILD,
+    "vitdeploy quantize vit --calibration photos/ -o vit-int8",
+    "vitdeploy quantize vit --target openvino --calibration photos/ -o vit-int8-ov",
+    "vitdeploy quantize vit --precision fp16 --calibration photos/ -o vit-fp16",
+    "vitdeploy quantize timm.onnx --contract input.toml --calibration photos/ -o vit-int8",
+)
+def quantize(
+    *,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that `export` wrote, or any ViT's .onnx file.")],
+    out: Out,
+    precision: Annotated[Precision, typer.Option(help="What to.")] = Precision.int8,
+    target: Annotated[Target, typer.Option(help="The engine it is for.")] = Target.onnxruntime,
+    calibration: Annotated[str | None, typer.Option(help="Images like those of deployment, 128 or so; or `random`.")] = None,
+    contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(help="Images that set ranges, at most; default 256.")] = None,
+    keep_fp32: Annotated[str | None, typer.Option(help="With fp16: parts or nodes to keep: layernorm,softmax,head.")] = None,
+    isa: Annotated[Isa | None, typer.Option(help="The target's instruction set; default: x86 with VNNI.")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="OpenVINO, TensorRT: inside attention too.")] = False,
+    statistics: Annotated[str | None, typer.Option(help="Folder of saved statistics, in place of images.")] = None,
+    save_statistics: Annotated[str | None, typer.Option(help="Folder to save the statistics in.")] = None,
+    skip: Annotated[str | None, typer.Option(help="Exact rewrites to leave out, with commas.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare and measure on the target's engine.")] = True,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    progress: Progress,
+) -> Outcome:
+    """Quantize to INT8 or FP16, and show that it runs as planned and was worth it."""
+    import vitdeploy as vd
+
+    given: dict[str, object] = {"precision": precision.value, "target": target.value, "isa": isa and isa.value}
+    given |= {"calibration": calibration, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
+    given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
+    given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
+    config = settings(vd.QuantizeConfig, **given, threads=threads)
+    return answers.quantized(vd.quantize(opened(source, contract), config, out, progress=progress))
+
+
+@command(
+    app,
+    BUILD,
+    "vitdeploy compile vit --backend openvino -o vit-ov --optimise latency",
+    "vitdeploy compile vit-int8 --backend tensorrt --rival vit-fp16 -o vit-trt",
+    "vitdeploy compile timm.onnx --contract input.toml --backend onnxruntime -o vit-ort",
+)
+def compile(
+    *,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What `export` or `quantize` wrote, or any ViT's .onnx file.")],
+    backend: Annotated[Compilers, typer.Option(help="The engine.")],
+    out: Out,
+    contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
+    rival: Annotated[Path | None, typer.Option(help="The same model in another precision; the faster is kept.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, gpu, npu, auto or cuda; default: the engine's usual one.")] = None,
+    precision: Annotated[Floats | None, typer.Option(help="What float parts are computed in; default: as in the file.")] = None,
+    hint: Annotated[Hint, typer.Option(help="One batch fast, or many at once.")] = Hint.latency,
+    optimise: Annotated[Goal | None, typer.Option(help="Measure the settings that matter here; keep the fastest.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The one batch size that the engine takes; default: as the file.")] = None,
+    usual_batch: Annotated[int | None, typer.Option(help="TensorRT: the batch to choose kernels for; default 1.")] = None,
+    largest_batch: Annotated[int | None, typer.Option(help="TensorRT: the largest batch; default 8.")] = None,
+    streams: Annotated[int | None, typer.Option(help="OpenVINO: runs at a time.")] = None,
+    workspace: Annotated[int | None, typer.Option(help="TensorRT: MiB of scratch memory; default: by what is free.")] = None,
+    effort: Annotated[int | None, typer.Option(help="TensorRT: 0 (quick build) to 5; default 3.")] = None,
+    architecture: Annotated[list[str] | None, typer.Option(help="TensorRT-RTX: compute capability, as 8.9; repeat.")] = None,
+    weakly_typed: Annotated[bool, typer.Option("--weakly-typed", help="TensorRT 10: the builder chooses precisions.")] = False,
+    compatible: Annotated[bool, typer.Option("--compatible", help="TensorRT: later versions can read it; slower.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="TensorRT: its weights can be replaced.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Longest time of one build; default 3600.")] = None,
+    threads: Threads = None,
+    progress: Progress,
+) -> Outcome:
+    """Compile an engine, and check that it is what was asked for."""
+    import vitdeploy as vd
+
+    given: dict[str, object] = {"backend": backend.value, "device": device, "precision": precision and precision.value}
+    given |= {"hint": hint.value, "optimise": optimise and optimise.value, "batch": batch, "usual_batch": usual_batch}
+    given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
+    given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
+    config = settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
+    other = None if rival is None else opened(rival, None if rival.is_dir() else contract)
+    return answers.compiled(vd.compile(opened(source, contract), config, out, rival=other, progress=progress))
+
+
+@command(
+    app,
+    BUILD,
+    "vitdeploy build vit_tiny_patch16_224 --weights vit.safetensors --data photos/",
+    "vitdeploy build recipes/fashion_mnist.toml -o runs/demo",
+)
+def build(
+    *,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.toml), or a model as for `export`.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default: runs/NAME.")] = None,
+    weights: Weights = None,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    force: Annotated[bool, typer.Option("--force", help="Do finished stages again.")] = False,
+    progress: Progress,
+) -> Outcome:
+    """Export, quantize, validate, bench and report in one go; skips what is done."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+
+    out = out or Path("runs") / (Path(recipe).stem or "build")
+    job = recipe_of(recipe, weights=weights, data=data, split=split, limit=limit)
+    report = vd.build(job, out, force=force, progress=progress)
+    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quoted(out / 'export')} IMAGE"
+    return Outcome(report, lambda: console.report(report), hint)
+
+
+@command(app, PROVE, "vitdeploy validate vit --data photos/ --limit 1000", "vitdeploy validate vit --json")
+def validate(
+    *,
+    artifact: ArtifactPath,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch: Annotated[int | None, typer.Option(help="Images a run; default 32.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    backend: Backends = None,
+    threads: Threads = None,
+    out: ReportFile = None,
+    progress: Progress,
+) -> Outcome:
+    """Compare engines with the PyTorch original: parity, and accuracy on labels."""
+    import vitdeploy as vd
+
+    answers.check_file(out)
+    given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
+    config = settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
+    report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
+    return answers.reported(report, out, f"vitdeploy bench {answers.quoted(artifact)}")
+
+
+@command(app, PROVE, "vitdeploy bench vit --batch 1,8", "vitdeploy bench vit-a vit-b --backend onnxruntime -o bench.md")
+def bench(
+    *,
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that `export` wrote.")],
+    batch: Annotated[list[str] | None, typer.Option(help="Batch sizes: repeat, or a comma list; default 1.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; default 10.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Shortest time a subject runs in a round; default 0.3.")] = None,
+    threads: Threads = None,
+    backend: Backends = None,
+    out: ReportFile = None,
+    progress: Progress,
+) -> Outcome:
+    """Measure latency against the PyTorch original, with intervals."""
+    import vitdeploy as vd
+
+    answers.check_file(out)
+    sizes = [whole_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
+    config = settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
+    report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
+    return answers.reported(report, out, f"vitdeploy predict {answers.quoted(artifacts[0])} IMAGE")
+
+
+@command(app, SHIP, "vitdeploy predict vit cat.jpg dog.jpg --top 3", "vitdeploy predict vit cat.jpg --json")
+def predict(
+    *,
+    artifact: ArtifactPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, WebP or BMP files.")],
+    top: Annotated[int, typer.Option(help="Classes to name for each image.")] = 5,
+    backend: Annotated[str | None, typer.Option(help="The engine; default: onnxruntime, if installed.")] = None,
+    threads: Threads = None,
+    progress: Progress,
+) -> Outcome:
+    """Classify image files with an exported model."""
+    import vitdeploy as vd
+    from vitdeploy.render import console, tables
+
+    config = settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
+    found = vd.predict(vd.Artifact.open(artifact), images, config, progress=progress)
+    record = {"schema_version": 1, "predictions": found}
+    return Outcome(record, lambda: console.show([tables.of_predictions(found)]))
+
+
+@command(app, LOOK, "vitdeploy models", "vitdeploy models dinov2")
+def models(*, text: Annotated[str, typer.Argument(metavar="TEXT", help="Only names with this in them.")] = "") -> Outcome:
+    """List the known Vision Transformers with their size and cost."""
+    from vitdeploy.render import console, tables
+    from vitdeploy.zoo.variants import VARIANTS
+
+    found = {name: variant for name, variant in VARIANTS.items() if text in name}
+    rows = tables.variants(found)
+    if not found:
+        raise UsageError("VD2001", f"no model has {text!r} in its name", fix="run: vitdeploy models")
+    record = {"schema_version": 1, "models": rows}
+    hint = f"next: vitdeploy export {next(iter(found))} -o vit"
+    return Outcome(record, lambda: console.show([tables.of_variants(rows)]), hint)
+
+
+@command(app, LOOK, "vitdeploy inspect model.onnx", "vitdeploy inspect facebook_dinov2-small/ --json")
+def inspect(
+    *, path: Annotated[Path, typer.Argument(metavar="PATH", help="A model, checkpoint, artifact, recipe, image or data.")]
+) -> Outcome:
+    """Say what a file or folder is, without running anything of it."""
+    import vitdeploy as vd
+    from vitdeploy.render import console, tables
+
+    found = vd.inspect(path)
+    return Outcome(found, lambda: console.show(tables.of_inspection(found)))
+
+
+@command(app, LOOK, "vitdeploy explain VD3003", "vitdeploy explain")
+def explain(
+    *, code: Annotated[str | None, typer.Argument(metavar="CODE", help="As in error[CODE]; default: all.")] = None
+) -> Outcome:
+    """Say what an error code means."""
+    from vitdeploy.render import console
+
+    wanted = (code or "").strip("[]").upper().removeprefix("ERROR[").removeprefix("VD")
+    found = {name: meaning for name, meaning in errors.CODES.items() if not wanted or name == f"VD{wanted}"}
+    if not found:
+        fix = errors.nearest(f"VD{wanted}", errors.CODES) or "run: vitdeploy explain"
+        raise UsageError("VD2003", f"there is no error code {code!r}", fix=fix)
+    record = [{"code": name, "exit": int(name[2]), "meaning": meaning} for name, meaning in found.items()]
+    lines = "\n".join(f"{name} (exit {name[2]}): {meaning}" for name, meaning in found.items())
+    return Outcome({"schema_version": 1, "codes": record}, lambda: console.text(lines))
+
+
+@command(app, LOOK, "vitdeploy doctor", "vitdeploy doctor --backend openvino   exit 4 if it does not run here")
+def doctor(
+    *,
+    backend: Annotated[list[str] | None, typer.Option(help="Try only this engine; exit 4 if it fails.")] = None,
+    progress: Progress,
+) -> Outcome:
+    """Look at this machine: processor, packages, and which engines run."""
+    from vitdeploy.render import console, tables
+    from vitdeploy.verbs.doctor import examine
+
+    checkup = examine(backend or (), progress=progress)
+    failed = checkup.unusable if backend else ()
+    hint = f"not usable: {', '.join(failed)}" if failed else ""
+    status = EnvironmentError_.exit_code if failed else 0
+    return Outcome(checkup, lambda: console.show(tables.of_checkup(checkup)), hint, status)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program ``vitdeploy``.
+
+    Args:
+        arguments: What was typed behind the name; the process's own when None.
+
+    Returns:
+        The exit status: see `vitdeploy.cli.shell`.
+    """
+    return shell.run(app, arguments)

@@ -1,0 +1,1 @@
+"""Exact rewrites of a recognised ViT: the same function with fewer operations, or with numbers that quantize better."""

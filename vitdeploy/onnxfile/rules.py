@@ -1,0 +1,253 @@
+"""What no engine is shown: impossible tensors, graphs that are no graphs.
+
+Source: onnx.proto3 of ONNX for the field that holds each element type, and docs/IR.md for names, scopes and functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from vitdeploy.onnxfile import operators
+from vitdeploy.onnxfile.model import BITS, Graph, Key, Model, Node, Tensor
+from vitdeploy.onnxfile.operators import ONNX
+from vitdeploy.onnxfile.reader import refuse
+from vitdeploy.onnxfile.summary import DTYPES
+
+STRING = 8
+RAW = 9
+"""Field number of raw data in TensorProto."""
+MOST_BYTES = 1 << 40
+"""Bytes of one tensor."""
+NEWEST = 1000
+"""Versions of IR and operator sets beyond this are damage."""
+MOST_EXPANDED = 1_000_000
+"""Nodes when every function is written out where it is called."""
+
+_FIELDS = {1: (4, 1), 14: (4, 2), 8: (6, 1), 7: (7, 1), 11: (10, 1), 15: (10, 2), 12: (11, 1), 13: (11, 1)}
+"""Element type to the field of its numbers when they are not raw, and entries a number; all others are in field 5."""
+_PACKED = {21: 2, 22: 2, 23: 2, 25: 4, 26: 4}
+"""Element types of less than a byte: how many share an entry of field 5."""
+
+
+def enforce(model: Model) -> None:
+    """Refuse what would crash or mislead an engine, or run foreign code.
+
+    Raises:
+        InputError: VD3027.
+        TrustError: VD7005, an operator of an unknown domain, or one that loads code.
+    """
+    _versions(model)
+    _functions(model)
+    operators.enforce(model)
+    for tensor in model.tensors:
+        _tensor(model, tensor)
+    _names(model)
+
+
+def _versions(model: Model) -> None:
+    versions = [("IR", model.version), *((f"operator set {domain!r}", version) for domain, version in model.opsets)]
+    for what, version in versions:
+        if not 1 <= version <= NEWEST:
+            raise refuse(model.path, f"asks for version {_signed(version)} of the {what}, which can't exist")
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _functions(model: Model) -> None:
+    """No function stands for an operator of ONNX, comes twice, calls itself, or grows beyond all measure."""
+    bodies: dict[Key, Graph] = {}
+    for function in model.functions:
+        if function.domain in ONNX or function.key in bodies:
+            how = "has two functions" if function.key in bodies else "has a function in the place of ONNX's operator"
+            raise refuse(model.path, f"{how} {function.name!r}")
+        bodies[function.key] = function
+    calls = {key: Counter(node.key for node in _all(body.nodes)) for key, body in bodies.items()}
+    sizes = _sizes(calls)
+    missing = next((key[1] for key in calls if key not in sizes), None)
+    if missing is not None:
+        raise refuse(model.path, f"its function {missing!r} calls itself")
+    total = sum(sizes.get(node.key, 1) for graph in model.graphs[:1] for node in _all(graph.nodes))
+    if total > MOST_EXPANDED:
+        raise refuse(model.path, f"its functions, written out, are {total:,} nodes")
+
+
+def _sizes(calls: Mapping[Key, Counter[Key]]) -> dict[Key, int]:
+    """Nodes of every function when the functions that it calls are written out; without those that call themselves."""
+    waits = {key: {called for called in found if called in calls} for key, found in calls.items()}
+    callers: dict[Key, list[Key]] = {}
+    for key, called in waits.items():
+        for each in called:
+            callers.setdefault(each, []).append(key)
+    ready, sizes = [key for key, called in waits.items() if not called], dict[Key, int]()
+    while ready:
+        key = ready.pop()
+        sizes[key] = sum(times * sizes.get(called, 1) for called, times in calls[key].items())
+        for caller in callers.get(key, ()):
+            waits[caller].discard(key)
+            if not waits[caller]:
+                ready.append(caller)
+    return sizes
+
+
+def _all(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes, and those of the graphs inside of them."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for graph in node.graphs:
+            waiting += graph.nodes
+
+
+def numbers(tensor: Tensor) -> int:
+    """How many numbers a tensor has."""
+    return math.prod(tensor.sizes)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """How many bytes they are."""
+    return (numbers(tensor) * BITS[tensor.kind] + 7) // 8
+
+
+def _tensor(model: Model, tensor: Tensor) -> None:
+    sizes = " x ".join(str(_signed(size)) for size in tensor.sizes)
+    if tensor.kind not in BITS and tensor.kind != STRING:
+        raise refuse(model.path, f"{tensor.where} has the element type {tensor.kind}, which does not exist")
+    if any(size >> 63 for size in tensor.sizes):
+        raise refuse(model.path, f"{tensor.where} has a negative size: {sizes}")
+    if 0 in tensor.sizes and len(tensor.sizes) > 1:
+        raise refuse(model.path, f"{tensor.where} holds no numbers: {sizes}")
+    if numbers(tensor) * BITS.get(tensor.kind, 8) > 8 * MOST_BYTES:
+        raise refuse(model.path, f"{tensor.where} is impossibly large: {sizes}")
+    if tensor.outside not in (0, 1):
+        raise refuse(model.path, f"{tensor.where} has its data in place {tensor.outside}, which does not exist")
+    if tensor.outside:
+        if any(tensor.stored.values()):
+            raise refuse(model.path, f"{tensor.where} has data both inside and beside the model")
+        return
+    _stored(model, tensor, sizes)
+
+
+def _stored(model: Model, tensor: Tensor, sizes: str) -> None:
+    """The data inside the file is as long as the sizes say, and in the field that its type has."""
+    held = {number: entries for number, entries in tensor.stored.items() if entries}
+    if len(held) > 1:
+        raise refuse(model.path, f"{tensor.where} holds its data {len(held)} times")
+    number, entries = next(iter(held.items()), (RAW, 0))
+    count, dtype = numbers(tensor), DTYPES[tensor.kind]
+    if not held and count == 0:
+        return
+    usual, times = _FIELDS.get(tensor.kind, (5, 1))
+    if number == RAW and tensor.kind != STRING:
+        need, unit = bytes_of(tensor), "bytes"
+    elif number == usual:
+        need, unit = -(-count * times // _PACKED.get(tensor.kind, 1)), "entries"
+    else:
+        raise refuse(model.path, f"{tensor.where} holds {dtype} in a field of another type")
+    if entries != need:
+        shape = f"{sizes} of {dtype}" if sizes else f"one {dtype}"
+        raise refuse(model.path, f"{tensor.where} is {shape}, {need:,} {unit}, but holds {entries:,}")
+
+
+def _names(model: Model) -> None:
+    """In every graph each name is made once, all that is read is made, and nothing waits for itself."""
+    _ports(model)
+    waiting: list[tuple[Graph, frozenset[str]]] = [(model.graphs[0], frozenset())]
+    waiting += [(function, frozenset()) for function in model.functions]
+    while waiting:
+        graph, outer = waiting.pop()
+        known = outer | _made(model, graph)
+        for node in graph.nodes:
+            for name in node.inputs:
+                if name and name not in known:
+                    raise refuse(model.path, f"{node.title} reads {name!r}, which nothing makes")
+            waiting += [(inner, known) for inner in node.graphs]
+        for name in graph.outputs:
+            if name not in known:
+                raise refuse(model.path, f"its output {name!r} is made by nothing")
+        _ordered(model, graph)
+
+
+def _ports(model: Model) -> None:
+    """The model takes something, and says how many axes it has."""
+    main = model.graphs[0]
+    taken = [name for name in main.inputs if name not in main.initializers]
+    if not taken:
+        raise refuse(model.path, "its graph has no inputs")
+    for name in taken:
+        if not main.axes.get(name):
+            raise refuse(
+                model.path, f"its input {name!r} does not say its axes, so it can't be an image", "export the model again"
+            )
+
+
+def _made(model: Model, graph: Graph) -> frozenset[str]:
+    """Names of inputs, initializers and outputs of nodes; old writers list initializers among the inputs."""
+    made = set(graph.initializers)
+    for names, what in ((graph.initializers, "initializers"), (graph.inputs, "inputs")):
+        again = next((name for name, times in Counter(names).items() if times > 1), None)
+        if again is not None:
+            raise refuse(model.path, f"two {what} have the name {again!r}")
+    made.update(graph.inputs)
+    for node in graph.nodes:
+        for name in node.outputs:
+            if name in made:
+                raise refuse(model.path, f"{node.title} makes {name!r}, which exists already")
+            if name:
+                made.add(name)
+    return frozenset(made - {""})
+
+
+def _ordered(model: Model, graph: Graph) -> None:
+    """Nodes can be brought into an order in which each reads what is made; the file's own order does not matter."""
+    makers = {name: index for index, node in enumerate(graph.nodes) for name in node.outputs if name}
+    needs = [{makers[name] for name in _read(node) if name in makers} for node in graph.nodes]
+    users: list[list[int]] = [[] for _ in graph.nodes]
+    for index, found in enumerate(needs):
+        for maker in found:
+            users[maker].append(index)
+    ready, done = [index for index, found in enumerate(needs) if not found], 0
+    while ready:
+        maker = ready.pop()
+        done += 1
+        for user in users[maker]:
+            needs[user].discard(maker)
+            if not needs[user]:
+                ready.append(user)
+    if done != len(graph.nodes):
+        stuck = next(node for node, found in zip(graph.nodes, needs, strict=True) if found)
+        raise refuse(model.path, f"its graph has a loop: {stuck.title} waits for its own output")
+
+
+def _read(node: Node) -> set[str]:
+    """All names that a node reads, and those that graphs inside of it read from outside; what they make is theirs alone.
+
+    Recurses as deep as graphs lie inside graphs, which has a cap.
+    """
+    names = set(node.inputs)
+    for graph in node.graphs:
+        own = {*graph.inputs, *graph.initializers, *(name for inner in graph.nodes for name in inner.outputs)}
+        names |= set(graph.outputs).union(*map(_read, graph.nodes)) - own
+    return names
+
+
+def trailing(node: Node) -> int:
+    """How many empty names end a node's inputs: each says that an optional input is absent, as leaving it out does.
+
+    Loop is left alone: it must have two inputs, and both may be absent.
+    """
+    if node.operator == "Loop":
+        return 0
+    count = 0
+    while count < len(node.inputs) - 1 and not node.inputs[-1 - count]:
+        count += 1
+    return count
+
+
+def stripped(model: Model) -> dict[str, int]:
+    """Operator to how many of its nodes end with empty inputs."""
+    return dict(sorted(Counter(node.operator for node in model.nodes if trailing(node)).items()))

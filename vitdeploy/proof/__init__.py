@@ -1,0 +1,1 @@
+"""What is accepted, and why: exports, engines, quantized models, each judged by running it."""

@@ -1,0 +1,150 @@
+"""What was asked is what runs: the kernels that an engine really executes, counted against the plan of a quantized model.
+
+Engines rewrite a graph before they run it, and fall back to float in silence when a pattern is not quite theirs. A model
+can then be slower than it was and lose accuracy all the same. The census names every such node.
+
+A kernel belongs to the planned node whose name it carries; engines keep the name of a product through all their fusions.
+Kernels whose engine lost the name are counted by role instead: each of them that runs in 8 bits answers for one planned
+node of its role that no named kernel answers for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from vitdeploy.backends.base import Kernel, Role
+from vitdeploy.errors import EnvironmentError_
+
+_QUANTIZED = ("int8", "fp8", "int8-dynamic")
+_SHOWN = 3
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a quantized model is meant to run, by the names of its products (MatMul, Gemm) in its own graph.
+
+    Attributes:
+        gemms: Products with weights whose inputs are quantized beforehand.
+        dynamic: Products with int8 weights whose input is quantized at run time (weight-only, the lane for outliers).
+        attention: Products of two activations: queries with keys, probabilities with values.
+    """
+
+    gemms: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
+
+
+class Census(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan against what runs.
+
+    Attributes:
+        engine: Whose kernels they are.
+        counts: ``role/precision`` to how many kernels, most first; without what is neither product nor convolution.
+        planned: Part of the plan to how many nodes: ``gemms``, ``dynamic``, ``attention``.
+        executed: The same parts to how many of these nodes run in 8 bits.
+        missing: Planned nodes that run in float, or of which there is no kernel, in the plan's order.
+        untold: Planned nodes of which an engine that does not tell everything says nothing.
+        fallbacks: Nodes that run in float on inputs that were quantized, planned or not.
+        reasons: Likely causes of what is missing.
+    """
+
+    engine: str
+    counts: dict[str, int]
+    planned: dict[str, int]
+    executed: dict[str, int]
+    missing: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = True) -> Census:
+    """Compare a plan with the kernels of an engine.
+
+    Args:
+        plan: Names of the products of the graph that the engine opened.
+        kernels: `Runner.kernels` of that engine.
+        engine: Its name.
+        tells: Whether the engine tells of every product; else one that it does not name, or whose precision it does not tell,
+            is not missing.
+    """
+    products = [kernel for kernel in kernels if kernel.role != "other"]
+    named: dict[str, list[Kernel]] = {}
+    for kernel in products:
+        named.setdefault(kernel.name, []).append(kernel)
+    nameless = Counter(kernel.role for kernel in named.pop("", []) if kernel.precision in _QUANTIZED)
+    parts = {"gemms": plan.gemms, "dynamic": plan.dynamic, "attention": plan.attention}
+    missing, executed = [], {}
+    for part, names in parts.items():
+        lost = [name for name in names if not _runs_in_8_bits(named.get(name, []))]
+        role: Role = "attention" if part == "attention" else "gemm"
+        unknown = [name for name in lost if name not in named][: nameless[role]]
+        nameless[role] -= len(unknown)
+        lost = [name for name in lost if name not in unknown]
+        missing += lost
+        executed[part] = len(names) - len(lost)
+    untold = [] if tells else [name for name in missing if all(kernel.precision == "other" for kernel in named.get(name, []))]
+    missing = [name for name in missing if name not in untold]
+    counts = Counter(f"{kernel.role}/{kernel.precision}" for kernel in products)
+    return Census(
+        engine=engine,
+        counts=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        planned={part: len(names) for part, names in parts.items()},
+        executed=executed,
+        missing=tuple(missing),
+        untold=tuple(untold),
+        fallbacks=tuple(kernel.name or kernel.kind for kernel in products if kernel.fallback),
+        reasons=tuple(dict.fromkeys(_reason(name, plan, named.get(name, []), engine) for name in missing)),
+    )
+
+
+def require(found: Census) -> None:
+    """Refuse a model that does not run as planned.
+
+    Args:
+        found: What `census` returned.
+
+    Raises:
+        EnvironmentError_: VD4009, planned nodes run in float; names the first ones and the likely cause.
+    """
+    if not found.missing:
+        return
+    first = ", ".join(found.missing[:_SHOWN]) + (", ..." if len(found.missing) > _SHOWN else "")
+    message = (
+        f"{found.engine}: {len(found.missing)} of {sum(found.planned.values())} layers planned for 8 bits do not run in them: "
+        f"{first} ({'; '.join(found.reasons)})"
+    )
+    raise EnvironmentError_("VD4009", message, fix=f"quantize for this engine: --target {found.engine}")
+
+
+def _runs_in_8_bits(kernels: list[Kernel]) -> bool:
+    return bool(kernels) and all(kernel.precision in _QUANTIZED for kernel in kernels)
+
+
+def _reason(name: str, plan: Plan, kernels: list[Kernel], engine: str) -> str:
+    """Why a node is likely to run in float, as far as its kernel tells."""
+    floats = [kernel for kernel in kernels if kernel.precision not in _QUANTIZED]
+    if not floats:
+        return "the engine has no kernel of that name: it was folded into another, or the plan is of another model"
+    first = floats[0]
+    if not first.fallback:
+        return "its inputs are not quantized in the file"
+    key = (engine, first.role) if first.role == "attention" else (engine, first.kind, name in plan.dynamic)
+    return _LIKELY.get(key, _UNKNOWN)
+
+
+_UNKNOWN = "the engine does not recognise the pattern of QuantizeLinear and DequantizeLinear around it"
+_LIKELY: dict[tuple[object, ...], str] = {
+    ("onnxruntime", "Gemm", False): (
+        "with a fixed batch MatMul and Add become a Gemm, which needs an int32 bias behind a DequantizeLinear and a zero point "
+        "at the weight's"
+    ),
+    ("onnxruntime", "MatMul", False): "activations in int8 that several products share stay float on x86: they must be uint8",
+    ("onnxruntime", "MatMul", True): "this onnxruntime is too old to run a dequantized weight as MatMulNBits",
+    ("onnxruntime", "attention"): "its inputs must come straight from a DequantizeLinear each, with no Split between",
+    ("openvino", "attention"): (
+        "both inputs must be quantized: queries, keys and values in int8 with zero point 0, probabilities with zero point 0"
+    ),
+}

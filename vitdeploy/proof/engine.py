@@ -1,0 +1,152 @@
+"""Whether an engine is what was asked for, found by running it: kernels against the plan, outputs against a golden batch.
+
+Engines are known to come out wrong in silence: a fused kernel that computes something else for one shape, a batch whose
+rows leak into each other, INT8 layers that run in float. So nothing is accepted because it was built.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig, Runner, run_any
+from vitdeploy.backends.table import TABLE, isolated
+from vitdeploy.data import images
+from vitdeploy.errors import EnvironmentError_
+from vitdeploy.proof.census import Plan, census, require
+from vitdeploy.proof.golden import Golden
+
+LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 2e-1}
+"""Largest distance from the golden outputs, by arithmetic.
+
+Rounding of that arithmetic stays well below. Where the outputs have nothing in common with the golden ones but their size, the
+distance is 1 and above; one such row in four makes it about 0.6.
+"""
+_COMPANY = 0.1
+"""Share of the limit that may lie between rows of the same image in one batch: kernels may add up a last row in another order."""
+
+
+class Found(NamedTuple):
+    """What an audit saw.
+
+    Attributes:
+        facts: For the record.
+        wrong: What is wrong, in words; "" when all is well.
+        notes: For people: what could not be told.
+    """
+
+    facts: dict[str, Any]
+    wrong: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | None = None) -> Found:
+    """Open an engine in a process of its own, and compare what it runs and puts out with what is expected.
+
+    Args:
+        artifact: What was compiled.
+        golden: Images, and what the ONNX file that it was compiled from puts out for them.
+        plan: What that file is meant to run in 8 bits.
+        config: Settings to open it with; None are the artifact's own.
+
+    Returns:
+        The engine's settings and batch, the census, the largest distances; and what is wrong.
+
+    Raises:
+        EnvironmentError_: VD4010, the engine's device is not here; VD4004 to VD4008, it failed.
+    """
+    with closing(isolated(artifact.record.kind).open(artifact, config or OpenConfig())) as runner:
+        facts: dict[str, Any] = {"settings": runner.settings, "batch": runner.batch}
+        counted, wrong, notes = _counted(artifact, runner, plan)
+        facts |= counted
+        if wrong:
+            return Found(facts, wrong, notes)
+        limit = LIMITS[arithmetic(str(runner.settings["precision"]))]
+        distances = _distances(artifact, runner, golden)
+    facts |= {"golden": golden.engine, "limit": limit, "distances": distances}
+    for words, apart in distances.items():
+        most = (_COMPANY if words == _SAME else 1.0) * limit
+        if not apart <= most:
+            return Found(facts, f"{words}, outputs are {apart:.2g} apart, {most:.2g} is the limit", notes)
+    return Found(facts, notes=notes)
+
+
+_SAME = "for the same image in one batch"
+
+
+def arithmetic(precision: str) -> str:
+    """The coarsest arithmetic that a runner's ``precision`` names: the key into `LIMITS`."""
+    return max((name for name in LIMITS if name in precision), key=lambda name: LIMITS[name], default="fp32")
+
+
+def _counted(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """The census for the record, what is wrong in it, and notes.
+
+    The engines that are built on a GPU tell of their kernels through an inspector that may leave some out; what it does not
+    tell is no proof of anything.
+    """
+    engine = str(runner.settings["backend"])
+    tells = not TABLE[engine].compiled_only
+    try:
+        kernels = runner.kernels()
+    except EnvironmentError_ as error:
+        if tells or error.code != "VD4004":
+            raise
+        return {}, "", (f"the engine does not tell what it runs: {error.message}",)
+    if not kernels:
+        return {}, "", ()
+    counted = census(plan, kernels, engine, tells=tells)
+    facts, notes = {"census": msgspec.to_builtins(counted)}, []
+    if counted.untold:
+        notes.append(f"the engine does not tell what {len(counted.untold)} of the layers planned for 8 bits run in")
+    try:
+        require(counted)
+    except EnvironmentError_ as error:
+        if not artifact.record.config.get("weakly_typed"):
+            return facts, error.message, tuple(notes)
+        notes.append(f"the builder was free to choose: {error.message}")
+    return facts, "", tuple(notes)
+
+
+def _distances(artifact: Artifact, runner: Runner, golden: Golden) -> dict[str, float]:
+    """From the golden outputs, at every batch size that the engine was built for, and of equal rows from each other."""
+    tensor, name = images.to_tensor(golden.pixels, artifact.spec.input), artifact.spec.output
+    found = {}
+    for size in _sizes(artifact, runner, len(tensor)):
+        rows = np.arange(max(size, len(tensor))) % len(tensor)
+        parts = [run_any(runner, tensor[rows[start : start + size]])[name] for start in range(0, len(rows), size)]
+        found[f"at batch {size}"] = distance(np.concatenate(parts), golden.output[rows])
+    together = max(_sizes(artifact, runner, len(tensor)))
+    same = run_any(runner, np.repeat(tensor[:1], together, 0))[name]
+    found[_SAME] = float(np.abs(same - same[:1]).max()) / (float(golden.output.std()) or 1.0)
+    return found
+
+
+def _sizes(artifact: Artifact, runner: Runner, images: int) -> tuple[int, ...]:
+    if runner.batch is not None:
+        return (runner.batch,)
+    largest = runner.settings.get("largest_batch")
+    if largest is None:
+        return 1, images
+    return tuple(sorted({1, int(artifact.record.config.get("usual_batch", 1)), int(largest)}))
+
+
+def distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Euclidean norm of the difference, over that of the expected outputs around their mean over all images and classes.
+
+    Args:
+        found: float32 [n, ...].
+        expected: float32 [n, ...].
+
+    Returns:
+        0 for equal outputs, about 1 for unrelated ones of the same size; infinite for another shape, NaN where there is one.
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(found - wide) / (np.linalg.norm(wide - wide.mean()) or 1.0))

@@ -1,0 +1,94 @@
+"""The golden batch of an artifact: a few images and what the file puts out for them where it was made.
+
+An engine that is built on a device must be compared with something, and a device may have nothing else that runs the file.
+The images are generated: they come with the artifact, so nobody's photos may be among them.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig, Runner, run_any
+from vitdeploy.backends.table import installed, isolated
+from vitdeploy.data import images, synthetic
+from vitdeploy.errors import EnvironmentError_, InputError
+
+FILE = "golden.npz"
+IMAGES = 4
+ENGINES = ("onnxruntime", "openvino")
+"""Engines that can make one, the preferred first."""
+_LARGEST = 256 << 20
+
+
+class Golden(NamedTuple):
+    """A golden batch.
+
+    Attributes:
+        pixels: uint8 [n, height, width, channels].
+        output: float32 [n, ...], the model's main output.
+        engine: What computed it.
+    """
+
+    pixels: NDArray[np.uint8]
+    output: NDArray[np.float32]
+    engine: str
+
+    def write(self, folder: Path) -> None:
+        """Write it to ``golden.npz``; the same bytes for the same batch."""
+        np.savez(folder / FILE, pixels=self.pixels, output=self.output, engine=np.array(self.engine))
+
+
+def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
+    """Run an ONNX artifact on generated images.
+
+    Raises:
+        EnvironmentError_: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
+    """
+    name = next((name for name in ENGINES if name in installed()), None)
+    if name is None:
+        fix = "run: pip install 'vitdeploy[onnxruntime]', or give an artifact that vitdeploy has exported or quantized"
+        raise EnvironmentError_("VD4001", "nothing here can run the model for comparison", file=artifact.model, fix=fix)
+    with closing(isolated(name).open(artifact, config or OpenConfig())) as runner:
+        return of(runner, artifact)
+
+
+def of(runner: Runner, artifact: Artifact) -> Golden:
+    """Run an opened artifact on generated images.
+
+    Raises:
+        EnvironmentError_: VD4004, VD4007, the engine failed.
+    """
+    pixels = synthetic.pixels(IMAGES, artifact.spec.input)
+    output = run_any(runner, images.to_tensor(pixels, artifact.spec.input))[artifact.spec.output]
+    return Golden(pixels, output, str(runner.settings["backend"]))
+
+
+def read(artifact: Artifact) -> Golden | None:
+    """The golden batch that came with an artifact; None when it has none.
+
+    Raises:
+        InputError: VD3010, it is damaged, or does not fit the model.
+    """
+    path = artifact.folder / FILE
+    if FILE not in artifact.record.files:
+        return None
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("too large")
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+            golden = Golden(found["pixels"], found["output"], str(found["engine"]))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as exc:
+        raise InputError("VD3010", f"is damaged: {exc}", file=path, fix="make the artifact again") from exc
+    contract = artifact.spec.input
+    shape = (contract.height, contract.width, contract.channels)
+    if golden.pixels.shape[1:] != shape or len(golden.output) != len(golden.pixels) or not len(golden.pixels):
+        message = f"holds images {list(golden.pixels.shape)}, the model takes {list(shape)}"
+        raise InputError("VD3010", message, file=path, fix="make the artifact again")
+    return golden

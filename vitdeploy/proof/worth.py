@@ -1,0 +1,239 @@
+"""Was it worth it: a converted model beside its source on the engine it is for, in numbers and in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig, run_any
+from vitdeploy.backends.table import REFERENCE, installed, isolated
+from vitdeploy.errors import UsageError
+from vitdeploy.measure import latency
+from vitdeploy.measure.latency import Subject
+from vitdeploy.measure.parity import Parity
+from vitdeploy.onnxfile.summary import stored_bytes
+from vitdeploy.progress import Progress, silent
+from vitdeploy.recipe import BenchConfig
+from vitdeploy.report import Metric
+
+FASTER = 1.05
+"""Least speed-up, at the lower end of its interval, that is worth a conversion."""
+AGREES = 0.95
+"""Least agreement, at the lower end of its interval, that goes without a warning."""
+ALIKE, ENOUGH = 0.98, 200
+"""Agreement that is good where the images are fewer than can tell."""
+_BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
+
+
+class Worth(msgspec.Struct, frozen=True, kw_only=True):
+    """What a conversion gave and took.
+
+    Attributes:
+        engine: Where it was measured.
+        reference: What outputs were compared with: ``pytorch``, or ``source`` where the original is not there.
+        images: Images compared.
+        held_back: Whether none of them set a range.
+        agreement: Share of images with the same class, with its 95 % interval; None without classes.
+        divergence: Mean Kullback-Leibler divergence from the reference, in nats, with its 95 % interval; None without classes.
+        cosine: Mean cosine of the outputs; None when nothing was compared.
+        speedup: Source's latency over this one's, batch 1, with its interval; None when nothing was timed.
+        other: The same against the other cheap precision on this engine (``bf16``), where the CPU has it.
+        latency_ms: Median latency at batch 1 of each form.
+        size_mib: Size of each form's file.
+        verdict: One sentence.
+    """
+
+    engine: str
+    reference: str
+    images: int
+    held_back: bool
+    agreement: Metric | None = None
+    divergence: Metric | None = None
+    cosine: float | None = None
+    speedup: Metric | None = None
+    other: Metric | None = None
+    latency_ms: dict[str, float] = {}
+    size_mib: dict[str, float] = {}
+    verdict: str = ""
+
+
+class Comparison(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        source: What was converted.
+        made: What came out, with the same input contract.
+        engine: Name of the backend.
+        config: Threads.
+        held_back: Whether the images set no range.
+    """
+
+    source: Artifact
+    made: Artifact
+    engine: str
+    config: OpenConfig
+    held_back: bool = True
+
+
+def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: Progress = silent) -> Worth:
+    """Compare and measure.
+
+    Args:
+        comparison: The two models and the engine.
+        batches: Images as the contract says; none compares nothing.
+        progress: Hears of every turn.
+
+    Raises:
+        EnvironmentError_: The engine failed.
+    """
+    source, made, engine, _, held_back = comparison
+    reference = REFERENCE if source.weights is not None and REFERENCE in installed() else engine
+    found = _compared(comparison, reference, batches)
+    sizes = {
+        name: stored_bytes(artifact.model) / 2**20
+        for name, artifact in ((source.record.precision, source), (made.record.precision, made))
+    }
+    whole = msgspec.structs.replace(
+        found,
+        reference=REFERENCE if reference == REFERENCE else "source",
+        held_back=held_back,
+        size_mib=sizes,
+        **_timed(comparison, progress),
+    )
+    return msgspec.structs.replace(whole, verdict=verdict(made.record.precision, source.record.precision, whole))
+
+
+def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:
+    source, made, engine, config, _ = comparison
+    spec = source.spec
+    classify = spec.classifies and spec.classes > 1
+    parity = Parity(classify=classify)
+    parts: list[NDArray[np.float64]] = []
+    with ExitStack() as stack:
+        reference = stack.enter_context(closing(isolated(reference_engine).open(source, config)))
+        runner = stack.enter_context(closing(isolated(engine).open(made, config)))
+        for batch in batches:
+            expected, got = (run_any(each, batch)[spec.output] for each in (reference, runner))
+            parity.add(expected, got)
+            parts.append(divergence(expected, got) if classify else np.zeros(0))
+    if not parity.images:
+        return Worth(engine=engine, reference="", images=0, held_back=False)
+    metrics, all_parts = parity.metrics(), np.concatenate(parts)
+    spread = 1.96 * float(all_parts.std(ddof=1)) / math.sqrt(len(all_parts)) if len(all_parts) > 1 else float("nan")
+    mean = float(all_parts.mean()) if classify else 0.0
+    return Worth(
+        engine=engine,
+        reference="",
+        images=parity.images,
+        held_back=True,
+        agreement=_plain(metrics["top1_agreement"]) if classify else None,
+        divergence=Metric(mean, "nats", max(0.0, mean - spread), mean + spread) if classify else None,
+        cosine=float(metrics["cosine_mean"].value),
+    )
+
+
+def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of the classes' probabilities, image by image.
+
+    Args:
+        reference: Logits, float [n, classes].
+        candidate: Logits, float [n, classes].
+
+    Returns:
+        float64 [n], in nats: sum p (log p - log q).
+    """
+    first, second = (_log_softmax(logits.astype(np.float64)) for logits in (reference, candidate))
+    return np.asarray((np.exp(first) * (first - second)).sum(-1))
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    moved = logits - logits.max(-1, keepdims=True)
+    return np.asarray(moved - np.log(np.exp(moved).sum(-1, keepdims=True)))
+
+
+def _timed(comparison: Comparison, progress: Progress) -> dict[str, Any]:
+    """Latency at batch 1 of the source, its bf16 form where the CPU has it, and the new model, in interleaved rounds."""
+    source, made, engine, config, _ = comparison
+    batch = _fixed(made, engine, config)
+    names = source.record.precision, made.record.precision
+    subjects = [Subject(names[0], source, engine, names[0]), Subject(names[1], made, engine, names[0])]
+    if names[1] not in ("bf16", "fp16") and _has_bf16(source, engine, config):
+        subjects.append(Subject("bf16", source, engine, names[0], OpenConfig(precision="bf16")))
+    bench = msgspec.structs.replace(_BENCH, batches=(batch,), threads=config.threads)
+    rows, _ = latency.measure(subjects, bench, progress=progress)
+    found = {row.subject: row.metrics for row in rows}
+    times = {name: float(metrics["p50"].value) for name, metrics in found.items()}
+    return {
+        "speedup": _plain(found[names[1]]["speedup"]),
+        "other": _plain(found["bf16"]["speedup"]) if "bf16" in found and names[1] != "bf16" else None,
+        "latency_ms": times,
+    }
+
+
+def _plain(metric: Metric) -> Metric:
+    """With Python's own numbers, which a record can hold."""
+    low, high = (None if end is None else float(end) for end in (metric.low, metric.high))
+    return Metric(float(metric.value), metric.unit, low, high)
+
+
+def _fixed(made: Artifact, engine: str, config: OpenConfig) -> int:
+    with closing(isolated(engine).open(made, config)) as runner:
+        return runner.batch or 1
+
+
+def _has_bf16(source: Artifact, engine: str, config: OpenConfig) -> bool:
+    if engine != "openvino":
+        return False
+    try:
+        isolated(engine).open(source, msgspec.structs.replace(config, precision="bf16")).close()
+    except UsageError:  # this CPU computes in something else
+        return False
+    return True
+
+
+def verdict(precision: str, source: str, found: Worth) -> str:
+    """The numbers in one sentence, and what to do."""
+    if found.speedup is None:
+        return f"{precision.upper()}: not measured"
+    faster = "faster than" if found.speedup.value >= 1 else "the speed of"
+    said = [f"{found.speedup.value:.2f}x {faster} {source.upper()}{_interval(found.speedup)}"]
+    if found.other is not None:
+        said.append(f"bf16 {found.other.value:.2f}x")
+    if found.agreement is not None:
+        low, high = (100 * (each or 0) for each in (found.agreement.low, found.agreement.high))
+        held = "" if found.held_back else " that also set the ranges"
+        said.append(f"agreement {100 * found.agreement.value:.1f} % [{low:.1f}, {high:.1f}] on {found.images} images{held}")
+    elif found.images:
+        said.append(f"cosine {found.cosine or 0:.4f} on {found.images} images")
+    return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, found)}"
+
+
+def _interval(metric: Metric) -> str:
+    return "" if metric.low is None else f" [{metric.low:.2f}, {metric.high:.2f}]"
+
+
+def _advice(precision: str, source: str, found: Worth) -> str:
+    assert found.speedup is not None
+    speed = found.speedup.low if found.speedup.low is not None else found.speedup.value
+    if found.other is not None and found.other.value >= found.speedup.value:
+        return "not worth it here: use --precision bf16, it is as fast and loses less"
+    if found.speedup.low is not None and found.speedup.low < 1 and (found.speedup.high or 0) > FASTER:
+        return "not clear: the machine was not quiet, measure again with vitdeploy bench"
+    if speed < FASTER:
+        sizes = list(found.size_mib.values())
+        smaller = f", but {sizes[0] / sizes[1]:.1f}x smaller" if len(sizes) == 2 and sizes[0] > 1.2 * sizes[1] else ""
+        return f"not worth it here for speed{smaller}: keep {source}"
+    if not found.images:
+        return "faster; nothing was compared"
+    if found.agreement is None or (found.agreement.low or 0) >= AGREES:
+        return "worth it"
+    if found.agreement.value >= ALIKE and found.images < ENOUGH:
+        return f"worth it, as far as {found.images} images tell"
+    return "fast, but check the accuracy first: vitdeploy validate with labelled images"

@@ -1,0 +1,1 @@
+"""One module a verb of the library; each reads top to bottom."""

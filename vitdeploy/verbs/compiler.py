@@ -1,0 +1,357 @@
+"""The verb `compile`: an ONNX artifact becomes an engine that was run and compared before it is accepted.
+
+The build runs in a child process: what crashes or hangs there, or is killed for want of memory, is one line here. Then the
+engine is audited (see `audit`); one that came out wrong is built again where builders choose kernels by measurement, and
+refused in the end. What can't be run here, because the engine's device is elsewhere, is marked so.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from vitdeploy import files, isolate
+from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal, versions
+from vitdeploy.backends.base import Compiled, Compiler, OpenConfig
+from vitdeploy.backends.child import memory_cap
+from vitdeploy.backends.table import TABLE, backend, isolated
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.measure import latency
+from vitdeploy.measure.latency import Subject
+from vitdeploy.onnxfile.summary import stored_bytes
+from vitdeploy.progress import Progress, silent
+from vitdeploy.proof import golden
+from vitdeploy.proof.census import Plan
+from vitdeploy.proof.engine import LIMITS, Found, audit, distance
+from vitdeploy.proof.golden import Golden
+from vitdeploy.proof.plan import planned
+from vitdeploy.recipe import BenchConfig, CompileConfig
+
+_BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
+_NO_DEVICE = "VD4010"
+_NOT_AS_ASKED = ("VD3026", "VD4009", "VD4011")
+"""Errors after which a rival may still do."""
+_UNTRIED = (
+    "it compiles, and was not executed: its device is not here, so nothing is known of its outputs and speed; engines are loaded "
+    "only by the machine that built them, so compile it again there"
+)
+
+
+def compile(
+    artifact: Artifact, config: CompileConfig, out: Path, *, rival: Artifact | None = None, progress: Progress = silent
+) -> Artifact:
+    """Compile an engine, and check that it is what was asked for.
+
+    Args:
+        artifact: An ONNX artifact, or a ViT's ONNX file with its input contract.
+        config: Engine, device, settings.
+        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        rival: The same model in another precision: both are built, both are timed, the faster that passes is kept.
+        progress: Hears of each step.
+
+    Returns:
+        The artifact; its record's ``proof`` has the engine's settings, the census, the distances from the golden batch, what
+        was measured, and notes.
+
+    Raises:
+        UsageError: VD2008 unusable ``out``; VD2009, VD2011 impossible settings; VD2013 an engine already; VD2010 a rival that is
+            another model.
+        InputError: VD3026, VD3027 the graph can't run in this engine; VD3010 to VD3012 no model.
+        TrustError: VD7001, VD7005 the file reaches outside itself.
+        EnvironmentError_: VD4001 engine not installed; VD4010 device not usable; VD4009, VD4011 no engine that passes;
+            VD4004, VD4006 to VD4008 the builder failed, crashed or hung.
+    """
+    files.check_output(out, ours=RECORD)
+    for each in (artifact, rival):
+        if each is not None and each.record.kind != "onnx":
+            message = f"is an engine of {each.record.kind} already"
+            raise UsageError("VD2013", message, file=each.folder, fix="give the ONNX artifact that it was compiled from")
+    isolated(config.backend)  # not installed: said before any work
+    with files.folder(out, ours=RECORD) as folder:
+        work = folder / "work"
+        work.mkdir()
+        first = _Source(artifact, work / "first", config)
+        if rival is None:
+            made = _Job(first, config, progress).engine()
+        else:
+            made = _faster(first, _Source(rival, work / "second", config), config, progress)
+        for path in made.folder.iterdir():
+            path.rename(folder / path.name)
+        shutil.rmtree(work)
+        seal(folder, made.record)
+    progress("compile", 1, 1)
+    return Artifact.open(out, verify=False)
+
+
+class _Source:
+    """What is compiled, as engines may see it, with what its engine must come to.
+
+    Attributes:
+        given: As it was named.
+        onnx: The same, or a repaired copy.
+        work: A folder of its own.
+        golden: What its engine must put out.
+        plan: What its engine must run in 8 bits.
+        notes: What was repaired.
+    """
+
+    def __init__(self, artifact: Artifact, work: Path, config: CompileConfig) -> None:
+        self.given, self.work = artifact, work
+        self.onnx, self.notes = sanitized(artifact, work / "source")
+        self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
+        self.plan: Plan = planned(self.onnx.model)
+
+
+class _Passed(NamedTuple):
+    """An engine that passed its audit, or whose device is not here (``found`` is None)."""
+
+    built: Compiled
+    found: Found | None
+    builds: int
+
+
+@dataclass
+class _Job:
+    """The making of one engine.
+
+    Attributes:
+        source: What is compiled.
+        config: How.
+        progress: Hears of each step.
+    """
+
+    source: _Source
+    config: CompileConfig
+    progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """Where the engine's files are."""
+        return self.source.work / "engine"
+
+    def engine(self) -> Artifact:
+        """Build, audit, choose settings; the folder then holds all that the artifact needs but its record."""
+        built, found, builds = self._passing()
+        proof: dict[str, Any] = {"run": msgspec.to_builtins(built.run), "facts": built.facts, "builds": builds}
+        notes = [*self.source.notes, *built.notes]
+        if found is None:
+            notes.append(_UNTRIED)
+        elif self.config.optimise is not None and TABLE[self.config.backend].compiled_only:
+            notes.append(f"{self.config.backend} has chosen its kernels by measurement already: no settings are left to measure")
+        elif self.config.optimise is not None:
+            proof["optimise"], best = self._optimised(built, found)
+            if best is not None and best != built.run:
+                built, found = self._again(best)
+                proof |= {"run": msgspec.to_builtins(best), "facts": built.facts}
+        if found is not None:
+            proof["audit"] = found.facts
+            notes += found.notes
+        self.source.golden.write(self.folder)
+        weights = self.source.given.weights
+        if weights is not None:  # so that the engine can be compared with its PyTorch original
+            files.need_space(self.folder, weights.stat().st_size)
+            shutil.copyfile(weights, self.folder / weights.name)
+        return self._made(built, proof | {"notes": notes})
+
+    def _passing(self) -> _Passed:
+        """Build until an engine passes its audit."""
+        precision, name = self.source.given.record.precision, self.config.backend
+        most = 1 + (self.config.rebuilds if TABLE[name].compiled_only else 0)
+        for attempt in range(1, most + 1):
+            self.progress(f"compile: build {precision}", attempt - 1, most)
+            built = self._build(self.config, again=attempt > 1)
+            self.progress(f"compile: audit {precision}", attempt - 1, most)
+            try:
+                found = self._audited(built)
+            except EnvironmentError_ as error:
+                if error.code != _NO_DEVICE or name != "tensorrt-rtx":
+                    raise
+                return _Passed(built, None, attempt)
+            if not found.wrong:
+                return _Passed(built, found, attempt)
+        times = "" if most == 1 else f" in {most} builds"
+        message = f"{name}: the engine is not what was asked for{times}: {found.wrong}"
+        if found.facts.get("census", {}).get("missing"):
+            fix = f"quantize for this engine: --target {name.removesuffix('-rtx')}"
+            raise EnvironmentError_("VD4009", message, file=self.source.given.model, fix=fix)
+        raise EnvironmentError_("VD4011", message, file=self.source.given.model)
+
+    def _again(self, best: OpenConfig) -> tuple[Compiled, Found]:
+        """Build for the settings that were measured to be the fastest, so that what is cached in the engine fits them."""
+        given = {name: getattr(best, name) for name in ("precision", "threads", "streams", "hint", "device")}
+        config = msgspec.structs.replace(self.config, **{name: value for name, value in given.items() if value is not None})
+        built = msgspec.structs.replace(self._build(config), run=best)
+        found = self._audited(built)
+        if found.wrong:
+            message = f"{config.backend}: the engine is not what was asked for: {found.wrong}"
+            raise EnvironmentError_("VD4011", message, file=self.source.given.model)
+        return built, found
+
+    def _build(self, config: CompileConfig, *, again: bool = False) -> Compiled:
+        """In a child process, into a fresh folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        size = stored_bytes(self.source.onnx.model)
+        files.need_space(self.folder, 3 * size)
+        onnx = self.source.onnx
+        argument = {
+            "folder": str(onnx.folder.absolute()),
+            "record": msgspec.to_builtins(onnx.record),
+            "config": msgspec.to_builtins(config),
+            "out": str(self.folder.absolute()),
+            "again": again,
+        }
+        start = time.monotonic()
+        answer = isolate.run(f"{__name__}:build", argument, seconds=config.seconds, **self._limits(size))
+        built = msgspec.convert(answer, Compiled)
+        return msgspec.structs.replace(built, facts={**built.facts, "build_s": round(time.monotonic() - start, 1)})
+
+    def _limits(self, size: int) -> isolate.Limits:
+        name = self.config.backend
+        on_gpu = TABLE[name].compiled_only
+        return {
+            "file_mib": 1024 + (4 * size >> 20),
+            "memory_mib": memory_cap(name, self.config.device),
+            "what": f"the process that builds for {name}",
+            "file": str(self.source.given.model),
+            "smaller": "use a smaller --workspace or --effort" if on_gpu else "close other programs, or use a larger machine",
+            "longer": "give more --seconds",
+        }
+
+    def _audited(self, built: Compiled, config: OpenConfig | None = None) -> Found:
+        made = self._made(built, {"run": msgspec.to_builtins(built.run)})
+        return audit(made, self.source.golden, self.source.plan, config)
+
+    def _made(self, built: Compiled, proof: dict[str, Any]) -> Artifact:
+        given = self.source.given
+        record = Record(
+            kind=self.config.backend,
+            precision=given.record.precision,
+            entry=built.entry,
+            weights=given.record.weights,
+            spec=given.spec,
+            made_by="compile",
+            config=msgspec.to_builtins(self.config),
+            origin=given.record.origin,
+            proof=proof,
+            tools=versions("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "numpy"),
+            parent=given.id,
+        )
+        return Artifact(self.folder, record)
+
+    def _optimised(self, built: Compiled, audited: Found) -> tuple[dict[str, Any], OpenConfig | None]:
+        """Settings that are worth measuring, measured side by side; those whose outputs are too far off are left out."""
+        argument = {"config": msgspec.to_builtins(self.config)}
+        answer = isolate.run(
+            f"{__name__}:candidates", argument, seconds=self.config.seconds, **self._limits(stored_bytes(self.source.onnx.model))
+        )
+        named: dict[str, OpenConfig] = {}
+        left_out: dict[str, str] = {}
+        for candidate in msgspec.convert(answer, list[OpenConfig]):
+            name = settings_in_words(candidate)
+            found = self._audited(built, candidate)
+            if found.wrong:
+                left_out[name] = found.wrong
+            else:
+                named[name] = candidate
+        if not named:
+            return {"measured": {}, "left_out": left_out}, None
+        made = self._made(built, {"run": msgspec.to_builtins(built.run)})
+        subjects = [Subject(name, made, self.config.backend, config=candidate) for name, candidate in named.items()]
+        times, notes, _ = _timed(subjects, audited.facts["batch"] or self.config.usual_batch, self.progress)
+        best = min(times, key=lambda name: times[name])
+        return {"measured": times, "chosen": best, "left_out": left_out, "notes": notes}, named[best]
+
+
+def _faster(first: _Source, second: _Source, config: CompileConfig, progress: Progress) -> Artifact:
+    """Build both, and keep the faster, or the one that passes; its record has the numbers of both."""
+    _require_same(first, second)
+    made: list[Artifact] = []
+    failed: list[EnvironmentError_ | InputError] = []
+    for source in (first, second):
+        try:
+            made.append(_Job(source, config, progress).engine())
+        except (EnvironmentError_, InputError) as error:
+            if error.code not in _NOT_AS_ASKED or failed:
+                raise
+            failed.append(error)
+    if failed:
+        kept = made[0].record.precision
+        return _noted(made[0], {"verdict": f"{kept.upper()} is kept: the other could not be had: {failed[0].message}"})
+    if any("audit" not in each.record.proof for each in made):
+        note = "the two precisions could not be timed: the engine's device is not here; the first is kept"
+        return _noted(made[0], {"notes": [*made[0].record.proof["notes"], note]})
+    names = [f"{each.record.precision}{mark}" for each, mark in zip(made, ("", " (rival)"), strict=True)]
+    subjects = [Subject(name, each, config.backend, names[1]) for name, each in zip(names, made, strict=True)]
+    batch = made[0].record.proof["audit"]["batch"] or config.usual_batch
+    times, notes, ratios = _timed(subjects, batch, progress)
+    ratio, low, high = ratios[names[0]]
+    kept_one, other = (0, 1) if ratio >= 1 else (1, 0)
+    interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    said = f"{names[0].upper()} runs {ratio:.2f}x as fast as {names[1]}{interval} at batch {batch}: {names[kept_one]} is kept"
+    if low is not None and high is not None and low < 1 < high:
+        said += f", though {names[other]} may be as fast"
+    return _noted(made[kept_one], {"rival": {"latency_ms": times, "notes": notes}, "verdict": said})
+
+
+def _require_same(first: _Source, second: _Source) -> None:
+    """Refuse a rival that is another model."""
+    one, two = first.given.spec, second.given.spec
+    limit = max(LIMITS.get(source.given.record.precision, LIMITS["int8"]) for source in (first, second))
+    contracts = msgspec.structs.replace(one.input, tensor=two.input.tensor) == two.input
+    count = min(len(first.golden.output), len(second.golden.output))  # the first images are the same
+    apart = distance(second.golden.output[:count], first.golden.output[:count])
+    if not contracts or one.classes != two.classes or one.output != two.output or not apart <= 2 * limit:
+        message = f"is another model than {first.given.model}: their outputs are {apart:.2g} apart"
+        raise UsageError("VD2010", message, file=second.given.model, fix="give the same model in another precision")
+
+
+def _timed(
+    subjects: list[Subject], batch: int, progress: Progress
+) -> tuple[dict[str, float], list[str], dict[str, tuple[float, float | None, float | None]]]:
+    """Median latency in ms by name, notes, and the speed-up over each subject's reference with its interval."""
+    rows, notes = latency.measure(subjects, msgspec.structs.replace(_BENCH, batches=(batch,)), progress=progress)
+    times = {row.subject: float(row.metrics["p50"].value) for row in rows}
+    found = {row.subject: row.metrics["speedup"] for row in rows if "speedup" in row.metrics}
+    ratios = {name: (float(each.value), each.low, each.high) for name, each in found.items()}
+    return times, list(notes), ratios
+
+
+def _noted(made: Artifact, more: dict[str, Any]) -> Artifact:
+    return Artifact(made.folder, msgspec.structs.replace(made.record, proof=made.record.proof | more))
+
+
+def settings_in_words(config: OpenConfig) -> str:
+    """The settings that were given, as ``bf16, 2 threads, 1 stream``."""
+    counts = ((config.threads, "thread"), (config.streams, "stream"))
+    words = [config.precision or "", config.device or "", config.hint or ""]
+    words += ["" if count is None else f"{count} {unit}{'' if count == 1 else 's'}" for count, unit in counts]
+    words += [
+        "" if value is None else (name if value else f"no {name}")
+        for name, value in (("spinning", config.spin), ("arena", config.arena), ("CUDA graph", config.graph))
+    ]
+    return ", ".join(word for word in words if word) or "default"
+
+
+def build(argument: dict[str, Any]) -> dict[str, Any]:
+    """The child's side: compile into a folder. Called by `isolate.run`."""
+    artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
+    config = msgspec.convert(argument["config"], CompileConfig)
+    compiled = _compiler(config).compile(artifact, config, Path(argument["out"]), again=argument["again"])
+    found: dict[str, Any] = msgspec.to_builtins(compiled)
+    return found
+
+
+def candidates(argument: dict[str, Any]) -> list[Any]:
+    """The child's side: settings that are worth measuring here. Called by `isolate.run`."""
+    config = msgspec.convert(argument["config"], CompileConfig)
+    return [msgspec.to_builtins(candidate) for candidate in _compiler(config).candidates(config)]
+
+
+def _compiler(config: CompileConfig) -> Compiler:
+    return cast(Compiler, backend(config.backend))

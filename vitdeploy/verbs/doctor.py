@@ -1,0 +1,252 @@
+"""What this machine can do: processor, limits, packages, and which backends really run.
+
+A package that is installed is not yet an engine that works: wheels for another processor, a broken library path or a missing
+weight loader show only when a model is opened. So each backend opens and runs a tiny one, in a child process of its own,
+where even an illegal instruction is an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vitdeploy import isolate
+from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import table
+from vitdeploy.errors import UsageError, VitdeployError, first_line, nearest
+from vitdeploy.progress import Progress, silent
+from vitdeploy.report import Machine, this_machine
+from vitdeploy.spec import InputContract, ModelSpec
+
+SCHEMA = 1
+PACKAGES = (
+    *("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("tensorrt", "tensorrt_rtx"),
+)
+_SETS = {  # name for people to the kernel's flag; those that decide how fast (and in INT8 how exactly) a ViT runs
+    "x86_64": {name: name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")},
+    "aarch64": {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"},
+}
+_PATIENCE_S = 120
+_SPEC = ModelSpec(
+    name="probe",
+    input=InputContract(height=2, width=2, channels=1, resize="none", mean=(0.0,), std=(1.0,)),
+    patch=(1, 1),
+    width=4,
+    depth=1,
+    heads=1,
+    classes=4,
+)
+
+
+class BackendState(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an engine runs here.
+
+    Attributes:
+        name: The backend.
+        installed: Whether its package is there.
+        usable: Whether it opened a model and ran it; for one that opens only what it has compiled, whether its device is there.
+        detail: Its version and device, or why it does not run.
+    """
+
+    name: str
+    installed: bool
+    usable: bool
+    detail: str
+
+
+class Checkup(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found out about this machine.
+
+    Attributes:
+        schema_version: Version of this record.
+        machine: Processor, memory, system.
+        instruction_sets: Name to whether the processor has it; empty where the system does not say.
+        governor: Frequency governor of the first core, or "" where the system does not say.
+        quota_cores: Cores' worth of time that a container may use, or None without a limit.
+        memory_limit_gib: What a container may use, or None without a limit.
+        disk_free_gib: Free space in the current folder.
+        packages: Package to version, or None when it is not installed.
+        backends: The engines.
+    """
+
+    schema_version: int = SCHEMA
+    machine: Machine
+    instruction_sets: dict[str, bool]
+    governor: str
+    quota_cores: float | None
+    memory_limit_gib: float | None
+    disk_free_gib: float
+    packages: dict[str, str | None]
+    backends: tuple[BackendState, ...]
+
+    @property
+    def unusable(self) -> tuple[str, ...]:
+        """Names of the backends that do not run."""
+        return tuple(state.name for state in self.backends if not state.usable)
+
+
+def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checkup:
+    """Look at this machine and try backends.
+
+    Args:
+        names: Backends to try; empty means all.
+        progress: Hears of each backend.
+
+    Raises:
+        UsageError: VD2009, no backend has that name.
+    """
+    for name in names:
+        if name not in table.TABLE:
+            fix = nearest(name, table.TABLE) or f"choose from: {', '.join(table.TABLE)}"
+            raise UsageError("VD2009", f"there is no backend {name!r}", fix=fix)
+    chosen, states = tuple(dict.fromkeys(names)) or tuple(table.TABLE), []
+    for done, name in enumerate(chosen):
+        progress(f"doctor: {name}", done, len(chosen))
+        states.append(_state(name))
+    progress("doctor", len(chosen), len(chosen))
+    quota, limit = _container()
+    return Checkup(
+        machine=this_machine(),
+        instruction_sets=instruction_sets(_read("/proc/cpuinfo"), platform.machine()),
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
+        quota_cores=quota,
+        memory_limit_gib=limit,
+        disk_free_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
+        packages={name: _version(name) for name in PACKAGES},
+        backends=tuple(states),
+    )
+
+
+def instruction_sets(cpuinfo: str, architecture: str) -> dict[str, bool]:
+    """Which of the sets that matter the processor has, from the text of ``/proc/cpuinfo``."""
+    lines = [line.partition(":")[2] for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
+    if not lines:
+        return {}
+    flags = set(lines[0].split())
+    return {name: flag in flags for name, flag in _SETS.get(architecture, {}).items()}
+
+
+def _container() -> tuple[float | None, float | None]:
+    """Cores and GiB that control groups (version 2) allow this process."""
+    quota, period, *_ = [*_read("/sys/fs/cgroup/cpu.max").split(), "max", "max"]
+    memory = _read("/sys/fs/cgroup/memory.max").strip()
+    cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+    return cores, round(int(memory) / 2**30, 1) if memory.isdigit() else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:  # another system, or a container that hides it: not knowing is an answer here
+        return ""
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _state(name: str) -> BackendState:
+    if not table.present(name):
+        fix = f"run: pip install 'vitdeploy[{table.TABLE[name].extra}]'"
+        return BackendState(name=name, installed=False, usable=False, detail=f"not installed; {fix}")
+    usable, detail = _tried(name)
+    return BackendState(name=name, installed=True, usable=usable, detail=detail)
+
+
+def _tried(name: str) -> tuple[bool, str]:
+    """Whether the backend ran in a child process, and its version or what went wrong."""
+    try:
+        answer = isolate.run(f"{__name__}:probe", name, seconds=_PATIENCE_S, what=name, smaller="")
+        return bool(answer["usable"]), str(answer["detail"])
+    except VitdeployError as exc:
+        return False, exc.message
+
+
+def probe(name: str) -> dict[str, Any]:
+    """Try a backend: the part that runs in a child process, and writes into its current folder.
+
+    Returns:
+        ``usable`` and ``detail``, as `BackendState` has them.
+    """
+    try:
+        usable, detail = _device(name) if table.TABLE[name].compiled_only else _opened(name)
+    except VitdeployError as exc:
+        usable, detail = False, exc.message
+    except ImportError as exc:  # there, but broken: a wrong wheel, a missing system library
+        usable, detail = False, first_line(exc)
+    return {"usable": usable, "detail": detail}
+
+
+def _opened(name: str) -> tuple[bool, str]:
+    """Open a tiny model and run it."""
+    import numpy as np
+
+    from vitdeploy.backends.base import OpenConfig
+
+    artifact = _tiny(Path.cwd(), weights=name == table.REFERENCE)
+    with closing(table.backend(name).open(artifact, OpenConfig(threads=1))) as runner:
+        shape = runner.run(np.ones((1, 1, 2, 2), np.float32))["logits"].shape
+        return shape == (1, _SPEC.classes), str(runner.settings.get("version", ""))
+
+
+def _device(name: str) -> tuple[bool, str]:
+    """An engine that opens only what it has compiled: whether it can be loaded, and has a device to run on."""
+    engine = table.backend(name)
+    version = _version(table.TABLE[name].package) or ""
+    device = getattr(engine, "device", None)
+    if not callable(device):
+        return False, f"{version}: loads; whether its device is here is not known"
+    try:
+        return True, f"{version} on {device()}"
+    except VitdeployError as exc:
+        return False, f"{version}: loads, but can't run here: {exc.message}"
+
+
+def _tiny(folder: Path, *, weights: bool) -> Artifact:
+    """A model of a few numbers: an ONNX file that flattens 2 x 2 pixels to 4 logits, and a ViT of that shape."""
+    (folder / "model.onnx").write_bytes(_onnx())
+    if weights:
+        from vitdeploy.models.vit import build
+
+        state = {key: value.numpy() for key, value in build(_SPEC).state_dict().items()}
+        header, raw = {}, b""
+        for key, value in state.items():
+            end = len(raw) + value.nbytes
+            header[key] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [len(raw), end]}
+            raw += value.tobytes()
+        text = json.dumps(header).encode()
+        (folder / "weights.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + raw)
+    return Artifact(folder, Record(spec=_SPEC, made_by="doctor", weights="weights.safetensors" if weights else None))
+
+
+def _onnx() -> bytes:
+    """The smallest ONNX file that is worth running, without the onnx package.
+
+    Source: onnx.proto3 (ModelProto, GraphProto, NodeProto, ValueInfoProto).
+    """
+
+    def put(field: int, value: int | bytes | str) -> bytes:  # every length and number here is below 128: one byte each
+        if isinstance(value, int):
+            return bytes((field << 3, value))
+        raw = value.encode() if isinstance(value, str) else value
+        return bytes((field << 3 | 2, len(raw))) + raw
+
+    def tensor(name: str, *sizes: int) -> bytes:
+        shape = put(1, put(2, "N")) + b"".join(put(1, put(1, size)) for size in sizes)
+        return put(1, name) + put(2, put(1, put(1, 1) + put(2, shape)))
+
+    node = put(1, "pixels") + put(2, "logits") + put(4, "Flatten")
+    graph = put(1, node) + put(2, "probe") + put(11, tensor("pixels", 1, 2, 2)) + put(12, tensor("logits", 4))
+    return put(1, 8) + put(7, graph) + put(8, put(2, 18))

@@ -1,0 +1,199 @@
+"""The verb `export`: a ViT and its weights become an ONNX artifact that has been run and compared before it is accepted.
+
+A "dynamic" batch that was only declared is the most common lie of exported ViTs: some constant of the example batch stays in
+the graph. So the file is run at several batch sizes, and every row must equal PyTorch's row and the row run alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitdeploy import files
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
+from vitdeploy.checkpoints.loader import load
+from vitdeploy.errors import EnvironmentError_, UsageError, library
+from vitdeploy.graph import storage
+from vitdeploy.graph.names import name_by_module, shape_arithmetic
+from vitdeploy.models.freeze import absorb_normalisation, freeze
+from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.progress import Progress, silent
+from vitdeploy.proof.exported import prove
+from vitdeploy.recipe import ExportConfig, ModelConfig
+from vitdeploy.spec import ModelSpec
+
+MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
+STEPS = ("load", "trace", "write", "prove")
+
+
+def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+    """Export a ViT to ONNX and prove that the file computes the same.
+
+    Args:
+        model: Which model and weights.
+        config: How.
+        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        progress: Hears of each step.
+
+    Returns:
+        The artifact: ``model.onnx``, ``weights.safetensors`` (the PyTorch original), ``golden.npz`` (a few generated
+        images with the file's outputs, for devices that have nothing else to compare with) and the record with the proof.
+
+    Raises:
+        UsageError: Unknown model, impossible options, unusable ``out``.
+        InputError: Weights that are damaged or do not fit.
+        EnvironmentError_: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
+    """
+    files.check_output(out, ours=RECORD)
+    progress("export: load", 0, len(STEPS))
+    source = load(model, config.image_size)
+    origin = dict(source.origin)
+    spec = _as_exported(source.spec, config)
+    progress("export: trace", 1, len(STEPS))
+    graph = trace(source.net, spec, config)
+    with files.folder(out, ours=RECORD) as folder:
+        progress("export: write", 2, len(STEPS))
+        weights = _write_original(source.net, folder)
+        if weights is not None:
+            origin["state_sha256"] = files.sha256(folder / weights)
+        storage.write(graph, folder / MODEL, metadata(spec, origin))
+        progress("export: prove", 3, len(STEPS))
+        proof, golden = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
+        golden.write(folder)
+        record = Record(
+            spec=spec,
+            weights=weights,
+            made_by="export",
+            config=msgspec.to_builtins(config),
+            origin=origin,
+            proof=proof,
+            tools=versions("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"),
+            parent=source.parent,
+        )
+        record = seal(folder, record)
+    progress("export", len(STEPS), len(STEPS))
+    return Artifact(out, record)
+
+
+def _write_original(net: nn.Module, folder: Path) -> str | None:
+    """The PyTorch original's weights beside the model; None for a network of the user's own code, which no spec rebuilds."""
+    if not isinstance(net, VisionTransformer):
+        return None
+    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    files.need_space(folder, 2 * sum(tensor.nbytes for tensor in state.values()))
+    with library("safetensors", folder):
+        save_file(state, folder / WEIGHTS)
+    mask = os.umask(0)
+    os.umask(mask)
+    (folder / WEIGHTS).chmod(0o666 & ~mask)  # safetensors writes for the owner alone; a device's service is another user
+    return WEIGHTS
+
+
+def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
+    """Trace the frozen model to a cleaned ONNX graph.
+
+    Raises:
+        EnvironmentError_: VD4004 torch's exporter failed; VD4003 the graph computes shapes at run time.
+    """
+    program = Program(source, spec, config)
+    batch = config.batch or 2
+    contract = spec.input
+    shape = (batch, contract.channels, contract.height, contract.width)
+    if contract.tensor == "uint8-nhwc":
+        shape = (batch, contract.height, contract.width, contract.channels)
+    example = torch.zeros(shape, dtype=torch.float32 if contract.tensor == "float32-nchw" else torch.uint8)
+    dynamic = None if config.batch else ({0: torch.export.Dim("batch", min=1)},)
+    noisy = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
+    levels = [logger.level for logger in noisy]
+    with library("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own deprecations; what matters is proven below
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+        try:
+            exported = torch.onnx.export(
+                program,
+                (example,),
+                dynamo=True,
+                opset_version=config.opset,
+                input_names=["pixels"],
+                output_names=list(program.names),
+                dynamic_shapes=dynamic,
+                optimize=True,
+                verbose=False,
+            )
+        finally:
+            for logger, level in zip(noisy, levels, strict=True):
+                logger.setLevel(level)
+    assert exported is not None
+    graph = exported.model
+    name_by_module(graph, root="model")
+    if spec.network == "vit" and (leftover := shape_arithmetic(graph)):
+        message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
+        raise EnvironmentError_("VD4003", message, fix="report this with the model's spec")
+    return graph
+
+
+class Program(nn.Module):
+    """What is traced: the frozen model between the file's input and its named outputs."""
+
+    def __init__(self, source: nn.Module, spec: ModelSpec, config: ExportConfig) -> None:
+        super().__init__()
+        self.model = freeze(source) if isinstance(source, VisionTransformer) else source
+        self.tensor, self.top_k, self.scaled = spec.input.tensor, config.top_k, False
+        if self.tensor != "float32-nchw" and isinstance(self.model, VisionTransformer):
+            absorb_normalisation(self.model)
+        elif self.tensor != "float32-nchw":  # nothing is known of the first layer: the normalisation stays an operation
+            self.scaled = True
+            for name, values in (("mean", spec.input.mean), ("std", spec.input.std)):
+                self.register_buffer(name, 255 * torch.tensor(values)[:, None, None])  # [C, 1, 1]
+        self.outputs = (spec.output, *(name for name in config.outputs if name != spec.output))
+        self.names = self.outputs + (() if config.top_k is None else ("top_k_probabilities", "top_k_indices"))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:  # float32 [B, C, H, W], or uint8 [B, H, W, C] or [B, C, H, W]
+        """The named outputs, in the order of `names`."""
+        pixels = pixels.float()  # before anything moves: TensorRT transposes no bytes
+        if self.tensor == "uint8-nhwc":
+            pixels = pixels.permute(0, 3, 1, 2)  # [B, C, H, W]
+        if self.scaled:
+            pixels = (pixels - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        if len(self.outputs) > 1:
+            named = cast(VisionTransformer, self.model).outputs(pixels)
+            found = [named[name] for name in self.outputs]
+        else:
+            found = [self.model(pixels)]
+        if self.top_k is not None:
+            found += torch.topk(found[0].softmax(-1), self.top_k)  # 2 x [B, K]
+        return tuple(found)
+
+
+def metadata(spec: ModelSpec, origin: dict[str, Any]) -> dict[str, str]:
+    """What the file says of itself."""
+    return {
+        METADATA_SPEC: msgspec.json.encode(spec).decode(),
+        "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
+        "vitdeploy.weights_sha256": str(origin.get("state_sha256", "")),
+        "vitdeploy.versions": msgspec.json.encode(versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
+    }
+
+
+def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
+    """The spec as the file takes its input, after checking options that depend on the model."""
+    if config.top_k is not None and not spec.classifies:
+        why = "gives an embedding" if spec.head == "projection" else "has none"
+        raise UsageError("VD2011", f"top-k needs a classification head, {spec.name!r} {why}", fix="leave out --top-k")
+    if config.top_k is not None and config.top_k > spec.classes:
+        raise UsageError("VD2011", f"top-k is {config.top_k}, the model has {spec.classes} classes", fix=f"use {spec.classes}")
+    if config.outputs and spec.network == "module":
+        message = f"a module has one output, {', '.join(config.outputs)} can't be had"
+        raise UsageError("VD2011", message, fix="leave out --outputs")
+    return msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor=config.input))

@@ -1,0 +1,107 @@
+"""The verb `quantize`: an exported ViT becomes INT8 or FP16, and is shown to run as planned before it is accepted.
+
+Four things go wrong in silence elsewhere and are checked here each time: the rewritten float graph is not the same function,
+the engine runs in float what the file says is INT8, accuracy is lost on other images than those that set the ranges, and
+the result is no faster than what it replaces.
+
+The work is that of `job`, in a child process: engines run graphs there that nobody has run before. Here nothing is imported
+that only the child needs.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vitdeploy import files, isolate
+from vitdeploy.artifact import RECORD, Artifact, Record
+from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.onnxfile import check
+from vitdeploy.onnxfile.summary import read_graph
+from vitdeploy.progress import Progress, silent
+from vitdeploy.recipe import QuantizeConfig, read_contract
+from vitdeploy.spec import ModelSpec
+
+_PACKAGES = ("onnx", "onnx_ir", "onnxruntime")
+_PATIENCE_S = 24 * 3600.0
+_FILE_MIB = 64 << 10
+
+
+def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+    """Quantize an exported model.
+
+    Args:
+        artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
+        config: Precision, target, calibration images.
+        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        progress: Hears of each step.
+
+    Returns:
+        The artifact; its record's ``proof`` has the rewrites, the choice made for every tensor, the census and the verdict.
+
+    Raises:
+        UsageError: VD2008 unusable ``out``; VD2003, VD2010, VD2011 impossible options.
+        InputError: VD3023 no ViT in the graph; VD3024 quantized already; VD3025 a graph that can't be edited; VD3101 to VD3107
+            the images; VD3109 statistics of another model; VD3110 NaN in an activation.
+        EnvironmentError_: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
+            VD4004, VD4006 the engine failed; VD4007, VD4008 it crashed or hung; VD4001 a package is not installed.
+    """
+    _require_packages()
+    with files.folder(out, ours=RECORD) as folder:  # here, so that nothing is left of a child that is killed
+        argument = {
+            "source": str(artifact.folder),
+            "record": msgspec.to_builtins(artifact.record),
+            "config": msgspec.to_builtins(config),
+            "folder": str(folder),
+            "current": str(Path.cwd()),
+        }
+        limits: isolate.Limits = {
+            "file_mib": _FILE_MIB,
+            "what": "the process that quantizes",
+            "file": str(artifact.model),
+            "smaller": "close other programs, or use a machine with more memory",
+            "longer": "use fewer images (--limit)",
+        }
+        isolate.run(f"{__name__}:_child", argument, seconds=_PATIENCE_S, progress=progress, **limits)
+    return Artifact.open(out, verify=False)
+
+
+def _child(argument: dict[str, Any]) -> None:
+    """The child's side of `quantize`."""
+    from vitdeploy.quant.job import write
+
+    os.chdir(argument["current"])  # paths in messages and in the record stay as they were written
+    artifact = Artifact(Path(argument["source"]), msgspec.convert(argument["record"], Record))
+    write(artifact, msgspec.convert(argument["config"], QuantizeConfig), Path(argument["folder"]), isolate.told)
+
+
+def _require_packages() -> None:
+    for name in _PACKAGES:
+        if find_spec(name) is None:
+            fix = "run: pip install 'vitdeploy[quantize]'"
+            raise EnvironmentError_("VD4001", f"needs the package {name!r}, which is not installed", fix=fix)
+
+
+def foreign(path: Path, contract: Path, *, name: str = "") -> Artifact:
+    """A ViT's ONNX file that was made elsewhere, with the input contract that it lacks.
+
+    Raises:
+        InputError: VD3011 not ONNX; VD3027 it would crash an engine; VD3107 its input does not fit the contract.
+        UsageError: As `recipe.read_contract`.
+        TrustError: VD7001, VD7005 it reaches outside itself.
+    """
+    check.check(path)
+    graph = read_graph(path)
+    given = read_contract(contract)
+    if len(graph.inputs) != 1 or not graph.outputs:
+        raise InputError("VD3107", f"has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one image", file=path)
+    shape = graph.outputs[0].shape
+    classes = shape[-1] if shape and len(shape) == 2 and isinstance(shape[-1], int) else 0
+    if not classes:
+        raise UsageError("VD2010", f"the first output is {graph.outputs[0].name} {shape}, not logits [N, classes]", file=path)
+    spec = ModelSpec(name=name or path.stem, network="module", input=given, classes=classes)
+    return Artifact(path.parent, Record(entry=path.name, spec=spec, made_by="import"))

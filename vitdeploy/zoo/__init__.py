@@ -1,0 +1,1 @@
+"""The ViTs that vitdeploy knows by name, and what a ViT costs."""

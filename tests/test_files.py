@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitdeploy import files
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_full_disk_is_said_in_our_words(tmp_path, monkeypatch) -> None:
 
     files.write(tmp_path / "kept", "old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         files.write(tmp_path / "kept", "new")
     assert (caught.value.code, caught.value.exit_code) == ("VD4002", 4)
     assert (tmp_path / "kept").read_text() == "old"
@@ -126,7 +126,7 @@ def test_a_full_disk_is_said_in_our_words(tmp_path, monkeypatch) -> None:
 
 
 def test_a_write_that_can_not_fit_is_refused_before_it_begins(tmp_path) -> None:
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         files.need_space(tmp_path / "not" / "yet", 1 << 60)
     assert caught.value.code == "VD4002"
 
@@ -152,6 +152,6 @@ def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch) -> None:
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(EnvironmentError_), files.folder(tmp_path / "out", ours="record") as new:
+    with pytest.raises(MachineError), files.folder(tmp_path / "out", ours="record") as new:
         (new / "record").write_text("new")
     assert (tmp_path / "out" / "record").read_text() == "old"

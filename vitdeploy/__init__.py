@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact as Artifact
-    from vitdeploy.errors import EnvironmentError_ as EnvironmentError_
     from vitdeploy.errors import InputError as InputError
+    from vitdeploy.errors import MachineError as MachineError
     from vitdeploy.errors import TrustError as TrustError
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
@@ -82,7 +82,7 @@ _HOME = {
     "VitdeployError": "errors",
     "UsageError": "errors",
     "InputError": "errors",
-    "EnvironmentError_": "errors",
+    "MachineError": "errors",
     "TrustError": "errors",
 }
 

@@ -185,7 +185,7 @@ def sanitized(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ..
     Raises:
         InputError: As `check.check`.
         TrustError: As `check.check`.
-        EnvironmentError_: VD4002, the disk is full.
+        MachineError: VD4002, the disk is full.
     """
     path, notes = check.sanitized(artifact.model, folder)
     if path == artifact.model:

@@ -6,7 +6,7 @@ A failed gate is a result, not an error: it exits 1, so that CI tells "the model
     VitdeployError
     ├── UsageError         2  unknown key, bad value, impossible combination
     ├── InputError         3  corrupt, empty, unsupported, wrong kind
-    ├── EnvironmentError_  4  missing package, provider, memory, disk, time-out, native crash
+    ├── MachineError    4  missing package, provider, memory, disk, time-out, native crash
     └── TrustError         7  signature, traversal, pickle with code, foreign engine
 """
 
@@ -152,7 +152,7 @@ class InputError(VitdeployError):
     exit_code = 3
 
 
-class EnvironmentError_(VitdeployError):  # noqa: N801 (the builtin has the plain name)
+class MachineError(VitdeployError):
     """This machine lacks something: a package, a provider, memory, disk, time."""
 
     exit_code = 4
@@ -181,7 +181,7 @@ def needs(extra: str) -> Iterator[None]:
         extra: The extra of vitdeploy that brings the package.
 
     Raises:
-        EnvironmentError_: VD4001, a package is not installed.
+        MachineError: VD4001, a package is not installed.
     """
     try:
         yield
@@ -189,7 +189,7 @@ def needs(extra: str) -> Iterator[None]:
         if (exc.name or "").startswith("vitdeploy"):
             raise  # our own mistake, not a missing extra
         fix = f"run: pip install 'vitdeploy[{extra}]'"
-        raise EnvironmentError_("VD4001", f"needs the package {exc.name!r}, which is not installed", fix=fix) from exc
+        raise MachineError("VD4001", f"needs the package {exc.name!r}, which is not installed", fix=fix) from exc
 
 
 @contextmanager
@@ -197,20 +197,20 @@ def library(name: str, file: str | PathLike[str] | None = None) -> Iterator[None
     """The one seam to another library: whatever it raises inside the block becomes a VD4004 (or VD4002, VD4006).
 
     Raises:
-        EnvironmentError_: The library failed; its own exception is the ``__cause__``.
+        MachineError: The library failed; its own exception is the ``__cause__``.
     """
     try:
         yield
     except VitdeployError:
         raise
     except MemoryError as exc:
-        raise EnvironmentError_("VD4006", f"{name} ran out of memory", file=file, fix="use a smaller batch") from exc
+        raise MachineError("VD4006", f"{name} ran out of memory", file=file, fix="use a smaller batch") from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentError_("VD4002", "no space left on the device", file=file, fix="free some disk") from exc
-        raise EnvironmentError_("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
+            raise MachineError("VD4002", "no space left on the device", file=file, fix="free some disk") from exc
+        raise MachineError("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
     except Exception as exc:  # the seam: everything of theirs becomes one of ours, cause kept
-        raise EnvironmentError_("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
+        raise MachineError("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
 
 
 def first_line(exc: BaseException) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError, library
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, library
 
 LFS = b"version https://git-lfs.github.com/spec/"
 _AT_FDCWD = -100
@@ -129,7 +129,7 @@ def write(path: Path, data: bytes | str) -> None:
 
     Raises:
         UsageError: VD2008, the path can't be written.
-        EnvironmentError_: VD4002, the disk is full.
+        MachineError: VD4002, the disk is full.
     """
     raw = data.encode() if isinstance(data, str) else data
     with _writable(path):
@@ -185,7 +185,7 @@ def folder(out: Path, *, ours: str) -> Iterator[Path]:
 
     Raises:
         UsageError: VD2008, see `check_output`.
-        EnvironmentError_: VD4002, the disk is full.
+        MachineError: VD4002, the disk is full.
     """
     check_output(out, ours=ours)
     temporary = _temporary(out)
@@ -279,10 +279,10 @@ def need_space(path: Path, size: int) -> None:
     """Refuse a write of ``size`` bytes that the disk can't hold, before the first byte.
 
     Raises:
-        EnvironmentError_: VD4002.
+        MachineError: VD4002.
     """
     above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(above).free
     if free < size:
         message = f"needs {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
-        raise EnvironmentError_("VD4002", message, file=path, fix="free some disk, or choose another place")
+        raise MachineError("VD4002", message, file=path, fix="free some disk, or choose another place")

@@ -21,7 +21,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends import child, table
 from vitdeploy.backends.base import Kernel, OpenConfig, run_any
 from vitdeploy.data import images
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError, VitdeployError
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError
 
 ENGINES = ("onnxruntime", "openvino")
 ONE = OpenConfig(threads=1)
@@ -76,7 +76,7 @@ class Odd:
         elif self.what == "trust":
             raise TrustError("VD7004", "foreign", file="engine.plan", fix="build it here")
         elif self.what == "bad_alloc":
-            raise EnvironmentError_("VD4004", "odd: std::bad_alloc", file="model.onnx")
+            raise MachineError("VD4004", "odd: std::bad_alloc", file="model.onnx")
         elif self.what == "KeyError":
             raise KeyError("theirs")
 
@@ -202,7 +202,7 @@ def test_the_engine_is_not_imported_here(tiny_artifact):
 def test_a_death_names_engine_signal_memory_and_model_and_is_final(when, what, code, says, tiny_artifact, tiny_pixels):
     tensor = tensor_of(tiny_artifact, tiny_pixels)
     if when == "open":
-        with pytest.raises(EnvironmentError_) as caught:
+        with pytest.raises(MachineError) as caught:
             opened(tiny_artifact, f"open {what}", 2 if what == "hang" else 60)
         errors = [caught.value]
     else:
@@ -210,7 +210,7 @@ def test_a_death_names_engine_signal_memory_and_model_and_is_final(when, what, c
             runner._seconds = 2 if what == "hang" else 60
             errors = []
             for call in {"run": (lambda: runner.run(tensor), runner.kernels), "kernels": (runner.kernels, runner.kernels)}[when]:
-                with pytest.raises(EnvironmentError_) as caught:
+                with pytest.raises(MachineError) as caught:
                     call()
                 errors.append(caught.value)
         runner.close()  # once more is allowed
@@ -230,9 +230,9 @@ def test_a_death_names_engine_signal_memory_and_model_and_is_final(when, what, c
     ("what", "kind", "code", "says"),
     [
         ("trust", TrustError, "VD7004", "foreign"),
-        ("MemoryError", EnvironmentError_, "VD4006", "out of memory: it had used"),
-        ("bad_alloc", EnvironmentError_, "VD4006", "had used"),
-        ("KeyError", EnvironmentError_, "VD4004", "KeyError: 'theirs'"),
+        ("MemoryError", MachineError, "VD4006", "out of memory: it had used"),
+        ("bad_alloc", MachineError, "VD4006", "had used"),
+        ("KeyError", MachineError, "VD4004", "KeyError: 'theirs'"),
     ],
 )
 def test_errors_cross_as_themselves_and_the_engine_lives_on(what, kind, code, says, tiny_artifact, tiny_pixels):
@@ -248,12 +248,12 @@ def test_errors_cross_as_themselves_and_the_engine_lives_on(what, kind, code, sa
 
 @pytest.mark.parametrize("what", ["object", "text", "bfloat"])
 def test_outputs_of_no_known_type_are_refused(what, tiny_artifact, tiny_pixels):
-    with closing(opened(tiny_artifact, f"never {what}")) as runner, pytest.raises(EnvironmentError_):
+    with closing(opened(tiny_artifact, f"never {what}")) as runner, pytest.raises(MachineError):
         runner.run(tensor_of(tiny_artifact, tiny_pixels))
 
 
 def test_kernels_are_checked(tiny_artifact):
-    with closing(opened(tiny_artifact, "never nonsense")) as runner, pytest.raises(EnvironmentError_, match="makes no sense"):
+    with closing(opened(tiny_artifact, "never nonsense")) as runner, pytest.raises(MachineError, match="makes no sense"):
         runner.kernels()
 
 
@@ -313,7 +313,7 @@ def test_names_and_packages_are_checked_before_anything_is_started(monkeypatch):
         table.isolated("onxruntime")
     assert caught.value.code == "VD2009"
     monkeypatch.setattr(table, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentError_, match="'openvino', which is not installed") as missing:
+    with pytest.raises(MachineError, match="'openvino', which is not installed") as missing:
         table.isolated("openvino")
     assert missing.value.code == "VD4001"
     assert missing.value.fix == "run: pip install 'vitdeploy[openvino]'"

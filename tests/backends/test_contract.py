@@ -9,7 +9,7 @@ import pytest
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig, run_any
 from vitdeploy.data import images
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 
 ENGINES = ("onnxruntime", "openvino")
 ALL = ("pytorch", *ENGINES)
@@ -192,7 +192,7 @@ def test_damaged_model_is_one_error(engine, tiny_artifact, tmp_path):
     raw = tiny_artifact.model.read_bytes()
     (tmp_path / "model.onnx").write_bytes(raw[: len(raw) // 2])
     damaged = Artifact(tmp_path, Record(spec=tiny_artifact.spec, made_by="test"))
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         table.backend(engine).open(damaged, OpenConfig(threads=1))
     assert caught.value.code == "VD4004"
     assert caught.value.__cause__ is not None
@@ -234,7 +234,7 @@ def test_unknown_backend_suggests_one():
 def test_missing_engine_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "vitdeploy.backends.openvino.backend", raising=False)
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         table.backend("openvino")
     assert caught.value.code == "VD4001"
     assert "vitdeploy[openvino]" in caught.value.fix
@@ -245,7 +245,7 @@ def test_engine_that_does_not_load_is_one_error(monkeypatch):
         raise ImportError("libgomp.so.1: cannot open shared object file")
 
     monkeypatch.setattr(table.importlib, "import_module", broken)
-    with pytest.raises(EnvironmentError_, match="onnxruntime: libgomp") as caught:
+    with pytest.raises(MachineError, match="onnxruntime: libgomp") as caught:
         table.backend("onnxruntime")
     assert caught.value.code == "VD4004"
 

@@ -13,7 +13,7 @@ from tests.backends.qdq import Quantizer
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.proof.census import Plan, census, require
 
 CPU = Path("/proc/cpuinfo")
@@ -126,7 +126,7 @@ def test_fixed_batch(tiny, tiny_artifact, wrong, tmp_path):
         return
     assert found.missing == found.fallbacks == quantizer.gemms
     assert "zero point" in found.reasons[0]
-    with pytest.raises(EnvironmentError_, match=r"8 of 8 layers.*blocks\.0\.attn\.qkv/MatMul, .*needs an int32 bias") as caught:
+    with pytest.raises(MachineError, match=r"8 of 8 layers.*blocks\.0\.attn\.qkv/MatMul, .*needs an int32 bias") as caught:
         require(found)
     assert caught.value.code == "VD4009"
     assert census(Plan(gemms=quantizer.gemms), kernels(quantizer.write(tmp_path), "openvino"), "openvino").missing == ()

@@ -14,7 +14,7 @@ from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.models.vit import build
 
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++, which is not installed")
@@ -195,7 +195,7 @@ def test_a_compiler_that_fails_is_named_as_the_reason(cache, small, pixels, tmp_
     broken.chmod(0o755)
     with config.patch({"cpp.cxx": (None, str(broken))}):
         runner = opened(small, compiled=True)
-        with pytest.raises(EnvironmentError_, match=r"torch.compile: C\+\+ compile error") as caught:
+        with pytest.raises(MachineError, match=r"torch.compile: C\+\+ compile error") as caught:
             runner.run(pixels[:2])
     assert caught.value.code == "VD4004"
     assert "Python.h" in str(caught.value.__cause__)
@@ -205,7 +205,7 @@ def test_a_compiler_that_fails_is_named_as_the_reason(cache, small, pixels, tmp_
 def test_a_missing_compiler_is_one_line(tiny_artifact, compiler):
     from torch._inductor import config
 
-    with config.patch({"cpp.cxx": (None, compiler)}), pytest.raises(EnvironmentError_) as caught:
+    with config.patch({"cpp.cxx": (None, compiler)}), pytest.raises(MachineError) as caught:
         opened(tiny_artifact, compiled=True)
     assert str(caught.value) == (
         f"error[VD4010] torch.compile needs a C++ compiler; none answers (looked for {compiler}); "

@@ -11,7 +11,7 @@ import vitdeploy
 from vitdeploy import errors
 
 ROOT = Path(vitdeploy.__file__).parent
-CLASSES = {kind.__name__: kind for kind in (errors.UsageError, errors.InputError, errors.EnvironmentError_, errors.TrustError)}
+CLASSES = {kind.__name__: kind for kind in (errors.UsageError, errors.InputError, errors.MachineError, errors.TrustError)}
 CODE = re.compile(r"\bVD\d{4}\b")
 
 

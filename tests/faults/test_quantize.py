@@ -18,7 +18,7 @@ from tests.conftest import TINY
 from tests.quant.fashion import edited
 from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.data import synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, VitdeployError
+from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
 from vitdeploy.quant.job import HALVES
 from vitdeploy.quant.job import quantize_here as quantize
 from vitdeploy.recipe import QuantizeConfig
@@ -316,7 +316,7 @@ def test_an_engine_that_does_not_run_what_was_planned(tiny_artifact, pictures, t
 
     monkeypatch.setattr(backend.OnnxRuntimeRunner, "kernels", one_in_float)
     error = refused(tiny_artifact, config(pictures), tmp_path / "out", "VD4009", "1 of 9", "blocks.1.mlp.fc1/MatMul")
-    assert isinstance(error, EnvironmentError_)
+    assert isinstance(error, MachineError)
 
 
 def test_a_rewrite_that_changes_the_function_is_caught(tiny_artifact, pictures, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from tests.fuzz.seeds import SIDE, SPEC
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.errors import EnvironmentError_, VitdeployError
+from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.isolate import Child
 
 ENGINES = ("onnxruntime", "openvino")
@@ -56,7 +56,7 @@ class Engine:
             self._child = Child(memory_mib=MEMORY_MIB, what=self.name)
         try:
             return self._child.ask(f"{__name__}:attempt", [self.name, str(path)], seconds=SECONDS)[0]
-        except EnvironmentError_ as exc:
+        except MachineError as exc:
             if exc.code in ENDED:
                 self.close()
             return f"{exc.code}: {exc.message}"

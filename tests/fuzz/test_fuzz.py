@@ -24,7 +24,7 @@ from tests.fuzz.engines import ENDED, ENGINES, SECONDS, attempt, engines
 from tests.fuzz.mutants import MUTATIONS, mutant
 from tests.fuzz.seeds import FORMS, seed
 from vitdeploy import isolate
-from vitdeploy.errors import CODES, EnvironmentError_, VitdeployError
+from vitdeploy.errors import CODES, MachineError, VitdeployError
 from vitdeploy.onnxfile import check
 from vitdeploy.render import json as rendered
 from vitdeploy.verbs.inspector import inspect
@@ -152,7 +152,7 @@ def test_crashers_end_only_the_child(name: str, tmp_path: Path) -> None:
     write(path)
     try:
         assert isolated(engine, path) == "VD4004"
-    except EnvironmentError_ as exc:
+    except MachineError as exc:
         assert exc.code == "VD4007"
         assert f"{engine} was ended by SIG" in exc.message
         assert "\n" not in str(exc)

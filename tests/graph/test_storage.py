@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from tests.graph import foreign, vits
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 from vitdeploy.graph import storage
 from vitdeploy.graph.layers import add_constant
 
@@ -65,6 +65,6 @@ def test_weights_that_nothing_uses_are_not_written(tmp_path) -> None:
 
 def test_what_is_no_graph_is_said_to_be_none(tmp_path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"\x07 not a model")
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         storage.read(tmp_path / "broken.onnx")
     assert caught.value.code == "VD4004"

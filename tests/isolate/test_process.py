@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from vitdeploy import isolate
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError, VitdeployError
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError
 from vitdeploy.isolate import service
 
 USED = r"(: it had used \d+ MiB of [\d.]+ .iB)?"
@@ -245,7 +245,7 @@ def test_our_errors_cross_whole(which: str) -> None:
 )
 def test_failures(name: str, argument: object, code: str, says: str) -> None:
     error = caught(name, argument)
-    assert type(error) is EnvironmentError_
+    assert type(error) is MachineError
     assert error.exit_code == 4
     assert error.code == code
     assert re.search(says, str(error)), str(error)
@@ -320,7 +320,7 @@ def test_memory_that_a_killed_child_had_used_is_told() -> None:
 def test_the_memory_of_a_child_that_is_smaller_than_its_parent_is_polled() -> None:
     held = bytearray(b"1") * (300 << 20)
     with isolate.Child(here("Counter")) as child:
-        with pytest.raises(EnvironmentError_) as found:
+        with pytest.raises(MachineError) as found:
             child.ask("sleep", 30, seconds=1)
         used = re.search(r"it had used (\d+) MiB", str(found.value))
         assert used is not None
@@ -344,7 +344,7 @@ def test_a_listener_that_raises_ends_the_child() -> None:
     with isolate.Child() as child:
         with pytest.raises(ZeroDivisionError):
             child.ask(here("count"), 3, seconds=30, progress=lambda *_: 1 / 0)
-        with pytest.raises(EnvironmentError_, match="was interrupted"):
+        with pytest.raises(MachineError, match="was interrupted"):
             child.ask(here("echo"), 3, seconds=30)
 
 
@@ -357,9 +357,9 @@ def test_a_subject_keeps_its_state_and_arrays_cross() -> None:
         assert child.ask("add", 0, [large], seconds=30)[1] == [bytes(reversed(large))]
         with pytest.raises(InputError, match=r"x\\n\.pt"):
             child.ask("fail", "3", seconds=30)
-        with pytest.raises(EnvironmentError_, match="KeyError"):
+        with pytest.raises(MachineError, match="KeyError"):
             child.ask("call", "break_down", seconds=30)
-        with pytest.raises(EnvironmentError_, match="AttributeError"):
+        with pytest.raises(MachineError, match="AttributeError"):
             child.ask("no_such_method", seconds=30)
         assert child.ask("add", 1, seconds=30)[0] == 6  # errors of its own do not end it
         assert child.ask(here("echo"), "functions too", seconds=30) == ("functions too", [])
@@ -374,7 +374,7 @@ def test_after_its_death_every_question_fails_alike(call: str, argument: float, 
     with isolate.Child(here("Counter"), **words) as child:
         errors = []
         for question in ((call, argument), ("add", 1), (call, argument)):
-            with pytest.raises(EnvironmentError_) as found:
+            with pytest.raises(MachineError) as found:
                 child.ask(*question, seconds=1.5)
             errors.append(found.value.record())
         assert errors[0] == errors[1] == errors[2]

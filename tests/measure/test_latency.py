@@ -13,7 +13,7 @@ import pytest
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject, measure
 from vitdeploy.measure.worker import Worker
@@ -154,7 +154,7 @@ def test_engines_errors_cross_the_pipe(tiny_static):
 def test_a_dead_worker_is_named_with_its_signal(worker):
     os.kill(worker._child.pid, signal.SIGKILL)
     with pytest.raises(
-        EnvironmentError_, match=r"'tiny / onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGKILL: it had used"
+        MachineError, match=r"'tiny / onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGKILL: it had used"
     ) as caught:
         worker.run(0.1)
     assert caught.value.code == "VD4007"
@@ -165,7 +165,7 @@ def test_a_dead_worker_is_named_with_its_signal(worker):
 def test_a_worker_that_fails_tells_its_last_words(tiny_artifact):
     with (
         Worker("odd", tiny_artifact, "onnxruntime", OpenConfig(threads="two")) as odd,  # type: ignore[arg-type]
-        pytest.raises(EnvironmentError_) as caught,
+        pytest.raises(MachineError) as caught,
     ):
         odd.open()
     assert caught.value.code == "VD4004"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, VitdeployError
+from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
 from vitdeploy.models.modules import load_module
 from vitdeploy.spec import InputContract
 
@@ -109,10 +109,10 @@ REFUSED: dict[str, tuple[str, type[VitdeployError], str, str]] = {
     "no name": ("{}:plian", UsageError, "VD2012", "has no 'plian'; did you mean 'plain'"),
     "no function": ("{}:number", UsageError, "VD2012", "is a int, not a function"),
     "no network": ("{}:text", UsageError, "VD2012", "gives a str, not a torch.nn.Module"),
-    "arguments": ("{}:needs", EnvironmentError_, "VD4004", "the factory .*missing 1 required"),
-    "factory exits": ("{}:leave", EnvironmentError_, "VD4004", "called sys.exit"),
-    "network exits": ("{}:give_exit", EnvironmentError_, "VD4004", "called sys.exit"),
-    "network fails": ("{}:give_boom", EnvironmentError_, "VD4004", "float32 \\[2, 3, 8, 12\\]: .*nonsense"),
+    "arguments": ("{}:needs", MachineError, "VD4004", "the factory .*missing 1 required"),
+    "factory exits": ("{}:leave", MachineError, "VD4004", "called sys.exit"),
+    "network exits": ("{}:give_exit", MachineError, "VD4004", "called sys.exit"),
+    "network fails": ("{}:give_boom", MachineError, "VD4004", "float32 \\[2, 3, 8, 12\\]: .*nonsense"),
     "tuple": ("{}:give_tuple", InputError, "VD3022", "returns a tuple"),
     "class": ("{}:give_class", InputError, "VD3022", "type int64"),
     "classes": ("{}:give_classes", InputError, "VD3022", "type int64"),
@@ -148,6 +148,6 @@ def test_modules_that_fail(code: str, error: str, says: str, tmp_path: Path, mon
     name = f"user_code_{next(NUMBER)}"
     (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EnvironmentError_, match=says) as caught:
+    with pytest.raises(MachineError, match=says) as caught:
         load_module(f"{name}:make", CONTRACT)
     assert caught.value.code == error

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitdeploy.backends.base import Kernel
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 from vitdeploy.proof.census import Plan, census, require
 
 INTEGER = ("int8", "int8-dynamic")
@@ -42,7 +42,7 @@ def test_missing_are_named_in_the_plans_order():
 def test_error_names_three_and_counts_all():
     names = tuple("abcdef")
     found = census(Plan(gemms=names), [gemm(name, "fp32", kind="Gemm", fallback=True) for name in names[1:]], "onnxruntime")
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         require(found)
     assert caught.value.code == "VD4009"
     assert caught.value.message.startswith("onnxruntime: 6 of 6 layers planned for 8 bits do not run in them: a, b, c, ... (")

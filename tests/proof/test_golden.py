@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vitdeploy.artifact import Artifact, seal
-from vitdeploy.errors import EnvironmentError_, InputError
+from vitdeploy.errors import InputError, MachineError
 from vitdeploy.proof import golden
 
 
@@ -74,6 +74,6 @@ def test_one_of_another_size_is_refused(carrier, batch):
 
 def test_without_an_engine_the_fix_is_said(tiny_artifact, monkeypatch):
     monkeypatch.setattr(golden, "installed", lambda: ("pytorch",))
-    with pytest.raises(EnvironmentError_, match="nothing here can run") as caught:
+    with pytest.raises(MachineError, match="nothing here can run") as caught:
         golden.make(tiny_artifact)
     assert caught.value.code == "VD4001"

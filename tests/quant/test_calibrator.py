@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from tests.quant.networks import HIDDEN, TOKENS, WANTS, network, pictures, run, saved, stream
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile.augment import augment
 from vitdeploy.quant import calibrator, observer
 from vitdeploy.quant.calibrator import CalibrateConfig, Images, Want, calibrate
@@ -236,7 +236,7 @@ def test_an_error_of_the_sketching_thread_surfaces_once(model, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(Sketch, "observe", fails)
-    with pytest.raises(EnvironmentError_, match="VD4006"):
+    with pytest.raises(MachineError, match="VD4006"):
         run(model, stream(pictures(100)))
 
 
@@ -265,7 +265,7 @@ def test_a_smaller_batch_when_memory_does_not_suffice(model, tmp_path, monkeypat
             try:
                 raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 99")
             except RuntimeError as exc:
-                raise EnvironmentError_("VD4004", f"onnxruntime: {exc}") from exc
+                raise MachineError("VD4004", f"onnxruntime: {exc}") from exc
         return genuine(self, images)
 
     monkeypatch.setattr(observer.Observer, "_bound", small)
@@ -282,10 +282,10 @@ def test_a_smaller_batch_when_memory_does_not_suffice(model, tmp_path, monkeypat
 
 def test_out_of_memory_with_one_image_is_an_error(model, monkeypatch):
     def fails(self, images):
-        raise EnvironmentError_("VD4006", "onnxruntime ran out of memory")
+        raise MachineError("VD4006", "onnxruntime ran out of memory")
 
     monkeypatch.setattr(observer.Observer, "_bound", fails)
-    with pytest.raises(EnvironmentError_, match="VD4006"):
+    with pytest.raises(MachineError, match="VD4006"):
         run(model, stream(pictures(37)))
 
 

@@ -17,7 +17,7 @@ from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import Compiled, OpenConfig, run_any
 from vitdeploy.backends.table import isolated
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
 from vitdeploy.proof import golden
 from vitdeploy.proof.engine import Found, distance
@@ -178,7 +178,7 @@ def test_a_rival_is_kept_when_the_first_does_not_pass(int8, tiny_artifact, tmp_p
 
 def test_when_neither_passes_nothing_is_written(int8, tiny_artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "audit", lambda *_: Found({"settings": {}, "batch": None}, "wrong"))
-    with pytest.raises(EnvironmentError_, match="wrong"):
+    with pytest.raises(MachineError, match="wrong"):
         vitdeploy.compile(int8["onnxruntime"], config("onnxruntime"), tmp_path / "out", rival=tiny_artifact)
     assert list(tmp_path.iterdir()) == []
 
@@ -260,7 +260,7 @@ def test_a_wrong_engine_is_built_again(tiny_artifact, tmp_path, stubborn):
 
 def test_an_engine_that_stays_wrong_is_refused_and_leaves_nothing(tiny_artifact, tmp_path, stubborn):
     builder = stubborn(9)
-    with pytest.raises(EnvironmentError_, match="not what was asked for in 3 builds: its outputs are 3 apart") as caught:
+    with pytest.raises(MachineError, match="not what was asked for in 3 builds: its outputs are 3 apart") as caught:
         vitdeploy.compile(tiny_artifact, config("tensorrt"), tmp_path / "out")
     assert caught.value.code == "VD4011"
     assert builder.builds == 3
@@ -271,7 +271,7 @@ def test_an_older_engine_survives_a_failure(tiny_artifact, tmp_path, stubborn):
     vitdeploy.compile(tiny_artifact, config("onnxruntime"), tmp_path / "out")
     before = (tmp_path / "out" / RECORD).read_bytes()
     stubborn(9)
-    with pytest.raises(EnvironmentError_):
+    with pytest.raises(MachineError):
         vitdeploy.compile(tiny_artifact, config("tensorrt"), tmp_path / "out")
     assert (tmp_path / "out" / RECORD).read_bytes() == before
 
@@ -280,13 +280,13 @@ def test_an_engine_without_its_device_is_marked(tiny_artifact, tmp_path, stubbor
     stubborn(0)
 
     def away(*_):
-        raise EnvironmentError_("VD4010", "no CUDA device")
+        raise MachineError("VD4010", "no CUDA device")
 
     monkeypatch.setattr(compiler, "audit", away)
     made = vitdeploy.compile(tiny_artifact, config("tensorrt-rtx"), tmp_path / "out")
     assert "audit" not in made.record.proof
     assert any("not executed" in note for note in made.record.proof["notes"])
-    with pytest.raises(EnvironmentError_, match="no CUDA device"):  # TensorRT itself builds on the device only
+    with pytest.raises(MachineError, match="no CUDA device"):  # TensorRT itself builds on the device only
         vitdeploy.compile(tiny_artifact, config("tensorrt"), tmp_path / "other")
 
 
@@ -310,7 +310,7 @@ def test_an_engine_opens_in_its_own_backend_only(tiny_artifact, tmp_path):
 
 
 def test_a_missing_engine_is_said_before_any_work(tiny_artifact, tmp_path):
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         vitdeploy.compile(tiny_artifact, config("tensorrt"), tmp_path / "out")
     assert caught.value.code == "VD4001"
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from vitdeploy import isolate
 from vitdeploy.backends import table
 from vitdeploy.cli.commands import main
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.verbs import doctor
 
 
@@ -40,7 +40,7 @@ class Engine:
 
 class Stranded(Engine):
     def device(self):
-        raise EnvironmentError_("VD4010", "no CUDA device")
+        raise MachineError("VD4010", "no CUDA device")
 
 
 class Silent:

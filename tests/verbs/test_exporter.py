@@ -19,7 +19,7 @@ from tests.checkpoints.cases import CASES
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.models.vit import build
 from vitdeploy.onnxfile.header import read_header
 from vitdeploy.proof import exported
@@ -242,7 +242,7 @@ def break_scale(monkeypatch) -> None:
 def test_a_wrong_graph_is_refused_and_the_old_artifact_stays(small, tmp_path, monkeypatch) -> None:
     before = export(small, ExportConfig(), tmp_path / "out")
     break_scale(monkeypatch)
-    with pytest.raises(EnvironmentError_, match="differs from PyTorch") as caught:
+    with pytest.raises(MachineError, match="differs from PyTorch") as caught:
         export(small, ExportConfig(opset=19), tmp_path / "out")
     assert caught.value.code == "VD4003"
     assert Artifact.open(tmp_path / "out").id == before.id
@@ -267,7 +267,7 @@ def test_a_frozen_batch_is_caught(small, tmp_path, monkeypatch) -> None:
         return graph
 
     monkeypatch.setattr(exporter, "trace", lying)
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         export(small, ExportConfig(prove_batches=(2,)), tmp_path / "out")
     assert caught.value.code in ("VD4003", "VD4004")
     assert not list(tmp_path.iterdir())
@@ -275,7 +275,7 @@ def test_a_frozen_batch_is_caught(small, tmp_path, monkeypatch) -> None:
 
 def test_nan_never_passes_the_proof(small, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(exported, "_largest", lambda rows, expected: float("nan"))
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         export(small, ExportConfig(), tmp_path / "out")
     assert caught.value.code == "VD4003"
 

@@ -14,7 +14,7 @@ import vitdeploy
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.table import TABLE
 from vitdeploy.cli.commands import main
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.verbs.predictor import PREFERRED, PredictConfig, choose, predict, softmax
 
 
@@ -107,7 +107,7 @@ def test_the_backend_is_the_first_installed_one():
     assert choose(("pytorch", "openvino", "onnxruntime")) == "onnxruntime"
     assert choose(("pytorch", "openvino")) == "openvino"
     assert choose(("pytorch",)) == "pytorch"
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         choose(())
     assert "pip install" in caught.value.fix
 

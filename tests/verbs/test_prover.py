@@ -14,7 +14,7 @@ from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import TABLE, backend, isolated
 from vitdeploy.data import synthetic
 from vitdeploy.data.images import load, to_tensor
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.recipe import BenchConfig, ValidateConfig
 from vitdeploy.verbs import prover
 from vitdeploy.verbs.prover import bench, validate
@@ -201,7 +201,7 @@ def test_unknown_and_missing_backends(tiny_artifact, monkeypatch):
         with pytest.raises(UsageError):
             verb()
     monkeypatch.setattr(prover, "installed", lambda: ("pytorch",))
-    with pytest.raises(EnvironmentError_, match="no inference engine") as caught:
+    with pytest.raises(MachineError, match="no inference engine") as caught:
         validate(tiny_artifact, config())
     assert caught.value.code == "VD4001"
 
@@ -277,7 +277,7 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
             verb()
         assert caught.value.code == "VD2013"
     monkeypatch.setattr(prover, "compilers", lambda: ("onnxruntime",))
-    with pytest.raises(EnvironmentError_, match="made for openvino, which is not installed") as missing:
+    with pytest.raises(MachineError, match="made for openvino, which is not installed") as missing:
         validate(compiled(tiny_artifact, "openvino"), config())
     assert (missing.value.code, missing.value.fix) == ("VD4001", "run: pip install 'vitdeploy[openvino]'")
     monkeypatch.setattr(prover, "compilers", lambda: tuple(TABLE))
@@ -289,9 +289,9 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
 def test_an_engine_that_crashes_is_one_line(tiny_artifact, monkeypatch):
     """Nothing is left running, and this process lives."""
     monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(target=f"{__name__}:Crashing"))
-    with pytest.raises(EnvironmentError_, match=r"^error\[VD4007\] .*model.onnx: onnxruntime [\d.]+ was ended by SIGSEGV"):
+    with pytest.raises(MachineError, match=r"^error\[VD4007\] .*model.onnx: onnxruntime [\d.]+ was ended by SIGSEGV"):
         validate(tiny_artifact, config(backends=("onnxruntime",)))
-    with pytest.raises(EnvironmentError_, match=r"process of 'onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGSEGV"):
+    with pytest.raises(MachineError, match=r"process of 'onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGSEGV"):
         bench([tiny_artifact], msgspec.structs.replace(QUICK, backends=("onnxruntime",)))
 
 

@@ -26,7 +26,7 @@ from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig, run_any
 from vitdeploy.backends.table import backend
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure.parity import Parity
 from vitdeploy.quant.job import HALVES, layout_of
 from vitdeploy.quant.job import quantize_here as quantize
@@ -479,7 +479,7 @@ def test_a_crash_is_one_line_and_leaves_the_older_artifact(tiny_artifact, config
             for number in children():
                 os.kill(number, sign)
 
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         vitdeploy.quantize(tiny_artifact, config(), tmp_path / "out", progress=strike)
     assert caught.value.code == "VD4007"
     assert caught.value.message.startswith(f"the process that quantizes was ended by {sign.name}")
@@ -507,7 +507,7 @@ def test_an_interruption_ends_the_child_and_leaves_nothing(tiny_artifact, config
 
 def test_packages_that_are_missing_are_named_before_anything_is_written(tiny_artifact, config, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    with pytest.raises(EnvironmentError_, match=r"'onnx_ir'.*quantize") as caught:
+    with pytest.raises(MachineError, match=r"'onnx_ir'.*quantize") as caught:
         vitdeploy.quantize(tiny_artifact, config(), tmp_path / "out")
     assert caught.value.code == "VD4001"
     assert list(tmp_path.iterdir()) == []

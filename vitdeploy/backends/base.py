@@ -115,7 +115,7 @@ class Runner(Protocol):
 
         Raises:
             InputError: VD3107, shape, dtype or batch do not fit the model.
-            EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
+            MachineError: VD4004, the engine failed; VD4006, out of memory.
         """
 
     def kernels(self) -> tuple[Kernel, ...]:
@@ -125,7 +125,7 @@ class Runner(Protocol):
             In order of execution; empty for an engine that runs the network as it is written.
 
         Raises:
-            EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
+            MachineError: VD4004, the engine failed; VD4006, out of memory.
         """
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Backend(Protocol):
         """Load a model, ready to run.
 
         Raises:
-            EnvironmentError_: VD4001 the engine is not installed; VD4004 it refused the model; VD4010 its device is not usable.
+            MachineError: VD4001 the engine is not installed; VD4004 it refused the model; VD4010 its device is not usable.
             InputError: The artifact lacks what this backend needs.
             UsageError: VD2011, a setting that it does not have; VD2013, the artifact was compiled for another engine.
             TrustError: VD7004, the engine in the artifact was not built here, or changed since.
@@ -163,7 +163,7 @@ class Compiler(Backend, Protocol):
         Raises:
             UsageError: VD2011, a setting that this backend does not have.
             InputError: VD3026, the graph can't run in this engine as it is meant.
-            EnvironmentError_: VD4010 device not usable; VD4011 the engine could not be built; VD4004, VD4006.
+            MachineError: VD4010 device not usable; VD4011 the engine could not be built; VD4004, VD4006.
         """
 
     def candidates(self, config: CompileConfig) -> tuple[OpenConfig, ...]:
@@ -234,7 +234,7 @@ def run_any(runner: Runner, tensor: Tensor) -> Outputs:
 
     Raises:
         InputError: VD3107, shape or dtype do not fit the model.
-        EnvironmentError_: The engine failed.
+        MachineError: The engine failed.
     """
     size, count = runner.batch, len(tensor)
     most = size or runner.settings.get("largest_batch") or count

@@ -22,7 +22,7 @@ import numpy as np
 from vitdeploy.artifact import Artifact, Record, sanitized
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, checked
 from vitdeploy.backends.table import TABLE, fitting, named
-from vitdeploy.errors import EnvironmentError_, VitdeployError
+from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.isolate import Child, Limits, peak_mib
 from vitdeploy.isolate.memory import physical_mib
 from vitdeploy.onnxfile import check
@@ -61,7 +61,7 @@ class RemoteBackend:
             UsageError: VD2013, the artifact is not for this engine, or has to be compiled first.
             InputError: VD3027, the ONNX file would crash the engine.
             TrustError: VD7001, VD7005, the ONNX file reaches outside itself.
-            EnvironmentError_: VD4007, the engine died; VD4008, it took too long.
+            MachineError: VD4007, the engine died; VD4008, it took too long.
         """
         fitting(self.name, artifact)
         with ExitStack() as stack:
@@ -109,7 +109,7 @@ def start(name: str, artifact: Artifact, config: OpenConfig, subject: str = f"{_
         subject: ``module:class`` of a `Session`.
 
     Raises:
-        EnvironmentError_: VD4004, no process could be started.
+        MachineError: VD4004, no process could be started.
     """
     with suppress(metadata.PackageNotFoundError):
         version = metadata.version(TABLE[name].package)
@@ -177,7 +177,7 @@ class RemoteRunner:
 
         Raises:
             VitdeployError: Whatever the engine raises.
-            EnvironmentError_: VD4007, the engine died, now or before; VD4008, it took too long.
+            MachineError: VD4007, the engine died, now or before; VD4008, it took too long.
         """
         pixels = checked(tensor, self._contract, self.batch)
         header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape)}
@@ -208,8 +208,8 @@ def _converted(answer: object, kind: type[T]) -> T:
         raise _nonsense(exc) from exc
 
 
-def _nonsense(why: Exception) -> EnvironmentError_:
-    return EnvironmentError_("VD4007", f"the engine's process gave an answer that makes no sense: {why}", fix="report this")
+def _nonsense(why: Exception) -> MachineError:
+    return MachineError("VD4007", f"the engine's process gave an answer that makes no sense: {why}", fix="report this")
 
 
 def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
@@ -283,4 +283,4 @@ def _of_memory(error: VitdeployError) -> VitdeployError:
     if error.code != "VD4004" or not any(words in error.message.lower() for words in _NO_MEMORY):
         return error
     message = f"{error.message} (this process had used {peak_mib():.0f} MiB)"
-    return EnvironmentError_("VD4006", message, file=error.file, fix="use a smaller batch or model, or free some memory")
+    return MachineError("VD4006", message, file=error.file, fix="use a smaller batch or model, or free some memory")

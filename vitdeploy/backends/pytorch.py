@@ -21,7 +21,7 @@ from vitdeploy.backends import settings
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, checked, only_cpu, threads
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library
+from vitdeploy.errors import InputError, MachineError, UsageError, library
 
 _PRECISIONS = {None: "fp32", "f32": "fp32", "bf16": "bf16"}
 _TAKES = ("threads", "device", "precision", "compiled")
@@ -48,7 +48,7 @@ class PyTorch:
             UsageError: VD2011, another device than ``cpu``, precision than ``f32`` or ``bf16``, or a setting that PyTorch does
                 not have.
             InputError: VD3010, the artifact does not carry the original (a bare .onnx); else as `safetensors.rebuild`.
-            EnvironmentError_: VD4004, torch failed; VD4006, out of memory; VD4010, no C++ compiler for ``torch.compile``.
+            MachineError: VD4004, torch failed; VD4006, out of memory; VD4010, no C++ compiler for ``torch.compile``.
         """
         config = settings.asked(self.name, artifact, config, _TAKES)
         only_cpu(self.name, config)
@@ -151,7 +151,7 @@ def _room_for(size: int, known: set[int] | None) -> Iterator[None]:
         known: Sizes that are compiled, to which this one is added; None where nothing is compiled.
 
     Raises:
-        EnvironmentError_: VD4004, it does not compile.
+        MachineError: VD4004, it does not compile.
     """
     if known is None or size in known:
         yield
@@ -180,7 +180,7 @@ def _find_compiler() -> None:
     """Look for the C++ compiler now, and not in the middle of the first run.
 
     Raises:
-        EnvironmentError_: VD4010, none of those that PyTorch looks for answers.
+        MachineError: VD4010, none of those that PyTorch looks for answers.
     """
     with library("torch"):
         from torch._inductor import config
@@ -189,7 +189,7 @@ def _find_compiler() -> None:
     names = [name for name in (found if isinstance(found, list | tuple) else [found]) if name]
     if not any(_answers(name) for name in names):
         message = f"torch.compile needs a C++ compiler; none answers (looked for {', '.join(names)})"
-        raise EnvironmentError_("VD4010", message, fix="install g++, or name a compiler in the variable CXX")
+        raise MachineError("VD4010", message, fix="install g++, or name a compiler in the variable CXX")
 
 
 def _answers(compiler: str) -> bool:

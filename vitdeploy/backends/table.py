@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vitdeploy import isolate
-from vitdeploy.errors import EnvironmentError_, UsageError, library, nearest, needs
+from vitdeploy.errors import MachineError, UsageError, library, nearest, needs
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
@@ -58,7 +58,7 @@ def backend(name: str) -> Backend:
 
     Raises:
         UsageError: VD2009, no backend has that name.
-        EnvironmentError_: VD4001, its engine is not installed; VD4004, it can't be loaded (a shared library is missing).
+        MachineError: VD4001, its engine is not installed; VD4004, it can't be loaded (a shared library is missing).
     """
     return named(*_entry(name))
 
@@ -78,12 +78,12 @@ def isolated(name: str) -> Backend:
 
     Raises:
         UsageError: VD2009, no backend has that name.
-        EnvironmentError_: VD4001, its engine is not installed.
+        MachineError: VD4001, its engine is not installed.
     """
     entry = _entry(name)
     if not present(name):
         message = f"needs the package {entry.package!r}, which is not installed"
-        raise EnvironmentError_("VD4001", message, fix=entry.fix)
+        raise MachineError("VD4001", message, fix=entry.fix)
     if name == REFERENCE or isolate.inside():
         return backend(name)
     from vitdeploy.backends.child import RemoteBackend

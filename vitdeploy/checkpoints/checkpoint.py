@@ -26,7 +26,7 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
     Raises:
         InputError: The file is damaged, of no known kind, or holds no weights: VD3001 to VD3008, VD3013, VD3016 to VD3021.
         TrustError: VD7001 a link or name leads out of the folder; VD7002, VD7003 the file would run code.
-        EnvironmentError_: The child process that reads a pickle failed.
+        MachineError: The child process that reads a pickle failed.
         UsageError: VD2003, VD2010 ``trust`` or ``prefer`` does not fit.
     """
     path = Path(path)

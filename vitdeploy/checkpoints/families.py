@@ -54,7 +54,7 @@ def recognise(checkpoint: Checkpoint) -> Source:
         InputError: VD3014, none recognises it.
     """
     for name in SOURCES:
-        source: Source = import_module(f"vitdeploy.checkpoints.families.{name}").SOURCE
+        source: Source = import_module(f"vitdeploy.checkpoints.{name}").SOURCE
         if source.recognise(checkpoint):
             return source
     first = ", ".join(list(checkpoint.state)[:5])

@@ -27,7 +27,7 @@ from vitdeploy import isolate
 from vitdeploy.checkpoints import opcodes, safetensors
 from vitdeploy.checkpoints.table import State
 from vitdeploy.checkpoints.unwrap import SKIPPED, Name, choose
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError, VitdeployError, first_line, library
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError, first_line, library
 from vitdeploy.files import need_space, sniff
 
 DEEPEST = 32
@@ -62,7 +62,7 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
         InputError: VD3005, VD3006 not a checkpoint, or damaged; VD3016 a pickled module; VD3017 TorchScript; VD3018 objects
             of a trainer; VD3021 no weights in it; and as `safetensors.read`.
         TrustError: VD7002 it contains code; VD7003 it is not the file that is trusted.
-        EnvironmentError_: The child process failed; see `isolate.run`.
+        MachineError: The child process failed; see `isolate.run`.
         UsageError: VD2003 ``trust`` is no SHA-256.
     """
     if trust is not None and not re.fullmatch("[0-9a-fA-F]{64}", trust):
@@ -148,7 +148,7 @@ def _safe(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
     try:
         with torch.serialization.safe_globals([*kinds, *names]), library("torch", path):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=sniff(path) == "zip")
-    except EnvironmentError_ as exc:
+    except MachineError as exc:
         if exc.code != "VD4004":
             raise
         said = exc.__cause__

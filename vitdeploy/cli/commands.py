@@ -40,7 +40,7 @@ from vitdeploy.cli.options import (
     Weights,
 )
 from vitdeploy.cli.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, command
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.progress import Progress
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
@@ -354,7 +354,7 @@ def doctor(
     checkup = examine(backend or (), progress=progress)
     failed = checkup.unusable if backend else ()
     hint = f"not usable: {', '.join(failed)}" if failed else ""
-    status = EnvironmentError_.exit_code if failed else 0
+    status = MachineError.exit_code if failed else 0
     return Outcome(checkup, lambda: console.show(tables.of_checkup(checkup)), hint, status)
 
 

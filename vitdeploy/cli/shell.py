@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from vitdeploy import __version__
-from vitdeploy.errors import INTERRUPTED, EnvironmentError_, UsageError, VitdeployError, first_line, printable
+from vitdeploy.errors import INTERRUPTED, MachineError, UsageError, VitdeployError, first_line, printable
 
 INTERNAL, PIPE_CLOSED = 8, 141
 GROUPS = BUILD, PROVE, SHIP, LOOK = "Build", "Prove", "Ship", "Look"
@@ -208,9 +208,9 @@ class _Talk(NamedTuple):
 def _known(error: Exception) -> VitdeployError | None:
     """A full disk or memory, met where no seam translated it; None for a mistake of ours."""
     if isinstance(error, MemoryError):
-        return EnvironmentError_("VD4006", "out of memory", fix="use a smaller batch or model")
+        return MachineError("VD4006", "out of memory", fix="use a smaller batch or model")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EnvironmentError_("VD4002", "no space left on the device", file=error.filename, fix="free some disk")
+        return MachineError("VD4002", "no space left on the device", file=error.filename, fix="free some disk")
     return None
 
 

@@ -17,7 +17,7 @@ def read(path: Path) -> ir.Model:
     """A graph with its weights in memory only as they are used.
 
     Raises:
-        EnvironmentError_: VD4004, onnx can't read it.
+        MachineError: VD4004, onnx can't read it.
     """
     with library("onnx", path):
         return ir.load(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
-from vitdeploy.errors import CODES, EnvironmentError_, InputError, TrustError, UsageError, VitdeployError, library, printable
+from vitdeploy.errors import CODES, InputError, MachineError, TrustError, UsageError, VitdeployError, library, printable
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
 from vitdeploy.progress import Progress, silent
@@ -50,7 +50,7 @@ GRACE_S = 2.0
 _POLL_S = 0.2
 _FULL = 0.8
 """Share of the memory from which a crash is likely to be for want of it."""
-_CLASSES = {kind.exit_code: kind for kind in (UsageError, InputError, EnvironmentError_, TrustError)}
+_CLASSES = {kind.exit_code: kind for kind in (UsageError, InputError, MachineError, TrustError)}
 _CODE = "import sys; sys.path[:] = {path!r}; from vitdeploy.isolate.service import serve; serve({channel}, {life})"
 
 
@@ -97,7 +97,7 @@ def run(function: str, argument: object = None, *, seconds: float, progress: Pro
 
     Raises:
         VitdeployError: Whatever the function raised, by class, code and text.
-        EnvironmentError_: VD4004 it raised anything else; VD4006 out of memory; VD4007 the child died of a signal or gave
+        MachineError: VD4004 it raised anything else; VD4006 out of memory; VD4007 the child died of a signal or gave
             no answer; VD4008 it took too long.
     """
     given: Limits = {"cpu_s": seconds, **limits}
@@ -114,7 +114,7 @@ class Child:
         limits: See `Limits`.
 
     Raises:
-        EnvironmentError_: VD4004, VD4006: no process could be started.
+        MachineError: VD4004, VD4006: no process could be started.
     """
 
     def __init__(self, subject: str = "", **limits: Unpack[Limits]) -> None:
@@ -185,7 +185,7 @@ class Child:
     def close(self) -> None:
         """End the process at once, with all that it has started. Closing twice is allowed."""
         if self._error is None:
-            self._error = EnvironmentError_("VD4007", f"{self.limits['what']} was closed")
+            self._error = MachineError("VD4007", f"{self.limits['what']} was closed")
         self._close()
 
     def __enter__(self) -> Child:
@@ -232,18 +232,18 @@ class Child:
         what, file = self.limits["what"], self.limits.get("file")
         if how == "late" or status == -signal.SIGXCPU:
             message = f"{what} was killed: it took longer than {seconds:g} s{_figures(', and', peak, self.limits['memory_mib'])}"
-            error = EnvironmentError_("VD4008", message, file=file, fix=self.limits.get("longer", "try again"))
+            error = MachineError("VD4008", message, file=file, fix=self.limits.get("longer", "try again"))
         else:
             message, full = _obituary(status if how == "dead" else None, peak, self.limits["memory_mib"])
             fix = self.limits["smaller"] if full else self.limits.get("instead", "")
-            error = EnvironmentError_("VD4007", f"{what} {message}{_last_words(self._folder)}", file=file, fix=fix)
+            error = MachineError("VD4007", f"{what} {message}{_last_words(self._folder)}", file=file, fix=fix)
         self._error = error
         self._close()
         raise error from None
 
     def _interrupt(self) -> None:
         """Let the child clean up, for a moment."""
-        self._error = EnvironmentError_("VD4007", f"{self.limits['what']} was interrupted")
+        self._error = MachineError("VD4007", f"{self.limits['what']} was interrupted")
         try:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from vitdeploy.errors import EnvironmentError_, VitdeployError, first_line
+from vitdeploy.errors import MachineError, VitdeployError, first_line
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
 
@@ -54,7 +54,7 @@ def serve(channel: int, life: int) -> None:
         while True:
             desk.answer(*received(_channel.recv_into))
     except MemoryError:  # while it took in what was sent
-        _send(_failure(EnvironmentError_("VD4006", "a child process ran out of memory", fix="use a smaller batch")), ())
+        _send(_failure(MachineError("VD4006", "a child process ran out of memory", fix="use a smaller batch")), ())
         status = 1
     except (EOFError, ConnectionError):  # nobody asks any more
         status = 0
@@ -86,10 +86,10 @@ class _Desk:
             frame, found = _failure(exc), ()
         except MemoryError:
             message = f"a child process ran out of memory: it had used {memory.used(memory.peak_mib(), self._cap)}"
-            frame, found = _failure(EnvironmentError_("VD4006", message, fix=self._smaller)), ()
+            frame, found = _failure(MachineError("VD4006", message, fix=self._smaller)), ()
         except Exception as exc:  # noqa: BLE001 (the child's outermost handler: nobody above could say it)
             message = f"a child process failed: {type(exc).__name__}: {first_line(exc)}"
-            frame, found = _failure(EnvironmentError_("VD4004", message)), ()
+            frame, found = _failure(MachineError("VD4004", message)), ()
         _send(frame, found)
 
     def _called(self, call: str, argument: object, arrays: list[bytearray]) -> tuple[Any, Sequence[memoryview]]:

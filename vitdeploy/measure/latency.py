@@ -89,7 +89,7 @@ def measure(
         And notes on what makes the numbers doubtful.
 
     Raises:
-        EnvironmentError_: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
+        MachineError: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
         InputError: VD3107, a model does not take a batch size, and whatever its backend refuses.
     """
     notes = _busy(config)

@@ -30,7 +30,7 @@ class Worker:
 
     Raises:
         UsageError: VD2013, the artifact is not for this engine.
-        EnvironmentError_: VD4004, no process could be started.
+        MachineError: VD4004, no process could be started.
     """
 
     def __init__(self, name: str, artifact: Artifact, backend_name: str, config: OpenConfig) -> None:
@@ -49,7 +49,7 @@ class Worker:
 
         Raises:
             VitdeployError: Whatever opening raised in the child.
-            EnvironmentError_: VD4007, the child died; VD4008, it took too long.
+            MachineError: VD4007, the child died; VD4008, it took too long.
         """
         return enter(self._child, *self._opening, PATIENCE_S)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, VitdeployError, library, nearest
+from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError, library, nearest
 from vitdeploy.spec import InputContract
 
 TOLERANCE = 1e-4
@@ -67,7 +67,7 @@ def load_module(reference: str, contract: InputContract) -> LoadedModule:
         UsageError: VD2012, no such module or name, or what it gives is no `torch.nn.Module`.
         InputError: VD3022, the network's output can't be exported: no float [N, K], not the same twice, or not the same
             for an image alone.
-        EnvironmentError_: VD4004, the user's code failed; its exception is the cause.
+        MachineError: VD4004, the user's code failed; its exception is the cause.
     """
     factory = _factory(reference)
     with _theirs(f"the factory {reference}"):
@@ -152,7 +152,7 @@ def _theirs(what: str) -> Iterator[None]:
         with library(what):
             yield
     except SystemExit as exc:
-        raise EnvironmentError_("VD4004", f"{what} called sys.exit", fix="leave out what ends the program") from exc
+        raise MachineError("VD4004", f"{what} called sys.exit", fix="leave out what ends the program") from exc
 
 
 def _classes(net: nn.Module, reference: str, contract: InputContract) -> int:

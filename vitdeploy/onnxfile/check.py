@@ -122,7 +122,7 @@ def sanitized(path: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
         InputError: As `check`.
         TrustError: As `check`.
         UsageError: VD2008, the folder can't be written.
-        EnvironmentError_: VD4002, the disk is full; VD4004, the file system failed.
+        MachineError: VD4002, the disk is full; VD4004, the file system failed.
     """
     checked = check(path)
     if not checked.repairs:

@@ -62,7 +62,7 @@ def write(model: Model, edits: list[Edit], target: Path) -> None:
 
     Raises:
         InputError: VD3027, the file became shorter since it was read.
-        EnvironmentError_: VD4002, the disk is full; VD4004, the file system failed.
+        MachineError: VD4002, the disk is full; VD4004, the file system failed.
     """
     with library("file system", target), model.path.open("rb") as source, target.open("xb") as out:
         at = 0
@@ -78,7 +78,7 @@ def copy(files: dict[Path, Beside], folder: Path) -> None:
     """Copy data files into a folder under the names that the model has for them; never as links.
 
     Raises:
-        EnvironmentError_: VD4002, the disk is full; VD4004, the file system failed.
+        MachineError: VD4002, the disk is full; VD4004, the file system failed.
     """
     for location, beside in files.items():
         target = folder / location

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import msgspec
 
 from vitdeploy.backends.base import Kernel, Role
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 
 _QUANTIZED = ("int8", "fp8", "int8-dynamic")
 _SHOWN = 3
@@ -107,7 +107,7 @@ def require(found: Census) -> None:
         found: What `census` returned.
 
     Raises:
-        EnvironmentError_: VD4009, planned nodes run in float; names the first ones and the likely cause.
+        MachineError: VD4009, planned nodes run in float; names the first ones and the likely cause.
     """
     if not found.missing:
         return
@@ -116,7 +116,7 @@ def require(found: Census) -> None:
         f"{found.engine}: {len(found.missing)} of {sum(found.planned.values())} layers planned for 8 bits do not run in them: "
         f"{first} ({'; '.join(found.reasons)})"
     )
-    raise EnvironmentError_("VD4009", message, fix=f"quantize for this engine: --target {found.engine}")
+    raise MachineError("VD4009", message, fix=f"quantize for this engine: --target {found.engine}")
 
 
 def _runs_in_8_bits(kernels: list[Kernel]) -> bool:

@@ -17,7 +17,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
 from vitdeploy.backends.table import TABLE, isolated
 from vitdeploy.data import images
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 from vitdeploy.proof.census import Plan, census, require
 from vitdeploy.proof.golden import Golden
 
@@ -58,7 +58,7 @@ def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | N
         The engine's settings and batch, the census, the largest distances; and what is wrong.
 
     Raises:
-        EnvironmentError_: VD4010, the engine's device is not here; VD4004 to VD4008, it failed.
+        MachineError: VD4010, the engine's device is not here; VD4004 to VD4008, it failed.
     """
     with closing(isolated(artifact.record.kind).open(artifact, config or OpenConfig())) as runner:
         facts: dict[str, Any] = {"settings": runner.settings, "batch": runner.batch}
@@ -94,7 +94,7 @@ def _counted(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[dict[str, 
     tells = not TABLE[engine].compiled_only
     try:
         kernels = runner.kernels()
-    except EnvironmentError_ as error:
+    except MachineError as error:
         if tells or error.code != "VD4004":
             raise
         return {}, "", (f"the engine does not tell what it runs: {error.message}",)
@@ -106,7 +106,7 @@ def _counted(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[dict[str, 
         notes.append(f"the engine does not tell what {len(counted.untold)} of the layers planned for 8 bits run in")
     try:
         require(counted)
-    except EnvironmentError_ as error:
+    except MachineError as error:
         if not artifact.record.config.get("weakly_typed"):
             return facts, error.message, tuple(notes)
         notes.append(f"the builder was free to choose: {error.message}")

@@ -15,7 +15,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
 from vitdeploy.backends.table import isolated
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.proof.golden import IMAGES, Golden
 from vitdeploy.recipe import ExportConfig
@@ -39,7 +39,7 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
         deviation of PyTorch's output, over all rows and outputs. And the golden batch: the first of these images.
 
     Raises:
-        EnvironmentError_: VD4003, a difference is above the tolerance, or NaN; VD4007, VD4008 the engine crashed or hung.
+        MachineError: VD4003, a difference is above the tolerance, or NaN; VD4007, VD4008 the engine crashed or hung.
     """
     batches = (config.batch,) if config.batch else tuple(sorted(set(config.prove_batches)))
     pixels = synthetic.pixels(max(batches), artifact.spec.input)  # [count, H, W, C]
@@ -107,4 +107,4 @@ def _check(artifact: Artifact, what: str, apart: float, limit: float) -> None:
     if not apart <= limit:  # NaN must not pass
         message = f"{what} by {apart:.3g}, allowed are {limit:.3g}"
         fix = "nothing was written; report this with the model's spec"
-        raise EnvironmentError_("VD4003", message, file=artifact.model.name, fix=fix)
+        raise MachineError("VD4003", message, file=artifact.model.name, fix=fix)

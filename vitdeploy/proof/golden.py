@@ -18,7 +18,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
 from vitdeploy.backends.table import installed, isolated
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError
+from vitdeploy.errors import InputError, MachineError
 
 FILE = "golden.npz"
 IMAGES = 4
@@ -49,12 +49,12 @@ def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
     """Run an ONNX artifact on generated images.
 
     Raises:
-        EnvironmentError_: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
+        MachineError: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
     """
     name = next((name for name in ENGINES if name in installed()), None)
     if name is None:
         fix = "run: pip install 'vitdeploy[onnxruntime]', or give an artifact that vitdeploy has exported or quantized"
-        raise EnvironmentError_("VD4001", "nothing here can run the model for comparison", file=artifact.model, fix=fix)
+        raise MachineError("VD4001", "nothing here can run the model for comparison", file=artifact.model, fix=fix)
     with closing(isolated(name).open(artifact, config or OpenConfig())) as runner:
         return of(runner, artifact)
 
@@ -63,7 +63,7 @@ def of(runner: Runner, artifact: Artifact) -> Golden:
     """Run an opened artifact on generated images.
 
     Raises:
-        EnvironmentError_: VD4004, VD4007, the engine failed.
+        MachineError: VD4004, VD4007, the engine failed.
     """
     pixels = synthetic.pixels(IMAGES, artifact.spec.input)
     output = run_any(runner, images.to_tensor(pixels, artifact.spec.input))[artifact.spec.output]

@@ -91,7 +91,7 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
         progress: Hears of every turn.
 
     Raises:
-        EnvironmentError_: The engine failed.
+        MachineError: The engine failed.
     """
     source, made, engine, _, held_back = comparison
     reference = REFERENCE if source.weights is not None and REFERENCE in installed() else engine

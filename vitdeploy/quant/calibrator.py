@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import files
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library
+from vitdeploy.errors import InputError, MachineError, UsageError, library
 from vitdeploy.progress import Progress, silent
 from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.observer import Observer, out_of_memory
@@ -117,7 +117,7 @@ def calibrate(
             its images can't be told apart.
         InputError: VD3001 to VD3005, VD3011, the model can't be read; VD3101, no image; VD3107, images do not fit the model;
             VD3109, the state was saved from other images; VD3110, NaN or infinity (names the tensor and the image).
-        EnvironmentError_: VD4001, VD4004, VD4006: the engine is missing, failed, or ran out of memory with a single image.
+        MachineError: VD4001, VD4004, VD4006: the engine is missing, failed, or ran out of memory with a single image.
     """
     doubled = {want.tensor for want in wants if sum(other.tensor == want.tensor for other in wants) > 1}
     if doubled or not wants:
@@ -237,7 +237,7 @@ class _Calibration:
             self._wait(self._observer.turn)
             try:
                 tensors = self._observer.run(pixels[start : start + size])
-            except EnvironmentError_ as exc:
+            except MachineError as exc:
                 if not out_of_memory(exc) or not self._observer.shrinks or size == 1:
                     raise
                 self._wait()  # nothing may use the buffers that are given up

@@ -21,7 +21,7 @@ from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitize
 from vitdeploy.backends.base import OpenConfig, run_any, threads
 from vitdeploy.backends.table import backend, installed
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.graph import qdq, storage
 from vitdeploy.graph.exact import integer_products
 from vitdeploy.graph.half.convert import to_half
@@ -172,7 +172,7 @@ class _Job:
         if not apart <= SAME:
             message = f"the rewritten graph differs from the source by {apart:.2g} of the output's standard deviation"
             fix = "leave a rewrite out with --skip, and report this model"
-            raise EnvironmentError_("VD4003", message, file=self.source.model, fix=fix)
+            raise MachineError("VD4003", message, file=self.source.model, fix=fix)
         return apart
 
     def _int8(self, prepared: Prepared, layout: Layout) -> Outcome:

@@ -26,7 +26,7 @@ def maxima(model: ir.Model, batches: Iterable[NDArray[Any]], folder: Path, *, th
         threads: Threads of the engine.
 
     Raises:
-        EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
+        MachineError: VD4004, the engine failed; VD4006, out of memory.
     """
     taps = tapped(model)
     path = folder / "observed.onnx"

@@ -117,7 +117,7 @@ class Statistics:
 
         Raises:
             UsageError: VD2008, the path can't be written.
-            EnvironmentError_: VD4002, the disk is full.
+            MachineError: VD4002, the disk is full.
         """
         tensors, arrays = [], {"keys": self.keys, "snapshot": self.snapshot}
         for place, sketch in enumerate(self.sketches.values()):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library, needs
+from vitdeploy.errors import InputError, MachineError, UsageError, library, needs
 from vitdeploy.onnxfile.augment import augment
 
 BUFFERS = 160 << 20
@@ -44,7 +44,7 @@ class Observer:
         Raises:
             UsageError: VD2003, no such tensor; VD2011, one is not float, or the model takes more than one input.
             InputError: VD3001 to VD3005, VD3011: the model can't be read.
-            EnvironmentError_: VD4001, VD4004, VD4006: the engine is missing, refused the model, or ran out of memory.
+            MachineError: VD4001, VD4004, VD4006: the engine is missing, refused the model, or ran out of memory.
         """
         self._file = None if isinstance(model, bytes) else model
         self._names = list(tensors)
@@ -82,7 +82,7 @@ class Observer:
         Raises:
             InputError: VD3107, the images do not fit the model.
             UsageError: VD2011, the tensors do not show which image is which.
-            EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
+            MachineError: VD4004, the engine failed; VD4006, out of memory.
         """
         count = len(pixels)
         pixels = self._checked(pixels)
@@ -164,7 +164,7 @@ class Observer:
             return self._bound(pixels)
         try:
             values = [value.numpy() for value in self._unbound(np.concatenate([other, pixels]))]
-        except EnvironmentError_ as exc:
+        except MachineError as exc:
             if not out_of_memory(exc):
                 raise
             return self._bound(pixels)
@@ -218,7 +218,7 @@ class Observer:
             return list(binding.get_outputs())
 
 
-def out_of_memory(error: EnvironmentError_) -> bool:
+def out_of_memory(error: MachineError) -> bool:
     """Whether an engine's failure was for want of memory; it has no exception of its own for it."""
     text = str(error.__cause__).lower()
     return error.code == "VD4006" or any(words in text for words in ("failed to allocate", "bad_alloc", "bad allocation"))

@@ -76,7 +76,7 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
     Raises:
         UsageError: VD2008, ``out`` can't be used; and what the verbs refuse.
         InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
-        EnvironmentError_: See the verbs.
+        MachineError: See the verbs.
     """
     recipe = located(recipe)
     # before any work: a typo must not cost minutes

@@ -20,7 +20,7 @@ from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal, versio
 from vitdeploy.backends.base import Compiled, Compiler, OpenConfig
 from vitdeploy.backends.child import memory_cap
 from vitdeploy.backends.table import TABLE, backend, isolated
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.onnxfile.summary import stored_bytes
@@ -63,7 +63,7 @@ def compile(
             another model.
         InputError: VD3026, VD3027 the graph can't run in this engine; VD3010 to VD3012 no model.
         TrustError: VD7001, VD7005 the file reaches outside itself.
-        EnvironmentError_: VD4001 engine not installed; VD4010 device not usable; VD4009, VD4011 no engine that passes;
+        MachineError: VD4001 engine not installed; VD4010 device not usable; VD4009, VD4011 no engine that passes;
             VD4004, VD4006 to VD4008 the builder failed, crashed or hung.
     """
     files.check_output(out, ours=RECORD)
@@ -168,7 +168,7 @@ class _Job:
             self.progress(f"compile: audit {precision}", attempt - 1, most)
             try:
                 found = self._audited(built)
-            except EnvironmentError_ as error:
+            except MachineError as error:
                 if error.code != _NO_DEVICE or name != "tensorrt-rtx":
                     raise
                 return _Passed(built, None, attempt)
@@ -178,8 +178,8 @@ class _Job:
         message = f"{name}: the engine is not what was asked for{times}: {found.wrong}"
         if found.facts.get("census", {}).get("missing"):
             fix = f"quantize for this engine: --target {name.removesuffix('-rtx')}"
-            raise EnvironmentError_("VD4009", message, file=self.source.given.model, fix=fix)
-        raise EnvironmentError_("VD4011", message, file=self.source.given.model)
+            raise MachineError("VD4009", message, file=self.source.given.model, fix=fix)
+        raise MachineError("VD4011", message, file=self.source.given.model)
 
     def _again(self, best: OpenConfig) -> tuple[Compiled, Found]:
         """Build for the settings that were measured to be the fastest, so that what is cached in the engine fits them."""
@@ -189,7 +189,7 @@ class _Job:
         found = self._audited(built)
         if found.wrong:
             message = f"{config.backend}: the engine is not what was asked for: {found.wrong}"
-            raise EnvironmentError_("VD4011", message, file=self.source.given.model)
+            raise MachineError("VD4011", message, file=self.source.given.model)
         return built, found
 
     def _build(self, config: CompileConfig, *, again: bool = False) -> Compiled:
@@ -272,11 +272,11 @@ def _faster(first: _Source, second: _Source, config: CompileConfig, progress: Pr
     """Build both, and keep the faster, or the one that passes; its record has the numbers of both."""
     _require_same(first, second)
     made: list[Artifact] = []
-    failed: list[EnvironmentError_ | InputError] = []
+    failed: list[MachineError | InputError] = []
     for source in (first, second):
         try:
             made.append(_Job(source, config, progress).engine())
-        except (EnvironmentError_, InputError) as error:
+        except (MachineError, InputError) as error:
             if error.code not in _NOT_AS_ASKED or failed:
                 raise
             failed.append(error)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
 from vitdeploy.checkpoints.loader import load
-from vitdeploy.errors import EnvironmentError_, UsageError, library
+from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
 from vitdeploy.graph.names import name_by_module, shape_arithmetic
 from vitdeploy.models.freeze import absorb_normalisation, freeze
@@ -52,7 +52,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
     Raises:
         UsageError: Unknown model, impossible options, unusable ``out``.
         InputError: Weights that are damaged or do not fit.
-        EnvironmentError_: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
+        MachineError: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
     """
     files.check_output(out, ours=RECORD)
     progress("export: load", 0, len(STEPS))
@@ -103,7 +103,7 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     """Trace the frozen model to a cleaned ONNX graph.
 
     Raises:
-        EnvironmentError_: VD4004 torch's exporter failed; VD4003 the graph computes shapes at run time.
+        MachineError: VD4004 torch's exporter failed; VD4003 the graph computes shapes at run time.
     """
     program = Program(source, spec, config)
     batch = config.batch or 2
@@ -139,7 +139,7 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     name_by_module(graph, root="model")
     if spec.network == "vit" and (leftover := shape_arithmetic(graph)):
         message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
-        raise EnvironmentError_("VD4003", message, fix="report this with the model's spec")
+        raise MachineError("VD4003", message, fix="report this with the model's spec")
     return graph
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.data import images as pixels_of
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.progress import Progress, silent
 
 PREFERRED = ("onnxruntime", "openvino", "pytorch")
@@ -88,7 +88,7 @@ def predict(
         UsageError: VD2010, the model gives no classes, or no image was given; VD2009, unknown backend; VD2013, it
             does not open this artifact.
         InputError: An image is missing or can't be decoded.
-        EnvironmentError_: VD4001, no backend is installed; VD4004, the engine failed; VD4007, VD4008 it crashed or hung.
+        MachineError: VD4001, no backend is installed; VD4004, the engine failed; VD4007, VD4008 it crashed or hung.
     """
     config = config or PredictConfig()
     if not artifact.spec.classifies:
@@ -119,12 +119,12 @@ def choose(installed: Sequence[str]) -> str:
     """The first of `PREFERRED` that is installed.
 
     Raises:
-        EnvironmentError_: VD4001, there is none.
+        MachineError: VD4001, there is none.
     """
     for name in PREFERRED:
         if name in installed:
             return name
-    raise EnvironmentError_("VD4001", "no backend is installed", fix="run: pip install 'vitdeploy[onnxruntime]'")
+    raise MachineError("VD4001", "no backend is installed", fix="run: pip install 'vitdeploy[onnxruntime]'")
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
 from vitdeploy.backends.table import REFERENCE, TABLE, compilers, fitting, installed, isolated
 from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
-from vitdeploy.errors import EnvironmentError_, UsageError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.latency import Subject
@@ -48,7 +48,7 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
 
     Raises:
         UsageError: VD2009, no such backend; VD2013, one that does not open this artifact.
-        EnvironmentError_: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
+        MachineError: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
             or hung.
         InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit.
     """
@@ -85,7 +85,7 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
 
     Raises:
         UsageError: VD2009, no such backend; VD2010, no artifact; VD2013, a backend that does not open one.
-        EnvironmentError_: VD4001, an engine, or every engine, is not installed; VD4007, VD4008 a measuring process died or hung.
+        MachineError: VD4001, an engine, or every engine, is not installed; VD4007, VD4008 a measuring process died or hung.
         InputError: VD3107, a model's batch is fixed and another was asked for.
     """
     if not artifacts:
@@ -188,7 +188,7 @@ def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
 
     Raises:
         UsageError: VD2009, VD2013.
-        EnvironmentError_: VD4001.
+        MachineError: VD4001.
     """
     for name in wanted:
         isolated(name)
@@ -200,10 +200,10 @@ def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
         message = f"was made for {artifact.engine}, which is not installed"
         fix = TABLE[artifact.engine].fix
         fix += ", or name another engine with --backend" if artifact.record.kind == "onnx" else ""
-        raise EnvironmentError_("VD4001", message, file=artifact.model, fix=fix)
+        raise MachineError("VD4001", message, file=artifact.model, fix=fix)
     if not engines and not wanted:
         fix = "run: pip install 'vitdeploy[onnxruntime]'"
-        raise EnvironmentError_("VD4001", "no inference engine is installed", fix=fix)
+        raise MachineError("VD4001", "no inference engine is installed", fix=fix)
     for name in engines:
         fitting(name, artifact)
     return engines

@@ -19,7 +19,7 @@ import msgspec
 
 from vitdeploy import files, isolate
 from vitdeploy.artifact import RECORD, Artifact, Record
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.progress import Progress, silent
@@ -47,7 +47,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
         UsageError: VD2008 unusable ``out``; VD2003, VD2010, VD2011 impossible options.
         InputError: VD3023 no ViT in the graph; VD3024 quantized already; VD3025 a graph that can't be edited; VD3101 to VD3107
             the images; VD3109 statistics of another model; VD3110 NaN in an activation.
-        EnvironmentError_: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
+        MachineError: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
             VD4004, VD4006 the engine failed; VD4007, VD4008 it crashed or hung; VD4001 a package is not installed.
     """
     _require_packages()
@@ -83,7 +83,7 @@ def _require_packages() -> None:
     for name in _PACKAGES:
         if find_spec(name) is None:
             fix = "run: pip install 'vitdeploy[quantize]'"
-            raise EnvironmentError_("VD4001", f"needs the package {name!r}, which is not installed", fix=fix)
+            raise MachineError("VD4001", f"needs the package {name!r}, which is not installed", fix=fix)
 
 
 def foreign(path: Path, contract: Path, *, name: str = "") -> Artifact:

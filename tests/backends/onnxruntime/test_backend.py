@@ -16,7 +16,7 @@ from vitdeploy.backends import cache, table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.onnxruntime import backend
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
 from vitdeploy.onnxfile.nodes import Nodes
 from vitdeploy.recipe import CompileConfig
 
@@ -322,7 +322,7 @@ def test_a_provider_that_the_build_lacks(tiny_artifact, device, provider, tmp_pa
         lambda: outputs(tiny_artifact, device=device),
         lambda: compiled(tiny_artifact, tmp_path / "out", "onnxruntime", device=device),
     ):
-        with pytest.raises(EnvironmentError_, match=f"no {provider}; it has .*CPUExecutionProvider") as caught:
+        with pytest.raises(MachineError, match=f"no {provider}; it has .*CPUExecutionProvider") as caught:
             attempt()
         assert caught.value.code == "VD4010"
 
@@ -370,7 +370,7 @@ def test_providers_are_asked_for_in_order(tiny_artifact, other_build, device, co
 def test_falling_back_to_the_cpu_is_an_error(tiny_artifact, other_build, device):
     session, _ = other_build
     session.used = ("CPUExecutionProvider",)
-    with pytest.raises(EnvironmentError_, match="uses CPUExecutionProvider instead of") as caught:
+    with pytest.raises(MachineError, match="uses CPUExecutionProvider instead of") as caught:
         outputs(tiny_artifact, device=device)
     assert caught.value.code == "VD4010"
 

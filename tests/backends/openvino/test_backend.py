@@ -13,7 +13,7 @@ from vitdeploy.backends import cache, table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.openvino import settings
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.recipe import CompileConfig
 
 KINDS = ("fp32", "int8", "int8 attention", "weights", "static", "bytes", "fp16")
@@ -335,10 +335,10 @@ def test_auto_takes_what_there_is(tiny_artifact, tmp_path):
 
 
 def test_a_device_that_is_not_here_is_named(tiny_artifact, tmp_path):
-    with pytest.raises(EnvironmentError_, match="no device 'npu' here; it finds cpu") as caught:
+    with pytest.raises(MachineError, match="no device 'npu' here; it finds cpu") as caught:
         compiled(tiny_artifact, tmp_path / "out", "openvino", device="npu")
     assert caught.value.code == "VD4010"
-    with pytest.raises(EnvironmentError_, match=r"'gpu\.7'") as caught:
+    with pytest.raises(MachineError, match=r"'gpu\.7'") as caught:
         outputs(tiny_artifact, device="gpu.7")
     assert caught.value.code == "VD4010"
 
@@ -355,7 +355,7 @@ class Core:
 
 def test_names_of_devices():
     assert [settings.device(Core(), name) for name in ("cpu", "gpu", "gpu.1", "auto")] == ["CPU", "GPU", "GPU.1", "AUTO"]
-    with pytest.raises(EnvironmentError_, match=r"finds cpu, gpu\.0, gpu\.1"):
+    with pytest.raises(MachineError, match=r"finds cpu, gpu\.0, gpu\.1"):
         settings.device(Core(), "gpu.2")
     with pytest.raises(UsageError, match="'gqu'") as caught:
         settings.device(Core(), "gqu")

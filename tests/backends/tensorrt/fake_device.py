@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vitdeploy.backends.tensorrt.device import Device, Memory, Versions
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
 SCRATCH = 4096
@@ -165,7 +165,7 @@ class FakeCuda:
         self.calls.append((name, *arguments))
         self._counts[name] += 1
         if self.fail.get(name) == self._counts[name]:
-            raise EnvironmentError_("VD4006" if "allocate" in name else "VD4004", f"CUDA: {name} failed on purpose")
+            raise MachineError("VD4006" if "allocate" in name else "VD4004", f"CUDA: {name} failed on purpose")
 
     def _new(self, kind):
         number = next(self._numbers)
@@ -278,7 +278,7 @@ class FakeContext:
         shape, tensors = self._shape, dict(self._tensors)
         try:
             cuda.kernel(stream, lambda: engine.compute(shape, tensors))
-        except EnvironmentError_ as exc:  # a native library says no more than that
+        except MachineError as exc:  # a native library says no more than that
             engine.say(exc.message)
             return False
         return True

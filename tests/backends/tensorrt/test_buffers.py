@@ -5,7 +5,7 @@ import pytest
 
 from tests.backends.tensorrt.fake_device import FakeCuda
 from vitdeploy.backends.tensorrt.buffers import Buffers, Port, _to_bfloat16
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 
 A, B = Port("a", "HALF", (-1, 3)), Port("b", "FLOAT", (-1, 2))
 
@@ -41,7 +41,7 @@ def test_growing_that_fails_leaves_nothing(step, nth):
     cuda = FakeCuda()
     buffers = Buffers(cuda)
     cuda.fail = {step: nth}
-    with pytest.raises(EnvironmentError_, match="on purpose"):
+    with pytest.raises(MachineError, match="on purpose"):
         for size in (1, 2):
             buffers.grow({A: (size, 3), B: (size, 2)})
     assert cuda.live == {}

@@ -30,7 +30,7 @@ from vitdeploy.backends.tensorrt.backend import PLAN, SHEET, SOURCE, TensorRtRtx
 from vitdeploy.backends.tensorrt.device import Device
 from vitdeploy.backends.tensorrt.key import EngineKey
 from vitdeploy.backends.tensorrt.place import Place, available, look
-from vitdeploy.errors import EnvironmentError_, InputError, TrustError, UsageError
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
 from vitdeploy.recipe import CompileConfig, QuantizeConfig
 from vitdeploy.verbs.quantizer import quantize
 
@@ -109,7 +109,7 @@ def test_pixels_in_bytes_must_be_cast_first(tiny_bytes, tmp_path):
     with pytest.raises(InputError, match="takes bytes") as refused:
         rules.check(other, rules.Target(rtx=True))
     assert "--input uint8-nchw" in refused.value.fix
-    with pytest.raises(EnvironmentError_, match="UInt8"):  # the rule is needed
+    with pytest.raises(MachineError, match="UInt8"):  # the rule is needed
         builder.build(rtx, other, config(), NO_GPU)
 
 
@@ -143,7 +143,7 @@ def test_a_capability_without_the_arithmetic_is_refused_by_us_first(way, lowest,
     with pytest.raises(InputError, match=f"has {lowest}") as refused:
         compiled(source, tmp_path / "engine", architectures=("8.9", lowest))
     assert refused.value.code == "VD3026"
-    with pytest.raises(EnvironmentError_) as theirs:  # the rule is needed: their compiler fails, later
+    with pytest.raises(MachineError) as theirs:  # the rule is needed: their compiler fails, later
         builder.build(rtx, source.model, config(architectures=("8.9", lowest)), NO_GPU)
     assert theirs.value.code == "VD4011"
 
@@ -208,7 +208,7 @@ def test_settings_that_rtx_does_not_have(settings, code, tiny_static):
 
 
 def test_refitting_needs_a_gpu(tiny_static):
-    with pytest.raises(EnvironmentError_, match="there is no NVIDIA driver") as refused:
+    with pytest.raises(MachineError, match="there is no NVIDIA driver") as refused:
         builder.build(rtx, tiny_static.model, config(refit=True), NO_GPU)
     assert refused.value.code == "VD4010"
 
@@ -230,7 +230,7 @@ def test_what_each_version_of_tensorrt_has(version, place, settings, code):
     if not code:
         builder.require_supported(module, options, place)
         return
-    with pytest.raises((UsageError, EnvironmentError_)) as refused:
+    with pytest.raises((UsageError, MachineError)) as refused:
         builder.require_supported(module, options, place)
     assert refused.value.code == code
 
@@ -241,7 +241,7 @@ def test_what_each_version_of_tensorrt_has(version, place, settings, code):
 def test_parser_errors_are_one_line_with_code_operator_node_and_text(tmp_path):
     node = helper.make_node("BitShift", ["pixels", "pixels"], ["y"], "shift", direction="LEFT")
     file = graphs.single(tmp_path, [node], {}, dtype=TensorProto.UINT8)
-    with pytest.raises(EnvironmentError_) as refused:
+    with pytest.raises(MachineError) as refused:
         builder.build(rtx, file, config(), NO_GPU)
     said = str(refused.value)
     assert refused.value.code == "VD4011"
@@ -252,7 +252,7 @@ def test_parser_errors_are_one_line_with_code_operator_node_and_text(tmp_path):
 
 def test_builder_errors_are_the_first_that_the_log_has(tmp_path):
     file = graphs.attention(tmp_path, TensorProto.FLOAT)
-    with pytest.raises(EnvironmentError_, match="not supported by a dedicated kernel") as refused:
+    with pytest.raises(MachineError, match="not supported by a dedicated kernel") as refused:
         builder.build(rtx, file, config(), NO_GPU)
     assert refused.value.code == "VD4011"
     assert "\n" not in str(refused.value)
@@ -310,7 +310,7 @@ def test_opening_asks_for_the_origin_first_and_for_the_device_then(tiny_static, 
     if look().device is not None:
         pytest.skip("there is a GPU here; tests marked gpu open engines on it")
     engine = compiled(tiny_static, tmp_path / "engine")
-    with pytest.raises(EnvironmentError_, match="no CUDA device: ") as refused:
+    with pytest.raises(MachineError, match="no CUDA device: ") as refused:
         TensorRtRtx().open(engine, OpenConfig())
     assert refused.value.code == "VD4010"
     raw = bytearray(engine.model.read_bytes())
@@ -419,7 +419,7 @@ def test_the_package_needs_neither_onnx_nor_torch_nor_an_engine():
 
 def test_a_missing_module_says_where_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EnvironmentError_, match="tensorrt") as refused:
+    with pytest.raises(MachineError, match="tensorrt") as refused:
         library.load("tensorrt")
     assert refused.value.code == "VD4001"
     assert "--system-site-packages" in refused.value.fix
@@ -427,7 +427,7 @@ def test_a_missing_module_says_where_to_get_it(monkeypatch):
 
 def test_an_old_module_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="8.6.1"))
-    with pytest.raises(EnvironmentError_, match=r"TensorRT 8\.6\.1 is installed, 10\.3 or later"):
+    with pytest.raises(MachineError, match=r"TensorRT 8\.6\.1 is installed, 10\.3 or later"):
         library.load("tensorrt")
 
 

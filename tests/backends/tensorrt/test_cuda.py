@@ -9,7 +9,7 @@ import pytest
 from tests.backends.tensorrt import wheels
 from vitdeploy.backends.tensorrt import cuda as module
 from vitdeploy.backends.tensorrt.cuda import LibCudart
-from vitdeploy.errors import EnvironmentError_
+from vitdeploy.errors import MachineError
 
 SOURCE = r"""
 #include <stdint.h>
@@ -157,7 +157,7 @@ def test_waiting_is_set(cuda, spin, flag):
 )
 def test_errors_are_named(cuda, status, code, said):
     cuda["failing"] = status
-    with pytest.raises(EnvironmentError_, match=said) as caught:
+    with pytest.raises(MachineError, match=said) as caught:
         cuda.allocate(8)
     assert caught.value.code == code
     assert cuda["last"] == 0, "the next library would take it for its own"
@@ -174,7 +174,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_is_checked(cuda, name):
     cuda["failing"] = 999
-    with pytest.raises(EnvironmentError_, match="999"):
+    with pytest.raises(MachineError, match="999"):
         getattr(cuda, name)(*CALLS[name])
 
 
@@ -182,7 +182,7 @@ def test_every_call_is_checked(cuda, name):
 def test_every_copy_is_checked(cuda, name):
     block = ctypes.create_string_buffer(8)
     cuda["failing"] = 999
-    with pytest.raises(EnvironmentError_, match="cudaMemcpyAsync"):
+    with pytest.raises(MachineError, match="cudaMemcpyAsync"):
         getattr(cuda, name)(ctypes.addressof(block), ctypes.addressof(block), 8, 1)
 
 
@@ -203,7 +203,7 @@ def test_no_device_has_a_reason(cuda, built, monkeypatch, state, reason):
     found = module.find()
     assert found.cuda is None
     assert reason in found.reason
-    with pytest.raises(EnvironmentError_, match=reason) as caught:
+    with pytest.raises(MachineError, match=reason) as caught:
         module.require()
     assert caught.value.code == "VD4010"
 
@@ -214,7 +214,7 @@ def test_a_runner_without_a_device_says_why(built, cuda, monkeypatch, tmp_path):
 
     cuda["driver"] = 0
     monkeypatch.setattr(module, "_candidates", lambda: iter([str(built)]))
-    with pytest.raises(EnvironmentError_, match="no NVIDIA driver") as caught:
+    with pytest.raises(MachineError, match="no NVIDIA driver") as caught:
         TensorRtRunner(None, b"plan", None, OpenConfig())
     assert caught.value.code == "VD4010"
 
@@ -250,10 +250,10 @@ def test_nvidias_own_library_has_every_function(requirement):
     """The real libcudart of CUDA 12 (JetPack 6) and 13 (JetPack 7), in a process of its own."""
     path = next(wheels.unpacked(requirement).rglob("libcudart.so.1?"))
     code = (
-        "import sys; from vitdeploy.backends.tensorrt.cuda import LibCudart; from vitdeploy.errors import EnvironmentError_\n"
+        "import sys; from vitdeploy.backends.tensorrt.cuda import LibCudart; from vitdeploy.errors import MachineError\n"
         "cuda = LibCudart(sys.argv[1]); print(cuda.versions().runtime)\n"
         "try: print(cuda.count())\n"
-        "except EnvironmentError_ as error: print(error.code)"
+        "except MachineError as error: print(error.code)"
     )
     said = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == REAL[requirement]

@@ -14,7 +14,7 @@ from tests.backends.tensorrt.fake_device import FakeCuda, FakeEngine
 from vitdeploy.backends.base import Kernel
 from vitdeploy.backends.tensorrt import inspection
 from vitdeploy.backends.tensorrt.buffers import Port
-from vitdeploy.errors import EnvironmentError_, InputError
+from vitdeploy.errors import InputError, MachineError
 from vitdeploy.proof.census import Plan, census
 
 WORDS = {
@@ -229,7 +229,7 @@ def test_strange_layers_do_no_harm(item):
 
 @pytest.mark.parametrize("text", ["", "no", "[]", "{}", '{"Layers": 3}', "[" * 100_000])
 def test_what_is_no_document_is_one_error(text):
-    with pytest.raises(EnvironmentError_) as caught:
+    with pytest.raises(MachineError) as caught:
         inspection.layers(text)
     assert caught.value.code == "VD4004"
 

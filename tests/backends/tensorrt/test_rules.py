@@ -23,7 +23,7 @@ from vitdeploy.backends.tensorrt.backend import TensorRtRtx
 from vitdeploy.backends.tensorrt.place import Place
 from vitdeploy.backends.tensorrt.rules import Graph, Target, check
 from vitdeploy.backends.tensorrt.tensors import Tensors
-from vitdeploy.errors import EnvironmentError_, InputError
+from vitdeploy.errors import InputError, MachineError
 from vitdeploy.recipe import CompileConfig
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -100,7 +100,7 @@ def test_what_cannot_be_built_is_refused_by_us_first(name, tiny_static, tmp_path
     make, ours, said = case(name)
     file = make(tiny_static, tmp_path / "source")
     refused(file, *ours)
-    with pytest.raises(EnvironmentError_, match=said) as error:
+    with pytest.raises(MachineError, match=said) as error:
         theirs(file)
     assert error.value.code == "VD4011"
 

@@ -14,7 +14,7 @@ from vitdeploy.backends.base import Kernel, OpenConfig
 from vitdeploy.backends.tensorrt import runner as runners
 from vitdeploy.backends.tensorrt.buffers import Port
 from vitdeploy.backends.tensorrt.runner import TensorRtRunner
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.spec import InputContract, ModelSpec
 
 SPEC = ModelSpec(
@@ -253,7 +253,7 @@ def test_without_a_graph_it_runs_all_the_same(start, cuda, broken):
 def test_a_graph_that_was_asked_for_is_insisted_on(start, cuda, broken):
     made = engine(cuda, broken="capturing" if broken == "enqueue" else "")
     cuda.fail = {broken: 1}
-    with pytest.raises(EnvironmentError_, match="no CUDA graph") as caught:
+    with pytest.raises(MachineError, match="no CUDA graph") as caught:
         start(made, OpenConfig(graph=True))
     assert caught.value.code == "VD4004"
     assert cuda.live == {}
@@ -277,7 +277,7 @@ def test_a_failure_while_opening_leaves_nothing(cuda, artifact, step, nth):
     made = engine(cuda, sizes=(1, 1, 8))
     try:
         runner = TensorRtRunner(fake_device.module(made), b"plan", artifact, OpenConfig(graph=False), cuda)
-    except EnvironmentError_ as exc:
+    except MachineError as exc:
         assert exc.code in ("VD4004", "VD4006")
         assert "on purpose" in exc.message
     else:  # opening has no such call a second or third time
@@ -292,7 +292,7 @@ def test_a_failure_while_running_is_not_the_end(start, cuda, step):
     cuda.fail = {step: cuda.names().count(step) + 1}
     try:
         runner.run(pixels(5))
-    except EnvironmentError_ as exc:
+    except MachineError as exc:
         assert exc.code in ("VD4004", "VD4006")
     for count in (1, 5, 8):
         np.testing.assert_allclose(runner.run(pixels(count))["logits"], expected(pixels(count)), atol=1e-6)
@@ -313,13 +313,13 @@ def test_what_is_given_back_comes_in_order(start, cuda):
 def test_giving_back_goes_on_after_a_failure(start, cuda):
     runner = start()
     cuda.fail = {"destroy_graph": 1, "free": 1}
-    with pytest.raises(EnvironmentError_, match="on purpose"):
+    with pytest.raises(MachineError, match="on purpose"):
         runner.close()
     assert cuda.live == {}
 
 
 def test_a_foreign_plan_is_one_error_with_the_engines_words(start, cuda):
-    with pytest.raises(EnvironmentError_, match="built by another version") as caught:
+    with pytest.raises(MachineError, match="built by another version") as caught:
         start(plan=b"other")
     assert caught.value.code == "VD4004"
     assert "compile it again" in caught.value.fix
@@ -329,14 +329,14 @@ def test_a_foreign_plan_is_one_error_with_the_engines_words(start, cuda):
 def test_no_context_is_one_error(start, cuda):
     made = engine(cuda)
     made.no_context = True
-    with pytest.raises(EnvironmentError_, match="no execution context") as caught:
+    with pytest.raises(MachineError, match="no execution context") as caught:
         start(made)
     assert caught.value.code == "VD4004"
     assert cuda.live == {}
 
 
 def test_a_failed_enqueue_tells_the_engines_words(start, cuda):
-    with pytest.raises(EnvironmentError_, match="the kernel would not start") as caught:
+    with pytest.raises(MachineError, match="the kernel would not start") as caught:
         start(engine(cuda, broken="always"))
     assert caught.value.code == "VD4004"
     assert cuda.live == {}
@@ -353,14 +353,14 @@ def test_a_failed_enqueue_tells_the_engines_words(start, cuda):
     ],
 )
 def test_an_engine_of_something_else_is_refused(start, cuda, input, outputs, found):
-    with pytest.raises(EnvironmentError_, match=found) as caught:
+    with pytest.raises(MachineError, match=found) as caught:
         start(FakeEngine(cuda, input, outputs, [(n, *input.shape[1:]) for n in (1, 2, 8)]))
     assert caught.value.code == "VD4011"
     assert cuda.live == {}
 
 
 def test_an_output_that_does_not_follow_the_batch_is_refused(start, cuda):
-    with pytest.raises(EnvironmentError_, match="logits") as caught:
+    with pytest.raises(MachineError, match="logits") as caught:
         start(engine(cuda, outputs=(Port("logits", "FLOAT", (1, 5)),)))
     assert caught.value.code == "VD4011"
 

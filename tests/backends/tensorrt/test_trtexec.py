@@ -10,7 +10,7 @@ import pytest
 
 from vitdeploy.backends.tensorrt import trtexec
 from vitdeploy.backends.tensorrt.trtexec import Options, Shapes
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 
 ONNX, PLAN = Path("model.onnx"), Path("model.plan")
 ONLY_10 = {"--stronglyTyped", "--fp16", "--int8", "--useCudaGraph", "--useSpinWait", "--noDataTransfers"}
@@ -185,7 +185,7 @@ def test_layers_are_read_by_the_inspections_reader(tmp_path):
     (tmp_path / "layers.json").write_text(json.dumps({"Layers": [{"Name": "a", "LayerType": "gemm"}], "Bindings": []}))
     assert trtexec.read_layers(tmp_path / "layers.json")[0].kind == "gemm"
     (tmp_path / "layers.json").write_text("[]")
-    with pytest.raises(EnvironmentError_):
+    with pytest.raises(MachineError):
         trtexec.read_layers(tmp_path / "layers.json")
 
 

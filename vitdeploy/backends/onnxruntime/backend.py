@@ -20,7 +20,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends import cache, settings
 from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, checked, only_f32, threads
 from vitdeploy.backends.onnxruntime.kernels import read_kernels
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library, nearest
+from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest
 from vitdeploy.files import inside
 from vitdeploy.onnxfile import summary
 from vitdeploy.onnxfile.nodes import Nodes
@@ -54,7 +54,7 @@ class OnnxRuntime:
             UsageError: VD2011, a setting that this engine does not have, a device that it does not know, another precision
                 than ``f32``; VD2013, the artifact is another engine's.
             InputError: VD3010, the record is damaged.
-            EnvironmentError_: VD4010, the device can't be used; VD4004, the engine refused the model; VD4006, out of memory.
+            MachineError: VD4010, the device can't be used; VD4004, the engine refused the model; VD4006, out of memory.
         """
         return OnnxRuntimeRunner(artifact, _asked(artifact, config))
 
@@ -66,7 +66,7 @@ class OnnxRuntime:
         Raises:
             UsageError: VD2011, settings that this engine does not have, or a batch that the file can't take.
             InputError: VD3026, the names of the source's data files are taken.
-            EnvironmentError_: VD4010 device not usable; VD4011 the batch was not frozen; VD4004, VD4006.
+            MachineError: VD4010 device not usable; VD4011 the batch was not frozen; VD4004, VD4006.
         """
         settings.only(self.name, config, (*_COMPILES, *(("streams",) if config.streams == 1 else ())))
         run = OpenConfig(threads=config.threads, device=config.device or "cpu", precision=config.precision)
@@ -81,7 +81,7 @@ class OnnxRuntime:
         session = _session(folder / _SOURCE, options, providers)
         size = session.get_inputs()[0].shape[0]
         if config.batch is not None and size != config.batch:
-            raise EnvironmentError_("VD4011", f"onnxruntime takes batches of {size}, not of {config.batch}", file=artifact.model)
+            raise MachineError("VD4011", f"onnxruntime takes batches of {size}, not of {config.batch}", file=artifact.model)
         facts: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "providers": session.get_providers()}
         if not keeps:
             note = f"the optimised graph of {providers[0]} is not kept: it is made whenever the model is opened"
@@ -144,7 +144,7 @@ class OnnxRuntimeRunner:
         if not why:
             try:
                 return _session(self._model, _options(self._config, optimise=False), self._providers), "yes"
-            except EnvironmentError_ as error:
+            except MachineError as error:
                 if error.code != "VD4004":
                     raise
                 why = error.message[:_LONGEST]
@@ -209,7 +209,7 @@ def _providers(device: str) -> tuple[str, ...]:
     wanted = _providers_of(device)
     if wanted[0] not in (found := onnxruntime.get_available_providers()):
         message = f"this onnxruntime has no {wanted[0]}; it has {', '.join(found)}"
-        raise EnvironmentError_("VD4010", message, fix="leave the device out, or install a build that has it (onnxruntime-gpu)")
+        raise MachineError("VD4010", message, fix="leave the device out, or install a build that has it (onnxruntime-gpu)")
     return tuple(provider for provider in wanted if provider in found)
 
 
@@ -230,7 +230,7 @@ def _session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:  # n
         used = session.get_providers()
     if used[:1] != [providers[0]]:
         message = f"onnxruntime uses {', '.join(used)} instead of {providers[0]}"
-        raise EnvironmentError_("VD4010", message, file=model, fix="check the driver and its libraries: vitdeploy doctor")
+        raise MachineError("VD4010", message, file=model, fix="check the driver and its libraries: vitdeploy doctor")
     return session
 
 

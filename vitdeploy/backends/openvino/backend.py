@@ -50,7 +50,7 @@ from vitdeploy.backends.openvino.settings import (  # noqa: E402
     used,
     wanted,
 )
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError, library  # noqa: E402
+from vitdeploy.errors import InputError, MachineError, UsageError, library  # noqa: E402
 from vitdeploy.files import sha256  # noqa: E402
 from vitdeploy.recipe import CompileConfig  # noqa: E402
 
@@ -74,7 +74,7 @@ class OpenVino:
             UsageError: VD2011, a setting or device that this engine does not have, or a precision that the device does not
                 compute in; VD2013, the artifact is another engine's.
             InputError: VD3010, the record is damaged, or of another model than the file.
-            EnvironmentError_: VD4010, no such device here; VD4004, the engine refused the model; VD4006, out of memory.
+            MachineError: VD4010, no such device here; VD4004, the engine refused the model; VD4006, out of memory.
         """
         return OpenVinoRunner(artifact, settings.asked(self.name, artifact, config, _TAKES))
 
@@ -85,7 +85,7 @@ class OpenVino:
 
         Raises:
             UsageError: VD2011, settings that this engine or device does not have, or a batch that the file can't take.
-            EnvironmentError_: VD4010 device not usable; VD4004, VD4006.
+            MachineError: VD4010 device not usable; VD4004, VD4006.
         """
         settings.only(self.name, config, _COMPILES)
         run = OpenConfig(
@@ -122,7 +122,7 @@ class OpenVino:
 
         Raises:
             UsageError: VD2011, an unknown device or precision.
-            EnvironmentError_: VD4010, no such device here.
+            MachineError: VD4010, no such device here.
         """
         with library("openvino"), _own_signal_stack():
             core = openvino.Core()
@@ -191,7 +191,7 @@ class OpenVinoRunner:
                         found = self._core.import_model(self._memory, self._device, self._wanted)
                     self._blob = "yes"
                     return found
-                except EnvironmentError_ as error:
+                except MachineError as error:
                     if error.code != "VD4004":
                         raise
                     why = error.message[:_LONGEST]
@@ -273,7 +273,7 @@ def _freeze(model: Any, batch: int | None, file: Path) -> None:  # noqa: ANN401 
     shape[0] = batch
     model.reshape({model.inputs[0]: shape})
     if any(output.get_partial_shape()[0] != batch for output in model.outputs):
-        raise EnvironmentError_("VD4011", f"openvino did not freeze the batch to {batch}: {model.outputs}", file=file)
+        raise MachineError("VD4011", f"openvino did not freeze the batch to {batch}: {model.outputs}", file=file)
 
 
 def _agree(model: Any, artifact: Artifact) -> None:  # noqa: ANN401 (openvino.Model)

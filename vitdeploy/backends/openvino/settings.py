@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitdeploy.backends.base import OpenConfig, threads
-from vitdeploy.errors import EnvironmentError_, UsageError, nearest
+from vitdeploy.errors import MachineError, UsageError, nearest
 
 PRECISION, HINT, THREADS, STREAMS = "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"
 AUTO = "AUTO"
@@ -22,7 +22,7 @@ def device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, which h
 
     Raises:
         UsageError: VD2011, no device has that name.
-        EnvironmentError_: VD4010, it is not on this machine, or its driver is missing.
+        MachineError: VD4010, it is not on this machine, or its driver is missing.
     """
     if name.partition(".")[0] not in _KNOWN:
         message = f"the backend 'openvino' runs on {', '.join(map(repr, _KNOWN))}, not on {name!r}"
@@ -31,7 +31,7 @@ def device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, which h
     wanted = name.upper()
     if wanted != AUTO and wanted not in here and not any(each.startswith(f"{wanted}.") for each in here):
         message = f"openvino finds no device {name!r} here; it finds {', '.join(each.lower() for each in here) or 'none'}"
-        raise EnvironmentError_("VD4010", message, fix="leave the device out, or install its driver")
+        raise MachineError("VD4010", message, fix="leave the device out, or install its driver")
     return wanted
 
 

@@ -22,7 +22,7 @@ from vitdeploy.backends.tensorrt.key import EngineKey, Seal, require_same, requi
 from vitdeploy.backends.tensorrt.place import Place, look, ordinal
 from vitdeploy.backends.tensorrt.profile import capability
 from vitdeploy.backends.tensorrt.timings import timing_cache
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.errors import library as seam
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.recipe import CompileConfig
@@ -58,7 +58,7 @@ class TensorRt:
     """Builds and runs engines of NVIDIA TensorRT 10.3 to 11.4.
 
     Raises:
-        EnvironmentError_: VD4001, TensorRT is not installed; VD4004, it can't be loaded.
+        MachineError: VD4001, TensorRT is not installed; VD4004, it can't be loaded.
     """
 
     name = "tensorrt"
@@ -73,14 +73,14 @@ class TensorRt:
             UsageError: VD2013, the artifact is not an engine of this backend; VD2011, a setting that it does not have.
             TrustError: VD7004, the engine was built elsewhere or for something else, or changed.
             InputError: VD3010, a file of the artifact is missing or damaged.
-            EnvironmentError_: VD4010, there is no GPU that can be used; VD4004, VD4006 from the engine.
+            MachineError: VD4010, there is no GPU that can be used; VD4004, VD4006 from the engine.
         """
         config = asked(self.name, artifact, config, ("threads", "device", "spin", "graph"))
         plan, key = self._trusted(artifact)
         place = look(ordinal(config.device))
         if place.device is None:
             message = f"no CUDA device: {place.reason}"
-            raise EnvironmentError_("VD4010", message, file=artifact.model, fix="run this on the machine with the GPU")
+            raise MachineError("VD4010", message, file=artifact.model, fix="run this on the machine with the GPU")
         require_same(key, self._key(place, key.onnx, None), artifact.model, self._again(artifact))
         from vitdeploy.backends.tensorrt.runner import TensorRtRunner
 
@@ -92,7 +92,7 @@ class TensorRt:
         Raises:
             UsageError: VD2011, a setting that it does not have; VD2013, the artifact is an engine, or for another engine.
             InputError: VD3026, naming what the engine would refuse or get wrong, and the remedy.
-            EnvironmentError_: VD4010 no GPU; VD4011 refused by NVIDIA's parser or builder; VD4004, VD4006.
+            MachineError: VD4010 no GPU; VD4011 refused by NVIDIA's parser or builder; VD4004, VD4006.
         """
         self._require_onnx(artifact)
         require_secret()  # before a build that may take long
@@ -120,12 +120,12 @@ class TensorRt:
         """The GPU that engines run on.
 
         Raises:
-            EnvironmentError_: VD4010, there is none that can be used; TensorRT-RTX compiles all the same.
+            MachineError: VD4010, there is none that can be used; TensorRT-RTX compiles all the same.
         """
         place = look()
         if place.device is None:
             more = "; engines can be compiled here all the same" if library.is_rtx(self._module) else ""
-            raise EnvironmentError_("VD4010", f"no CUDA device: {place.reason}{more}")
+            raise MachineError("VD4010", f"no CUDA device: {place.reason}{more}")
         return f"{place.device.name} (compute capability {place.device.capability})"
 
     def candidates(self, config: CompileConfig) -> tuple[OpenConfig, ...]:
@@ -177,7 +177,7 @@ class TensorRt:
         """`_summary`, or why there is none: an inspector that fails does not make the engine worse."""
         try:
             return self._summary(plan, folder, config)
-        except EnvironmentError_ as error:
+        except MachineError as error:
             if error.code != "VD4004":
                 raise
             return {"not_told": error.message}
@@ -196,7 +196,7 @@ class TensorRt:
                 message = (
                     f"the engine that was just built can't be loaded: {' '.join((errors or ['no reason given'])[0].split())}"
                 )
-                raise EnvironmentError_("VD4011", message, file=folder / PLAN)
+                raise MachineError("VD4011", message, file=folder / PLAN)
             return summary(self._module, engine)
 
     def _require_onnx(self, artifact: Artifact) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import Tensor
 from vitdeploy.backends.tensorrt.device import Cuda
-from vitdeploy.errors import EnvironmentError_, library
+from vitdeploy.errors import MachineError, library
 
 Shape = tuple[int, ...]
 _FLOATS = ("FLOAT", "HALF", "BF16")
@@ -62,7 +62,7 @@ def ports(engine: Any, module: Any, artifact: Artifact) -> tuple[Port, tuple[Por
         artifact: The model that it should be.
 
     Raises:
-        EnvironmentError_: VD4011, it is an engine of something else.
+        MachineError: VD4011, it is an engine of something else.
     """
     inputs: list[Port] = []
     outputs: list[Port] = []
@@ -89,9 +89,9 @@ def ports(engine: Any, module: Any, artifact: Artifact) -> tuple[Port, tuple[Por
     return port, tuple(outputs)
 
 
-def _foreign(artifact: Artifact, found: str, expected: str) -> EnvironmentError_:
+def _foreign(artifact: Artifact, found: str, expected: str) -> MachineError:
     message = f"the engine has {found}, the model has {expected}"
-    return EnvironmentError_("VD4011", message, file=artifact.model, fix="compile it again")
+    return MachineError("VD4011", message, file=artifact.model, fix="compile it again")
 
 
 class Buffers:
@@ -116,7 +116,7 @@ class Buffers:
         """Replace all memory by as much as these tensors need. The old contents and addresses are gone, even when this fails.
 
         Raises:
-            EnvironmentError_: VD4006, there is not that much.
+            MachineError: VD4006, there is not that much.
         """
         self.close()
         with ExitStack() as owned:

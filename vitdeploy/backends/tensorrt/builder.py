@@ -21,7 +21,7 @@ from vitdeploy.backends.tensorrt import library
 from vitdeploy.backends.tensorrt.library import Message
 from vitdeploy.backends.tensorrt.place import Place, ordinal
 from vitdeploy.backends.tensorrt.profile import profile, target_capabilities
-from vitdeploy.errors import EnvironmentError_, UsageError, VitdeployError
+from vitdeploy.errors import MachineError, UsageError, VitdeployError
 from vitdeploy.errors import library as seam
 from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
 from vitdeploy.recipe import CompileConfig
@@ -73,7 +73,7 @@ def require_supported(trt: Any, config: CompileConfig, place: Place) -> None:  #
 
     Raises:
         UsageError: VD2011, naming the setting.
-        EnvironmentError_: VD4010, there is no GPU, and it is needed.
+        MachineError: VD4010, there is no GPU, and it is needed.
     """
     ordinal(config.device)
     rtx, major = library.is_rtx(trt), (library.version(trt) or (0,))[0]
@@ -93,9 +93,7 @@ def require_supported(trt: Any, config: CompileConfig, place: Place) -> None:  #
     if place.device is None and (config.refit or not rtx):
         what = "an engine that can be refitted is built" if rtx else f"{engine} builds"
         message = f"{what} only where a GPU is: {place.reason or 'no CUDA device'}"
-        raise EnvironmentError_(
-            "VD4010", message, fix="run this on the machine with the GPU, or leave --refit out" if rtx else ""
-        )
+        raise MachineError("VD4010", message, fix="run this on the machine with the GPU, or leave --refit out" if rtx else "")
 
 
 def build(trt: Any, onnx: Path, config: CompileConfig, place: Place, cache: Path | None = None) -> Built:  # noqa: ANN401
@@ -110,7 +108,7 @@ def build(trt: Any, onnx: Path, config: CompileConfig, place: Place, cache: Path
 
     Raises:
         UsageError: VD2011, a setting that this module does not have, or a batch that the file does not take.
-        EnvironmentError_: VD4011, the parser or the builder refused it, with the first thing that it said; VD4006, out of
+        MachineError: VD4011, the parser or the builder refused it, with the first thing that it said; VD4006, out of
             memory; VD4010, something of the installation is missing; VD4004, the library failed.
     """
     require_supported(trt, config, place)
@@ -275,11 +273,11 @@ class _Work:
         mib = {"workspace_mib": workspace, "tactic_dram_mib": tactic}
         return {name: None if size is None else size >> 20 for name, size in mib.items()}
 
-    def _failed(self, what: str, said: str) -> EnvironmentError_:
+    def _failed(self, what: str, said: str) -> MachineError:
         return failure(what, said, self.onnx)
 
 
-def failure(what: str, said: str, onnx: Path) -> EnvironmentError_:
+def failure(what: str, said: str, onnx: Path) -> MachineError:
     """The error for what the library said.
 
     Args:
@@ -288,11 +286,11 @@ def failure(what: str, said: str, onnx: Path) -> EnvironmentError_:
         onnx: The file.
     """
     if _MEMORY.search(said):
-        return EnvironmentError_("VD4006", f"TensorRT ran out of memory: {said}", file=onnx, fix=_LESS_MEMORY)
+        return MachineError("VD4006", f"TensorRT ran out of memory: {said}", file=onnx, fix=_LESS_MEMORY)
     for pattern, code, fix in _KNOWN:
         if pattern.search(said):
-            return EnvironmentError_(code, f"TensorRT: {said}", file=onnx, fix=fix)
-    return EnvironmentError_("VD4011", f"TensorRT: {what}: {said}", file=onnx)
+            return MachineError(code, f"TensorRT: {said}", file=onnx, fix=fix)
+    return MachineError("VD4011", f"TensorRT: {what}: {said}", file=onnx)
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401

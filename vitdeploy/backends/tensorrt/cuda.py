@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitdeploy.backends.tensorrt.device import Cuda, Device, Memory, Versions
-from vitdeploy.errors import EnvironmentError_, first_line
+from vitdeploy.errors import MachineError, first_line
 
 __all__ = ["LIBRARIES", "Cuda", "Device", "Found", "LibCudart", "Memory", "Versions", "find", "require"]
 
@@ -110,7 +110,7 @@ def find() -> Found:
         except OSError as exc:
             if Path(path).is_absolute():  # a bare name that the loader does not know says nothing
                 reasons.append(f"{path} can't be loaded: {first_line(exc)}")
-        except EnvironmentError_ as exc:
+        except MachineError as exc:
             reasons.append(exc.message)
     return Found(None, reasons[0] if reasons else f"{' or '.join(LIBRARIES)} not found")
 
@@ -119,14 +119,12 @@ def require() -> LibCudart:
     """What `find` finds.
 
     Raises:
-        EnvironmentError_: VD4010, there is none, with the reason.
+        MachineError: VD4010, there is none, with the reason.
     """
     found = find()
     if found.cuda is None:
         message = f"no CUDA device can be used: {found.reason}"
-        raise EnvironmentError_(
-            "VD4010", message, fix="run this on the machine with the GPU; `vitdeploy doctor` shows what it has"
-        )
+        raise MachineError("VD4010", message, fix="run this on the machine with the GPU; `vitdeploy doctor` shows what it has")
     return found.cuda
 
 
@@ -152,7 +150,7 @@ class LibCudart:
 
     Raises:
         OSError: It can't be loaded.
-        EnvironmentError_: VD4010, it lacks a function.
+        MachineError: VD4010, it lacks a function.
     """
 
     def __init__(self, path: str) -> None:
@@ -162,7 +160,7 @@ class LibCudart:
         for name, types in _FUNCTIONS.items():
             function = getattr(library, name, None)
             if function is None:
-                raise EnvironmentError_("VD4010", f"{path} has no {name}", fix="install CUDA 12 or 13")
+                raise MachineError("VD4010", f"{path} has no {name}", fix="install CUDA 12 or 13")
             function.argtypes, function.restype = types, c_int
             self._functions[name] = function
         self._words: dict[str, Any] = {}
@@ -304,16 +302,16 @@ class LibCudart:
         return (self._words[which](status) or b"unknown").decode(errors="replace")
 
 
-def _error(call: str, status: int, name: str, text: str) -> EnvironmentError_:
+def _error(call: str, status: int, name: str, text: str) -> MachineError:
     message = f"CUDA: {call} failed: {text} ({name}, {status})"
     if status == _OUT_OF_MEMORY:
-        return EnvironmentError_("VD4006", message, fix="use a smaller batch, or end what else uses the GPU")
+        return MachineError("VD4006", message, fix="use a smaller batch, or end what else uses the GPU")
     if status == 35:
         message = f"the NVIDIA driver is too old for this CUDA, or there is none ({name}, 35)"
-        return EnvironmentError_("VD4010", message, fix="install a newer NVIDIA driver, or an older CUDA")
+        return MachineError("VD4010", message, fix="install a newer NVIDIA driver, or an older CUDA")
     if status == 100:
-        return EnvironmentError_("VD4010", f"no CUDA device ({name}, 100)", fix="look at nvidia-smi and CUDA_VISIBLE_DEVICES")
-    return EnvironmentError_("VD4010" if status in _UNUSABLE else "VD4004", message)
+        return MachineError("VD4010", f"no CUDA device ({name}, 100)", fix="look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+    return MachineError("VD4010" if status in _UNUSABLE else "VD4004", message)
 
 
 def _dotted(version: int) -> str:

@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 class Cuda(Protocol):
     """What a runner needs of a device. Addresses, streams, events and graphs are plain numbers; 0 is none.
 
-    All methods raise `EnvironmentError_`: VD4006 out of memory, VD4010 the device or driver is not usable, VD4004 otherwise.
+    All methods raise `MachineError`: VD4006 out of memory, VD4010 the device or driver is not usable, VD4004 otherwise.
     """
 
     def count(self) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from vitdeploy.backends.base import Kernel, Precision, Role
-from vitdeploy.errors import EnvironmentError_, library
+from vitdeploy.errors import MachineError, library
 from vitdeploy.onnxfile.nodes import Nodes
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
@@ -157,16 +157,16 @@ def layers(text: str) -> tuple[Layer, ...]:
     """The layers in the inspector's JSON, or in the file of ``trtexec --exportLayerInfo``, in their order.
 
     Raises:
-        EnvironmentError_: VD4004, it is not such a document.
+        MachineError: VD4004, it is not such a document.
     """
     try:
         # not strict: names are written as they are, with the control characters that separate them
         document = json.loads(text, strict=False)
     except (ValueError, RecursionError) as exc:
-        raise EnvironmentError_("VD4004", f"TensorRT's inspector wrote no JSON: {exc}") from exc
+        raise MachineError("VD4004", f"TensorRT's inspector wrote no JSON: {exc}") from exc
     found = document.get("Layers") if isinstance(document, dict) else None
     if not isinstance(found, list):
-        raise EnvironmentError_("VD4004", "TensorRT's inspector wrote no list of layers")
+        raise MachineError("VD4004", "TensorRT's inspector wrote no list of layers")
     return tuple(_layer(layer) for layer in found)
 
 
@@ -178,7 +178,7 @@ def inspect(module: Any, engine: Any) -> tuple[Layer, ...]:  # noqa: ANN401 (a l
         engine: Its ``ICudaEngine``.
 
     Raises:
-        EnvironmentError_: VD4004, the engine did not answer.
+        MachineError: VD4004, the engine did not answer.
     """
     with library("tensorrt"):
         inspector = engine.create_engine_inspector()
@@ -235,7 +235,7 @@ def summary(module: Any, engine: Any) -> dict[str, Any]:  # noqa: ANN401
         A precision that is not told is ``unknown``.
 
     Raises:
-        EnvironmentError_: VD4004, the engine did not answer.
+        MachineError: VD4004, the engine did not answer.
     """
     return count(inspect(module, engine))
 

@@ -144,7 +144,7 @@ def require_secret() -> None:
 
     Raises:
         TrustError: VD7004, it is not this user's alone, or damaged.
-        EnvironmentError_: VD4004, it can't be written.
+        MachineError: VD4004, it can't be written.
     """
     _secret()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from vitdeploy.errors import EnvironmentError_, first_line
+from vitdeploy.errors import MachineError, first_line
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend name to the Python module."""
@@ -82,21 +82,21 @@ def load(name: str) -> Any:  # noqa: ANN401 (a library without types)
         name: ``tensorrt`` or ``tensorrt-rtx``.
 
     Raises:
-        EnvironmentError_: VD4001, it is not installed or too old; VD4004, it is, but can't be loaded.
+        MachineError: VD4001, it is not installed or too old; VD4004, it is, but can't be loaded.
     """
     try:
         module = importlib.import_module(MODULES[name])
     except ModuleNotFoundError as exc:
         message = f"needs the package {exc.name!r}, which this Python ({sys.executable}) does not have"
-        raise EnvironmentError_("VD4001", message, fix=_FIX[name]) from exc
+        raise MachineError("VD4001", message, fix=_FIX[name]) from exc
     except (ImportError, OSError) as exc:  # installed without its libraries, or for another CUDA
         message = f"the package {MODULES[name]!r} can't be loaded: {first_line(exc)}"
-        raise EnvironmentError_("VD4004", message, fix=_FIX[name]) from exc
+        raise MachineError("VD4004", message, fix=_FIX[name]) from exc
     found = version(module)
     if not is_rtx(module) and found < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         message = f"TensorRT {'.'.join(map(str, found))} is installed, {wanted} or later is needed"
-        raise EnvironmentError_("VD4001", message, fix="update JetPack, or TensorRT")
+        raise MachineError("VD4001", message, fix="update JetPack, or TensorRT")
     return module
 
 

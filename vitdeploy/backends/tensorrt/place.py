@@ -52,7 +52,7 @@ def look(number: int = 0) -> Place:
 
     Raises:
         UsageError: VD2011, there are fewer devices.
-        EnvironmentError_: VD4010, VD4006 or VD4004, a device is there and can't be used.
+        MachineError: VD4010, VD4006 or VD4004, a device is there and can't be used.
     """
     found = cuda.find()
     if found.cuda is None:

@@ -28,7 +28,7 @@ from vitdeploy.backends.tensorrt.buffers import Buffers, Port, Shape, ports
 from vitdeploy.backends.tensorrt.cuda import require
 from vitdeploy.backends.tensorrt.device import Cuda
 from vitdeploy.backends.tensorrt.place import ordinal
-from vitdeploy.errors import EnvironmentError_, InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 
 SESSIONS = 8
 """Batch sizes that are kept ready; the one that was not used for longest goes first."""
@@ -69,7 +69,7 @@ class TensorRtRunner:
 
     Raises:
         UsageError: VD2011, the device is no ``cuda:N``, or there are fewer.
-        EnvironmentError_: VD4010 no device; VD4004 the engine can't be loaded, or not captured although that was asked; VD4011
+        MachineError: VD4010 no device; VD4004 the engine can't be loaded, or not captured although that was asked; VD4011
             it is not an engine of this model; VD4006 out of memory.
     """
 
@@ -88,7 +88,7 @@ class TensorRtRunner:
         try:
             self._open(plan, self._owned)
         except BaseException:
-            with suppress(EnvironmentError_):  # what went wrong first is what people should read
+            with suppress(MachineError):  # what went wrong first is what people should read
                 self.close()
             raise
 
@@ -141,7 +141,7 @@ class TensorRtRunner:
 
         Raises:
             InputError: VD3107, also for a batch outside the sizes that the engine was built for.
-            EnvironmentError_: VD4004, the engine failed; VD4006, out of memory.
+            MachineError: VD4004, the engine failed; VD4006, out of memory.
         """
         pixels = checked(tensor, self._artifact.spec.input, self.batch)
         smallest, _, largest = self._batches
@@ -220,7 +220,7 @@ class TensorRtRunner:
             shape = tuple(session.context.get_tensor_shape(port.name))
             if not shape or shape[0] != batch or min(shape) < 1:
                 message = f"the engine gives {port.name!r} as {list(shape)} for a batch of {batch}"
-                raise EnvironmentError_("VD4011", message, file=self._artifact.model)
+                raise MachineError("VD4011", message, file=self._artifact.model)
             session.shapes[port.name] = shape
 
     def _reserve(self, batch: int, needed: dict[Port, Shape]) -> None:
@@ -241,18 +241,18 @@ class TensorRtRunner:
         try:
             capturable = getattr(session.context, "is_stream_capturable", None)  # TensorRT-RTX only
             if capturable is not None and not capturable(self._stream):
-                raise EnvironmentError_("VD4004", "the engine says that it can't be captured")
+                raise MachineError("VD4004", "the engine says that it can't be captured")
             self._cuda.begin_capture(self._stream)
             try:
                 self._enqueue(session)
-            except EnvironmentError_:
+            except MachineError:
                 self._cuda.abandon_capture(self._stream)
                 raise
             session.graph = self._cuda.end_capture(self._stream)
-        except EnvironmentError_ as exc:
+        except MachineError as exc:
             if self._config.graph:
                 fix = "leave graph out: the engine then runs without one"
-                raise EnvironmentError_("VD4004", f"no CUDA graph: {exc.message}", file=exc.file, fix=fix) from exc
+                raise MachineError("VD4004", f"no CUDA graph: {exc.message}", file=exc.file, fix=fix) from exc
             self._refused = exc.message
 
     def _drop(self, session: _Session) -> None:
@@ -261,7 +261,7 @@ class TensorRtRunner:
             self._cuda.destroy_graph(graph)
 
     def _drop_sessions(self) -> None:
-        with suppress(EnvironmentError_):  # a run that failed may have left work
+        with suppress(MachineError):  # a run that failed may have left work
             self._cuda.wait(self._stream)
         with ExitStack() as each:  # all go, also when one can't
             for session in self._sessions.values():
@@ -305,13 +305,13 @@ class TensorRtRunner:
         with self._log.listening() as said, errors.library("tensorrt", self._artifact.model):
             yield said
 
-    def _failure(self, what: str, said: list[library.Message]) -> EnvironmentError_:
+    def _failure(self, what: str, said: list[library.Message]) -> MachineError:
         """An error with the engine's own last words."""
         words = [message.text for message in said if message.severity == "error"]
         message = f"tensorrt: {what}" + (f": {words[-1].strip()[:300]}" if words else "")
         memory = any("out of memory" in text.lower() or "OutOfMemory" in text for text in words)
         fix = "use a smaller batch" if memory else "compile it again on this machine"
-        return EnvironmentError_("VD4006" if memory else "VD4004", message, file=self._artifact.model, fix=fix)
+        return MachineError("VD4006" if memory else "VD4004", message, file=self._artifact.model, fix=fix)
 
 
 def _present(device: str | None, cuda: Cuda) -> int:

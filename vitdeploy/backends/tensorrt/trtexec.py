@@ -211,7 +211,7 @@ def read_layers(path: Path) -> tuple[inspection.Layer, ...]:
 
     Raises:
         InputError: VD3001 unreadable.
-        EnvironmentError_: VD4004, it is no such document.
+        MachineError: VD4004, it is no such document.
     """
     return inspection.layers(_text(path))
 

@@ -6,7 +6,7 @@ A failed gate is a result, not an error: it exits 1, so that CI tells "the model
     VitdeployError
     ├── UsageError         2  unknown key, bad value, impossible combination
     ├── InputError         3  corrupt, empty, unsupported, wrong kind
-    ├── MachineError    4  missing package, provider, memory, disk, time-out, native crash
+    ├── MachineError       4  missing package, provider, memory, disk, time-out, native crash
     └── TrustError         7  signature, traversal, pickle with code, foreign engine
 """
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import vitdeploy
-from vitdeploy import errors
-from vitdeploy.cli.arguments import height_and_width
+from vitdeploy.cli.arguments import parse_image_size
 from vitdeploy.cli.commands import main
+from vitdeploy.codes import CODES
 
 SPEC = """name = "tiny"
 width = 32
@@ -78,7 +78,7 @@ def fails(monkeypatch, error: BaseException):
     def show(*_):
         raise error
 
-    monkeypatch.setattr("vitdeploy.render.tables.variants", show)
+    monkeypatch.setattr("vitdeploy.render.tables.measure_variants", show)
 
 
 class TestResults:
@@ -171,10 +171,15 @@ class TestResults:
         status, out, _ = call("explain", code)
         assert status == 0
         assert out.startswith("VD3003 (exit 3): ")
+        assert "example: error[VD3003] vit.safetensors: is a git-lfs pointer" in out
+        assert "what to do: Run `git lfs install` once" in out
+        assert len(out.splitlines()) == 5
+        (record,) = json.loads(call("explain", code, "--json")[1])["codes"]
+        assert set(record) == {"code", "exit", "meaning", "example", "remedy"}
 
     def test_explain_lists_all(self, call):
-        assert len(call("explain")[1].splitlines()) == len(errors.CODES)
-        assert len(json.loads(call("explain", "--json")[1])["codes"]) == len(errors.CODES)
+        assert len(call("explain")[1].splitlines()) == len(CODES)
+        assert len(json.loads(call("explain", "--json")[1])["codes"]) == len(CODES)
 
     def test_version(self, call):
         assert call("--version") == (0, f"vitdeploy {vitdeploy.__version__}\n", "")
@@ -309,4 +314,4 @@ class TestInterruption:
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("224x320", (224, 320)), ("8X16", (8, 16)), (None, None)])
 def test_image_size(text, size):
-    assert height_and_width(text) == size
+    assert parse_image_size(text) == size

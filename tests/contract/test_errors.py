@@ -9,6 +9,7 @@ import pytest
 
 import vitdeploy
 from vitdeploy import errors
+from vitdeploy.codes import CODES
 
 ROOT = Path(vitdeploy.__file__).parent
 CLASSES = {kind.__name__: kind for kind in (errors.UsageError, errors.InputError, errors.MachineError, errors.TrustError)}
@@ -17,14 +18,14 @@ CODE = re.compile(r"\bVD\d{4}\b")
 
 def raised() -> list[tuple[str, str, str]]:
     """Where, class, code of every error that is made with both written out."""
-    found = []
+    calls = []
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES and node.args:
                 first = node.args[0]
                 if isinstance(first, ast.Constant) and CODE.fullmatch(str(first.value)):
-                    found.append((f"{path.name}:{node.lineno}", node.func.id, first.value))
-    return found
+                    calls.append((f"{path.name}:{node.lineno}", node.func.id, first.value))
+    return calls
 
 
 def test_something_is_found():
@@ -33,14 +34,13 @@ def test_something_is_found():
 
 def test_every_code_in_the_sources_is_explained():
     for path in sorted(ROOT.rglob("*.py")):
-        unknown = set(CODE.findall(path.read_text())) - set(errors.CODES)
+        unknown = set(CODE.findall(path.read_text())) - set(CODES)
         assert not unknown, f"{path.name}: {unknown}"
 
 
 def test_every_explained_code_is_raised():
-    text = "".join(path.read_text() for path in ROOT.rglob("*.py") if path.name != "errors.py")
-    text += (ROOT / "errors.py").read_text().split("class VitdeployError")[1]
-    assert {code for code in errors.CODES if f'"{code}"' not in text} == set()
+    text = "".join(path.read_text() for path in ROOT.rglob("*.py") if path.name != "codes.py")
+    assert {code for code in CODES if f'"{code}"' not in text} == set()
 
 
 @pytest.mark.parametrize(("where", "kind", "code"), raised())
@@ -49,9 +49,28 @@ def test_first_digit_is_the_exit_status(where, kind, code):
 
 
 def test_explanations_are_sentences():
-    for code, text in errors.CODES.items():
-        assert text[0].isupper(), code
-        assert text.endswith("."), code
+    for name, code in CODES.items():
+        for text in (code.meaning, code.remedy):
+            assert text[0].isupper() or text[0] in "`-", name
+            assert text.endswith("."), name
+
+
+def messages(code: str) -> list[str]:
+    """The constant parts of texts in the modules that raise a code, as far as they tell one message from another."""
+    texts = []
+    for path in ROOT.rglob("*.py"):
+        source = path.read_text()
+        if f'"{code}"' in source and path.name != "codes.py":
+            constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+            texts += [text for text in constants if isinstance(text, str) and 9 <= len(text) <= 120]
+    return texts
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_an_example_is_a_line_that_is_written(code):
+    example = CODES[code].example
+    assert example.isprintable()
+    assert any(text in example for text in messages(code)), example
 
 
 def test_errors_cross_processes_whole():

@@ -24,7 +24,8 @@ from tests.fuzz.engines import ENDED, ENGINES, SECONDS, attempt, engines
 from tests.fuzz.mutants import MUTATIONS, mutant
 from tests.fuzz.seeds import FORMS, seed
 from vitdeploy import isolate
-from vitdeploy.errors import CODES, MachineError, VitdeployError
+from vitdeploy.codes import CODES
+from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.onnxfile import check
 from vitdeploy.render import json as rendered
 from vitdeploy.verbs.inspector import inspect
@@ -45,7 +46,7 @@ class Outcome(NamedTuple):
 
 def inspected(path: Path) -> str:
     try:
-        rendered.text(inspect(path))
+        rendered.encode(inspect(path))
     except VitdeployError as exc:
         return exc.code
     return "told"

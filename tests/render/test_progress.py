@@ -5,7 +5,7 @@ import io
 import pytest
 
 from vitdeploy.progress import silent
-from vitdeploy.render.progress import Lines, listening
+from vitdeploy.render.progress import Lines, open_listener
 
 
 class Terminal(io.StringIO):
@@ -70,14 +70,14 @@ def test_hostile_names_are_spelled_out():
 
 def test_quiet_says_nothing():
     stream = io.StringIO()
-    with listening(quiet=True, stream=stream) as progress:
+    with open_listener(quiet=True, stream=stream) as progress:
         assert progress is silent
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
 def test_a_dumb_terminal_gets_lines(monkeypatch, term):
     monkeypatch.setenv("TERM", term)
-    with listening(stream=Terminal()) as progress:
+    with open_listener(stream=Terminal()) as progress:
         assert isinstance(progress, Lines)
 
 
@@ -85,7 +85,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch, term):
 def test_a_terminal_gets_a_bar_and_its_cursor_back(monkeypatch, ends):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with pytest.raises(KeyboardInterrupt), listening(stream=stream) as progress:
+    with pytest.raises(KeyboardInterrupt), open_listener(stream=stream) as progress:
         progress("export: unchanged, skipped", 1, 1)
         progress("validate [x]", 0, 10)
         progress("validate [x]", 5, 10)

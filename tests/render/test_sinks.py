@@ -8,7 +8,7 @@ import re
 import pytest
 
 from vitdeploy.render import console, markdown
-from vitdeploy.render.json import text
+from vitdeploy.render.json import encode
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Metric, Report, Row
 
@@ -31,27 +31,27 @@ class Terminal(io.StringIO):
 def test_no_control_character_reaches_a_sink(name, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
-    console.report(report(name), stream)
-    console.text(name, stream)
-    found = stream.getvalue() + markdown.document(report(name)) + text(report(name))
+    console.print_report(report(name), stream)
+    console.print_text(name, stream)
+    found = stream.getvalue() + markdown.format_report(report(name)) + encode(report(name))
     assert [c for c in found if c != "\n" and not c.isprintable()] == []
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_json_gives_the_name_back(name):
-    assert json.loads(text({"name": name}))["name"] == name
-    assert text({"name": name}).isascii()
+    assert json.loads(encode({"name": name}))["name"] == name
+    assert encode({"name": name}).isascii()
 
 
 def test_markup_is_text_on_the_console():
     stream = io.StringIO()
-    console.report(report("[bold]b[/bold] :smile:"), stream)
+    console.print_report(report("[bold]b[/bold] :smile:"), stream)
     assert "[bold]b[/bold] :smile:" in stream.getvalue()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_markdown_keeps_its_cells_and_shows_no_html(name):
-    lines = markdown.document(report(name)).splitlines()
+    lines = markdown.format_report(report(name)).splitlines()
     table = [line for line in lines if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table if "metric" in line or "ms" in line}
     assert widths == {4}
@@ -67,7 +67,7 @@ def test_markdown_escapes_links_but_not_intervals():
 
 def test_off_a_terminal_nothing_is_folded_or_padded():
     stream = io.StringIO()
-    console.report(report("s" * 300, columns=30), stream)
+    console.print_report(report("s" * 300, columns=30), stream)
     lines = stream.getvalue().splitlines()
     assert sum(line.count(" ms") for line in lines) == 31  # 30 and the NaN
     assert any("s" * 300 in line for line in lines)
@@ -81,7 +81,7 @@ def test_a_narrow_terminal_gets_blocks(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    console.report(report(columns=12), stream)
+    console.print_report(report(columns=12), stream)
     plain = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
     table = plain.split("compared with")[0]
     assert max(map(len, table.splitlines())) <= 60
@@ -91,14 +91,14 @@ def test_a_narrow_terminal_gets_blocks(monkeypatch):
 
 def test_numbers_are_right_aligned_and_words_left():
     stream = io.StringIO()
-    console.show([Table("", ("name", "number", "word"), (("a", "1", "x"), ("b", "100", "yyy")))], stream)
+    console.print_tables([Table("", ("name", "number", "word"), (("a", "1", "x"), ("b", "100", "yyy")))], stream)
     head, _, first, second = stream.getvalue().splitlines()
     assert first.index("1") == second.index("100") + 2
     assert first.index("x") == second.index("yyy") == head.index("word")
 
 
 def test_json_keeps_nan_and_infinity_apart():
-    assert json.loads(text([math.nan, math.inf, -math.inf, 1.5, (2,), {"a": math.nan}])) == [
+    assert json.loads(encode([math.nan, math.inf, -math.inf, 1.5, (2,), {"a": math.nan}])) == [
         "NaN",
         "Infinity",
         "-Infinity",
@@ -112,6 +112,6 @@ def test_json_takes_strings_of_a_class_of_their_own_but_nothing_strange():
     class Version(str):
         __slots__ = ()
 
-    assert json.loads(text({"version": Version("2.0")})) == {"version": "2.0"}
+    assert json.loads(encode({"version": Version("2.0")})) == {"version": "2.0"}
     with pytest.raises(TypeError):
-        text({"stream": io.StringIO()})
+        encode({"stream": io.StringIO()})

@@ -35,20 +35,20 @@ from vitdeploy.report import Metric, Report, Row
     ],
 )
 def test_metric(number, text):
-    assert tables.metric(number) == text
+    assert tables.format_metric(number) == text
 
 
 def test_columns_are_all_metrics_in_the_order_of_their_first_appearance():
     rows = (Row("a", {"p50": Metric(1, "ms")}), Row("b", {"p50": Metric(2, "ms"), "speed_up": Metric(2, "ratio")}))
-    table = tables.of_report(Report(title="bench", rows=rows))
+    table = tables.tabulate_report(Report(title="bench", rows=rows))
     assert table.headings == ("subject", "p50", "speed up")
     assert table.rows == (("a", "1.00 ms", ""), ("b", "2.00 ms", "2.00x"))
 
 
 def test_settings_in_words():
-    assert tables.plain({"a": None, "b": [1, 2.5], "c": True}) == "a = none, b = 1, 2.5, c = True"
+    assert tables.format_setting({"a": None, "b": [1, 2.5], "c": True}) == "a = none, b = 1, 2.5, c = True"
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.02841, "0.0284"), (5.717416, "5.72"), (1136.48, "1,136"), (0.0, "0")])
 def test_short(value, text):
-    assert tables.short(value) == text
+    assert tables.format_number(value) == text

@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 def looked(path: Path) -> Inspection:
     found = inspect(path)
     assert found.path == str(path)
-    assert json.loads(rendered.text(found))["kind"] == found.kind
+    assert json.loads(rendered.encode(found))["kind"] == found.kind
     return found
 
 
@@ -186,7 +186,7 @@ def test_texts(tmp_path: Path) -> None:
     (tmp_path / "contract.toml").write_text("height = 32\nwidth = 48\n")
     assert looked(tmp_path / "contract.toml").contract == InputContract(height=32, width=48)
     report = Report(title="bench", rows=(Row("a", {"x": Metric(float("nan"), "ms")}),), notes=("careful",))
-    (tmp_path / "report.json").write_text(rendered.text(report))
+    (tmp_path / "report.json").write_text(rendered.encode(report))
     found = looked(tmp_path / "report.json")
     assert (found.kind, found.facts["subjects"], found.notes) == ("report", ["a"], ("careful",))
 
@@ -273,7 +273,7 @@ def test_changed_bytes_never_escape(kind: str, tmp_path: Path) -> None:
     elif kind == "png":
         Image.fromarray(synthetic.pixels(1, InputContract(height=20, width=30))[0]).save(path)
     elif kind == "json":
-        path.write_text(rendered.text(Report(title="bench", rows=(Row("a", {"x": Metric(1.0, "ms")}),))))
+        path.write_text(rendered.encode(Report(title="bench", rows=(Row("a", {"x": Metric(1.0, "ms")}),))))
     elif kind == "toml":
         shutil.copy(REPOSITORY / "recipes" / "fashion_mnist_vit.toml", path)
     else:
@@ -285,7 +285,7 @@ def test_changed_bytes_never_escape(kind: str, tmp_path: Path) -> None:
             raw[dice.randrange(min(len(raw), 600))] = dice.choice((0, 10, 0x22, 0x7F, 0x80, 0xFF, dice.randrange(256)))
         path.write_bytes(bytes(raw[: dice.randrange(len(raw))] if turn % 3 == 0 else raw))
         try:
-            rendered.text(inspect(path))
+            rendered.encode(inspect(path))
             ends["told"] += 1
         except VitdeployError as exc:
             ends[exc.code] += 1

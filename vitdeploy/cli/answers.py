@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,52 +13,38 @@ from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
+    from vitdeploy.codes import Code
+    from vitdeploy.render.tables import Table
     from vitdeploy.report import Report
 
 
-def exported(artifact: Artifact) -> Outcome:
-    """What `export` wrote."""
-    from vitdeploy.render import console, tables
+def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str) -> Outcome:
+    """What a verb wrote.
+
+    Args:
+        artifact: The result.
+        tables: It, for people.
+        following: The command to try next, with ``{}`` for the artifact's folder.
+    """
+    from vitdeploy.render import console
 
     record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    folder = quoted(artifact.folder)
-    hint = f"wrote {artifact.folder}; next: vitdeploy validate {folder}"
-    return Outcome(record, lambda: console.show([tables.of_artifact(artifact)]), hint)
+    hint = f"wrote {artifact.folder}; next: vitdeploy {following.replace('{}', quote(artifact.folder))}"
+    return Outcome(record, lambda: console.print_tables(tables), hint)
 
 
-def quantized(artifact: Artifact) -> Outcome:
-    """What `quantize` wrote."""
-    from vitdeploy.render import console, tables
-
-    record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    folder = quoted(artifact.folder)
-    following = f"compile {folder} --backend tensorrt" if artifact.engine == "tensorrt" else f"validate {folder} --data DIR"
-    hint = f"wrote {artifact.folder}; next: vitdeploy {following}"
-    return Outcome(record, lambda: console.show(tables.of_quantized(artifact)), hint)
-
-
-def compiled(artifact: Artifact) -> Outcome:
-    """What `compile` wrote."""
-    from vitdeploy.render import console, tables
-
-    record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    following = "validate" if "audit" in artifact.record.proof else "inspect"
-    hint = f"wrote {artifact.folder}; next: vitdeploy {following} {quoted(artifact.folder)}"
-    return Outcome(record, lambda: console.show(tables.of_compiled(artifact)), hint)
-
-
-def reported(report: Report, out: Path | None, following: str) -> Outcome:
+def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
     """Write the report where asked, and leave it for printing."""
     from vitdeploy import files
     from vitdeploy.render import console, json, markdown
 
     if out is not None:
-        files.write(out, markdown.document(report) if out.suffix == ".md" else json.text(report))
+        files.write(out, markdown.format_report(report) if out.suffix == ".md" else json.encode(report))
     wrote = "" if out is None else f"wrote {out}; "
-    return Outcome(report, lambda: console.report(report), f"{wrote}next: {following}")
+    return Outcome(report, lambda: console.print_report(report), f"{wrote}next: {following}")
 
 
-def check_file(out: Path | None) -> None:
+def check_report_file(out: Path | None) -> None:
     """Refuse a report file that can't be written before minutes are spent on its numbers."""
     if out is None:
         return
@@ -66,6 +53,18 @@ def check_file(out: Path | None) -> None:
         raise UsageError("VD2008", "can't be written: a file in a writable folder is needed", file=out, fix="choose another")
 
 
-def quoted(path: Path) -> str:
+def quote(path: Path) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))
+
+
+def answer_codes(codes: Mapping[str, Code]) -> Outcome:
+    """What error codes mean: one line each, or all of it where there is one code."""
+    from vitdeploy.render import console
+
+    lines = [f"{name} (exit {name[2]}): {code.meaning}" for name, code in codes.items()]
+    if len(codes) == 1:
+        ((name, code),) = codes.items()
+        lines += ["", f"example: error[{name}] {code.example}", "", f"what to do: {code.remedy}"]
+    record = [{"code": name, "exit": int(name[2]), **code._asdict()} for name, code in codes.items()]
+    return Outcome({"schema_version": 1, "codes": record}, lambda: console.print_text("\n".join(lines)))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def settings(kind: type[T], **values: object) -> T:
+def read_settings(kind: type[T], **values: object) -> T:
     """A settings struct, checked; None means its own default."""
     import msgspec
 
@@ -24,26 +24,26 @@ def settings(kind: type[T], **values: object) -> T:
         raise UsageError("VD2003", str(exc).replace("`$.", "`--")) from exc
 
 
-def model_source(model: str | None, module: str | None, **more: object) -> ModelConfig:
+def choose_model(model: str | None, module: str | None, **more: object) -> ModelConfig:
     """The model that was named, or the module."""
     import vitdeploy as vd
 
     if (model is None) == (module is None):
         raise UsageError("VD2010", "give MODEL or --module, one of them", fix="run: vitdeploy export --help")
-    return settings(vd.ModelConfig, source=model or module, module=module is not None, **more)
+    return read_settings(vd.ModelConfig, source=model or module, module=module is not None, **more)
 
 
-def height_and_width(text: str | None) -> tuple[int, int] | None:
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
     """``224`` or ``224x320`` as height and width."""
     if text is None:
         return None
-    sides = [whole_number(side, "image-size") for side in text.lower().split("x")]
+    sides = [parse_number(side, "image-size") for side in text.lower().split("x")]
     if len(sides) > 2 or min(sides) < 1:
         raise UsageError("VD2003", f"--image-size is {text!r}", fix="use N or HxW, such as 224 or 224x320")
     return sides[0], sides[-1]
 
 
-def whole_number(text: str, option: str) -> int:
+def parse_number(text: str, option: str) -> int:
     """Digits as a number; an option's name for the message."""
     try:
         return int(text)
@@ -51,7 +51,7 @@ def whole_number(text: str, option: str) -> int:
         raise UsageError("VD2003", f"--{option}: {text!r} is not a whole number", fix="use digits") from None
 
 
-def recipe_of(name: str, *, weights: str | None, data: str | None, **more: str | int | None) -> Recipe:
+def choose_recipe(name: str, *, weights: str | None, data: str | None, **more: str | int | None) -> Recipe:
     """The recipe that was named, or one for the model that was named."""
     from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
 
@@ -63,8 +63,8 @@ def recipe_of(name: str, *, weights: str | None, data: str | None, **more: str |
                 "VD2010", f"is a recipe, complete in itself, but {', '.join(given)} was given too", file=path, fix=fix
             )
         return Recipe.load(path)
-    model = settings(ModelConfig, source=name, weights=weights)
-    return Recipe(model=model, validate=settings(ValidateConfig, data=data, **more), bench=BenchConfig())
+    model = read_settings(ModelConfig, source=name, weights=weights)
+    return Recipe(model=model, validate=read_settings(ValidateConfig, data=data, **more), bench=BenchConfig())
 
 
 def is_spec(path: Path) -> bool:
@@ -78,7 +78,7 @@ def is_spec(path: Path) -> bool:
     return "name" in table and "model" not in table
 
 
-def opened(path: Path, contract: Path | None) -> Artifact:
+def open_source(path: Path, contract: Path | None) -> Artifact:
     """An artifact, or an ONNX file with the contract that was given for it."""
     import vitdeploy as vd
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vitdeploy import __version__, errors
+from vitdeploy import __version__
 from vitdeploy.cli import answers, shell
-from vitdeploy.cli.arguments import height_and_width, model_source, opened, recipe_of, settings, whole_number
+from vitdeploy.cli.arguments import choose_model, choose_recipe, open_source, parse_image_size, parse_number, read_settings
 from vitdeploy.cli.options import (
     ArtifactPath,
     Backends,
@@ -40,7 +40,7 @@ from vitdeploy.cli.options import (
     Weights,
 )
 from vitdeploy.cli.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, command
-from vitdeploy.errors import MachineError, UsageError
+from vitdeploy.errors import MachineError, UsageError, nearest
 from vitdeploy.progress import Progress
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
@@ -62,18 +62,20 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"vitdeploy {__version__}")
         raise typer.Exit
 
 
 @app.callback(help=_HELP)
-def _every(
+def _set_up(
     context: typer.Context,
     quiet: Quiet = False,
     debug: Debug = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """What holds for every command."""
     context.obj = {"quiet": quiet}
@@ -106,15 +108,17 @@ def export(
 ) -> Outcome:
     """Export a ViT to ONNX, and prove that the file computes the same."""
     import vitdeploy as vd
+    from vitdeploy.render import tables
 
     more: dict[str, Any] = {
         "input": input.kind,
-        "image_size": height_and_width(image_size),
+        "image_size": parse_image_size(image_size),
         "outputs": outputs and outputs.split(","),
     }
-    config = settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
-    source = model_source(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
-    return answers.exported(vd.export(source, config, out, progress=progress))
+    config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
+    source = choose_model(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
+    artifact = vd.export(source, config, out, progress=progress)
+    return answers.answer_artifact(artifact, [tables.tabulate_export(artifact)], "validate {}")
 
 
 @command(
@@ -149,13 +153,16 @@ def quantize(
 ) -> Outcome:
     """Quantize to INT8 or FP16, and show that it runs as planned and was worth it."""
     import vitdeploy as vd
+    from vitdeploy.render import tables
 
     given: dict[str, object] = {"precision": precision.value, "target": target.value, "isa": isa and isa.value}
     given |= {"calibration": calibration, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
-    config = settings(vd.QuantizeConfig, **given, threads=threads)
-    return answers.quantized(vd.quantize(opened(source, contract), config, out, progress=progress))
+    config = read_settings(vd.QuantizeConfig, **given, threads=threads)
+    artifact = vd.quantize(open_source(source, contract), config, out, progress=progress)
+    following = "compile {} --backend tensorrt" if artifact.engine == "tensorrt" else "validate {} --data DIR"
+    return answers.answer_artifact(artifact, tables.tabulate_quantized(artifact), following)
 
 
 @command(
@@ -192,14 +199,17 @@ def compile(
 ) -> Outcome:
     """Compile an engine, and check that it is what was asked for."""
     import vitdeploy as vd
+    from vitdeploy.render import tables
 
     given: dict[str, object] = {"backend": backend.value, "device": device, "precision": precision and precision.value}
     given |= {"hint": hint.value, "optimise": optimise and optimise.value, "batch": batch, "usual_batch": usual_batch}
     given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
-    config = settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
-    other = None if rival is None else opened(rival, None if rival.is_dir() else contract)
-    return answers.compiled(vd.compile(opened(source, contract), config, out, rival=other, progress=progress))
+    config = read_settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
+    other = None if rival is None else open_source(rival, None if rival.is_dir() else contract)
+    artifact = vd.compile(open_source(source, contract), config, out, rival=other, progress=progress)
+    following = "validate {}" if "audit" in artifact.record.proof else "inspect {}"
+    return answers.answer_artifact(artifact, tables.tabulate_compiled(artifact), following)
 
 
 @command(
@@ -224,10 +234,10 @@ def build(
     from vitdeploy.render import console
 
     out = out or Path("runs") / (Path(recipe).stem or "build")
-    job = recipe_of(recipe, weights=weights, data=data, split=split, limit=limit)
+    job = choose_recipe(recipe, weights=weights, data=data, split=split, limit=limit)
     report = vd.build(job, out, force=force, progress=progress)
-    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quoted(out / 'export')} IMAGE"
-    return Outcome(report, lambda: console.report(report), hint)
+    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quote(out / 'export')} IMAGE"
+    return Outcome(report, lambda: console.print_report(report), hint)
 
 
 @command(app, PROVE, "vitdeploy validate vit --data photos/ --limit 1000", "vitdeploy validate vit --json")
@@ -248,11 +258,11 @@ def validate(
     """Compare engines with the PyTorch original: parity, and accuracy on labels."""
     import vitdeploy as vd
 
-    answers.check_file(out)
+    answers.check_report_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
-    config = settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
+    config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
     report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
-    return answers.reported(report, out, f"vitdeploy bench {answers.quoted(artifact)}")
+    return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")
 
 
 @command(app, PROVE, "vitdeploy bench vit --batch 1,8", "vitdeploy bench vit-a vit-b --backend onnxruntime -o bench.md")
@@ -270,11 +280,11 @@ def bench(
     """Measure latency against the PyTorch original, with intervals."""
     import vitdeploy as vd
 
-    answers.check_file(out)
-    sizes = [whole_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
-    config = settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
+    answers.check_report_file(out)
+    sizes = [parse_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
+    config = read_settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
     report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
-    return answers.reported(report, out, f"vitdeploy predict {answers.quoted(artifacts[0])} IMAGE")
+    return answers.answer_report(report, out, f"vitdeploy predict {answers.quote(artifacts[0])} IMAGE")
 
 
 @command(app, SHIP, "vitdeploy predict vit cat.jpg dog.jpg --top 3", "vitdeploy predict vit cat.jpg --json")
@@ -291,10 +301,10 @@ def predict(
     import vitdeploy as vd
     from vitdeploy.render import console, tables
 
-    config = settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
-    found = vd.predict(vd.Artifact.open(artifact), images, config, progress=progress)
-    record = {"schema_version": 1, "predictions": found}
-    return Outcome(record, lambda: console.show([tables.of_predictions(found)]))
+    config = read_settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
+    predictions = vd.predict(vd.Artifact.open(artifact), images, config, progress=progress)
+    record = {"schema_version": 1, "predictions": predictions}
+    return Outcome(record, lambda: console.print_tables([tables.tabulate_predictions(predictions)]))
 
 
 @command(app, LOOK, "vitdeploy models", "vitdeploy models dinov2")
@@ -303,13 +313,13 @@ def models(*, text: Annotated[str, typer.Argument(metavar="TEXT", help="Only nam
     from vitdeploy.render import console, tables
     from vitdeploy.zoo.variants import VARIANTS
 
-    found = {name: variant for name, variant in VARIANTS.items() if text in name}
-    rows = tables.variants(found)
-    if not found:
+    variants = {name: variant for name, variant in VARIANTS.items() if text in name}
+    rows = tables.measure_variants(variants)
+    if not variants:
         raise UsageError("VD2001", f"no model has {text!r} in its name", fix="run: vitdeploy models")
     record = {"schema_version": 1, "models": rows}
-    hint = f"next: vitdeploy export {next(iter(found))} -o vit"
-    return Outcome(record, lambda: console.show([tables.of_variants(rows)]), hint)
+    hint = f"next: vitdeploy export {next(iter(variants))} -o vit"
+    return Outcome(record, lambda: console.print_tables([tables.tabulate_variants(rows)]), hint)
 
 
 @command(app, LOOK, "vitdeploy inspect model.onnx", "vitdeploy inspect facebook_dinov2-small/ --json")
@@ -320,25 +330,23 @@ def inspect(
     import vitdeploy as vd
     from vitdeploy.render import console, tables
 
-    found = vd.inspect(path)
-    return Outcome(found, lambda: console.show(tables.of_inspection(found)))
+    inspection = vd.inspect(path)
+    return Outcome(inspection, lambda: console.print_tables(tables.tabulate_inspection(inspection)))
 
 
 @command(app, LOOK, "vitdeploy explain VD3003", "vitdeploy explain")
 def explain(
     *, code: Annotated[str | None, typer.Argument(metavar="CODE", help="As in error[CODE]; default: all.")] = None
 ) -> Outcome:
-    """Say what an error code means."""
-    from vitdeploy.render import console
+    """Say what an error code means, with an example and what to do."""
+    from vitdeploy.codes import CODES
 
     wanted = (code or "").strip("[]").upper().removeprefix("ERROR[").removeprefix("VD")
-    found = {name: meaning for name, meaning in errors.CODES.items() if not wanted or name == f"VD{wanted}"}
-    if not found:
-        fix = errors.nearest(f"VD{wanted}", errors.CODES) or "run: vitdeploy explain"
+    codes = {name: code for name, code in CODES.items() if not wanted or name == f"VD{wanted}"}
+    if not codes:
+        fix = nearest(f"VD{wanted}", CODES) or "run: vitdeploy explain"
         raise UsageError("VD2003", f"there is no error code {code!r}", fix=fix)
-    record = [{"code": name, "exit": int(name[2]), "meaning": meaning} for name, meaning in found.items()]
-    lines = "\n".join(f"{name} (exit {name[2]}): {meaning}" for name, meaning in found.items())
-    return Outcome({"schema_version": 1, "codes": record}, lambda: console.text(lines))
+    return answers.answer_codes(codes)
 
 
 @command(app, LOOK, "vitdeploy doctor", "vitdeploy doctor --backend openvino   exit 4 if it does not run here")
@@ -355,7 +363,7 @@ def doctor(
     failed = checkup.unusable if backend else ()
     hint = f"not usable: {', '.join(failed)}" if failed else ""
     status = MachineError.exit_code if failed else 0
-    return Outcome(checkup, lambda: console.show(tables.of_checkup(checkup)), hint, status)
+    return Outcome(checkup, lambda: console.print_tables(tables.tabulate_checkup(checkup)), hint, status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,12 +53,12 @@ class Groups(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (click's types, which typer moved)
         """Write a section a group, commands in the order in which they were registered."""
         for group in GROUPS:
-            found = [(name, command) for name, command in self.commands.items() if _group_of(command) == group]
+            members = [(name, command) for name, command in self.commands.items() if _get_group(command) == group]
             with formatter.section(group):
-                formatter.write_dl([(name.ljust(8), command.get_short_help_str(90)) for name, command in found])
+                formatter.write_dl([(name.ljust(8), command.get_short_help_str(90)) for name, command in members])
 
 
-def _group_of(command: object) -> object:
+def _get_group(command: object) -> object:
     return getattr(command, "rich_help_panel", "")
 
 
@@ -68,7 +68,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the tra
 _SHARED: dict[str, Any] = {"json": Json, "quiet": Quiet, "debug": Debug}
 
 
-class _Finished(NamedTuple):
+class _Result(NamedTuple):
     outcome: Outcome
     json: bool
     quiet: bool
@@ -83,26 +83,26 @@ def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         works = "progress" in inspect.signature(function).parameters
 
-        def run(context: typer.Context, *, json: bool, quiet: bool, debug: bool, **options: object) -> _Finished:
+        def run(context: typer.Context, *, json: bool, quiet: bool, debug: bool, **options: object) -> _Result:
             quiet = quiet or context.obj["quiet"]
             if not works:
-                return _Finished(function(**options), json, quiet)
-            from vitdeploy.render.progress import listening
+                return _Result(function(**options), json, quiet)
+            from vitdeploy.render.progress import open_listener
 
-            with listening(quiet=quiet) as progress:
-                return _Finished(function(**options, progress=progress), json, quiet)
+            with open_listener(quiet=quiet) as progress:
+                return _Result(function(**options, progress=progress), json, quiet)
 
-        run.__signature__ = _signature(function)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in _signature(function).parameters.values()}
+        run.__signature__ = _build_signature(function)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in _build_signature(function).parameters.values()}
         lines = "\n".join(f"  {example}" for example in examples)
-        text = f"{inspect.getdoc(function)}\n\n\b\nExamples:\n{lines}"
-        app.command(function.__name__, help=text, rich_help_panel=group)(run)
+        encode = f"{inspect.getdoc(function)}\n\n\b\nExamples:\n{lines}"
+        app.command(function.__name__, help=encode, rich_help_panel=group)(run)
         return function
 
     return register
 
 
-def _signature(function: Callable[..., Outcome]) -> inspect.Signature:
+def _build_signature(function: Callable[..., Outcome]) -> inspect.Signature:
     """What typer reads: the command's own parameters, the context, and the shared options."""
     # not typing.get_type_hints: before Python 3.11 it hides an option whose default is None inside an Optional
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "progress"]
@@ -127,85 +127,85 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    talk = _Talk("--json" in given, "--debug" in given)
+    ending = _Ending("--json" in given, "--debug" in given)
     try:
-        with _termination_as_interrupt():
+        with _treat_sigterm_as_interrupt():
             result = typer.main.get_command(app).main(given, "vitdeploy", standalone_mode=False)
-            if not isinstance(result, _Finished):  # --help, --version, or Ctrl-C as typer reports it
-                return talk.interrupted() if result == INTERRUPTED else int(result or 0)
-            return _finish(result)
+            if not isinstance(result, _Result):  # --help, --version, or Ctrl-C as typer reports it
+                return ending.report_interrupt() if result == INTERRUPTED else int(result or 0)
+            return _print_result(result)
     except VitdeployError as error:
-        return talk.failed(error)
+        return ending.report(error)
     except (KeyboardInterrupt, typer.Abort):
-        return talk.interrupted()
+        return ending.report_interrupt()
     except BrokenPipeError:
-        return _pipe_closed()
+        return _close_pipe()
     except _CLICK as error:
-        return talk.misused(error)
+        return ending.report_misuse(error)
     except Exception as error:  # noqa: BLE001 (the last door: what gets here is a mistake of ours)
-        return talk.failed(known) if (known := _known(error)) else talk.crashed(error, given)
+        return ending.report(translated) if (translated := _translate(error)) else ending.report_crash(error, given)
 
 
-def _finish(finished: _Finished) -> int:
-    outcome = finished.outcome
-    if finished.json:
-        from vitdeploy.render.json import text
+def _print_result(result: _Result) -> int:
+    outcome = result.outcome
+    if result.json:
+        from vitdeploy.render.json import encode
 
-        sys.stdout.write(text(outcome.record))
+        sys.stdout.write(encode(outcome.record))
     else:
         outcome.show()
     sys.stdout.flush()
-    if outcome.hint and not finished.quiet:
+    if outcome.hint and not result.quiet:
         _say(outcome.hint)
     return outcome.exit
 
 
-class _Talk(NamedTuple):
+class _Ending(NamedTuple):
     """How to end badly. Read from the raw arguments, since those may be what is wrong."""
 
     json: bool
     debug: bool
 
-    def failed(self, error: VitdeployError) -> int:
+    def report(self, error: VitdeployError) -> int:
         if self.debug:
             traceback.print_exception(error)
-        self._record(error.record())
+        self._print_record(error.record())
         _say(str(error))
         return error.exit_code
 
-    def misused(self, error: Any) -> int:  # noqa: ANN401 (click's error, see _CLICK)
+    def report_misuse(self, error: Any) -> int:  # noqa: ANN401 (click's error, see _CLICK)
         """Options and arguments that typer refuses: its own words, which name the nearest option."""
         code = {"NoSuchOption": "VD2002", "MissingParameter": "VD2010"}.get(type(error).__name__, "VD2003")
         if self.json:
-            self._record(UsageError(code, error.format_message(), fix="see --help").record())
+            self._print_record(UsageError(code, error.format_message(), fix="see --help").record())
         error.show()
         return UsageError.exit_code
 
-    def interrupted(self) -> int:
-        self._record({"code": "interrupted", "file": None, "message": "interrupted", "fix": "", "exit": INTERRUPTED})
+    def report_interrupt(self) -> int:
+        self._print_record({"code": "interrupted", "file": None, "message": "interrupted", "fix": "", "exit": INTERRUPTED})
         _say("interrupted; nothing half-written was left")
         return INTERRUPTED
 
-    def crashed(self, error: Exception, given: list[str]) -> int:
+    def report_crash(self, error: Exception, given: list[str]) -> int:
         trace = "".join(traceback.format_exception(error))
         with tempfile.NamedTemporaryFile("w", prefix="vitdeploy-crash-", suffix=".txt", delete=False) as stream:
             stream.write(f"vitdeploy {__version__}, Python {sys.version}\narguments: {given!r}\n\n{trace}")
         if self.debug:
             sys.stderr.write(trace)
         message, fix = f"internal error: {type(error).__name__}: {first_line(error)}", "please report it with this file"
-        self._record({"code": "internal", "file": stream.name, "message": message, "fix": fix, "exit": INTERNAL})
+        self._print_record({"code": "internal", "file": stream.name, "message": message, "fix": fix, "exit": INTERNAL})
         _say(f"{message}; the traceback is in {stream.name}; {fix}")
         return INTERNAL
 
-    def _record(self, error: dict[str, object]) -> None:
+    def _print_record(self, error: dict[str, object]) -> None:
         if self.json:
-            from vitdeploy.render.json import text
+            from vitdeploy.render.json import encode
 
-            sys.stdout.write(text({"schema_version": 1, "error": error}))
+            sys.stdout.write(encode({"schema_version": 1, "error": error}))
             sys.stdout.flush()
 
 
-def _known(error: Exception) -> VitdeployError | None:
+def _translate(error: Exception) -> VitdeployError | None:
     """A full disk or memory, met where no seam translated it; None for a mistake of ours."""
     if isinstance(error, MemoryError):
         return MachineError("VD4006", "out of memory", fix="use a smaller batch or model")
@@ -221,7 +221,7 @@ def _say(line: str) -> None:
         sys.stderr.flush()
 
 
-def _pipe_closed() -> int:
+def _close_pipe() -> int:
     """The reader went away (``| head``): stop quietly, with the status that shells give for SIGPIPE."""
     with suppress(OSError, ValueError):  # a stdout without a file descriptor needs no rescue
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush does not fail
@@ -229,7 +229,7 @@ def _pipe_closed() -> int:
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def _treat_sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does: temporary files are removed, finished stages stay."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

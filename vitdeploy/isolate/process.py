@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
-from vitdeploy.errors import CODES, InputError, MachineError, TrustError, UsageError, VitdeployError, library, printable
+from vitdeploy.codes import CODES
+from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError, library, printable
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
 from vitdeploy.progress import Progress, silent

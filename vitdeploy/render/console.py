@@ -24,7 +24,7 @@ _READABLE = 130  # columns; off a terminal a wider table is turned, if that make
 _UNBOUNDED = 100_000  # columns; a pipe has no edge
 
 
-def console(stream: IO[str] | None = None) -> Console:
+def open_console(stream: IO[str] | None = None) -> Console:
     """A console on ``stream`` (stdout): the terminal's width, or no edge at all. NO_COLOR is honoured."""
     screen = Console(file=stream, highlight=False, emoji=False, markup=False)
     if not screen.is_terminal:
@@ -32,54 +32,54 @@ def console(stream: IO[str] | None = None) -> Console:
     return screen
 
 
-def report(result: Report, stream: IO[str] | None = None) -> None:
+def print_report(result: Report, stream: IO[str] | None = None) -> None:
     """Print a report with its parts: the tables, what must not be missed, and where it was taken."""
-    screen = console(stream)
-    for part in tables.all_of(result):
+    screen = open_console(stream)
+    for part in tables.walk(result):
         if part.rows:
-            _print(screen, tables.of_report(part))
+            _print_table(screen, tables.tabulate_report(part))
         if part.reference:
-            screen.print(_text(f"compared with {part.reference}"))
+            screen.print(_escape(f"compared with {part.reference}"))
         for note in part.notes:
-            screen.print(_text(f"note: {note}"), soft_wrap=True)
+            screen.print(_escape(f"note: {note}"), soft_wrap=True)
     machine = result.machine
-    screen.print(_text(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"), soft_wrap=True)
+    screen.print(_escape(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"), soft_wrap=True)
 
 
-def show(content: Sequence[Table], stream: IO[str] | None = None) -> None:
+def print_tables(content: Sequence[Table], stream: IO[str] | None = None) -> None:
     """Print tables."""
-    screen = console(stream)
+    screen = open_console(stream)
     for table in content:
-        _print(screen, table)
+        _print_table(screen, table)
 
 
-def text(content: str, stream: IO[str] | None = None) -> None:
+def print_text(content: str, stream: IO[str] | None = None) -> None:
     """Print lines of text; control characters except the line breaks are spelled out."""
-    screen = console(stream)
+    screen = open_console(stream)
     for line in content.split("\n"):
-        screen.print(_text(line), soft_wrap=True)
+        screen.print(_escape(line), soft_wrap=True)
 
 
-def _print(screen: Console, table: Table) -> None:
+def _print_table(screen: Console, table: Table) -> None:
     if table.title:
-        screen.print(_text(table.title, "bold"))
+        screen.print(_escape(table.title, "bold"))
     edge = screen.width if screen.is_terminal else _READABLE
-    if _width(screen, table) > edge and len(table.headings) > 3:
-        table = min(table, tables.turned(table), key=lambda one: _width(screen, one))
-    if not screen.is_terminal or _width(screen, table) <= edge or len(table.headings) < 3:
-        _lay(screen, _grid(table))
+    if _measure_width(screen, table) > edge and len(table.headings) > 3:
+        table = min(table, tables.turn(table), key=lambda one: _measure_width(screen, one))
+    if not screen.is_terminal or _measure_width(screen, table) <= edge or len(table.headings) < 3:
+        _print_grid(screen, _build_grid(table))
         return
     for row in table.rows:
-        screen.print(_text(row[0], "bold"))
+        screen.print(_escape(row[0], "bold"))
         cells = zip(table.headings[1:], row[1:], strict=True)
-        _lay(screen, _grid(Table("", ("", ""), tuple(cell for cell in cells if cell[1]))))
+        _print_grid(screen, _build_grid(Table("", ("", ""), tuple(cell for cell in cells if cell[1]))))
 
 
-def _width(screen: Console, table: Table) -> int:
-    return Measurement.get(screen, screen.options.update(max_width=_UNBOUNDED), _grid(table)).maximum
+def _measure_width(screen: Console, table: Table) -> int:
+    return Measurement.get(screen, screen.options.update(max_width=_UNBOUNDED), _build_grid(table)).maximum
 
 
-def _lay(screen: Console, grid: Grid) -> None:
+def _print_grid(screen: Console, grid: Grid) -> None:
     """Print a grid; off a terminal without the blanks that fill its lines."""
     if screen.is_terminal:
         screen.print(grid)
@@ -90,14 +90,14 @@ def _lay(screen: Console, grid: Grid) -> None:
     screen.file.write("".join(f"{line}\n" for line in lines if line))
 
 
-def _grid(table: Table) -> Grid:
+def _build_grid(table: Table) -> Grid:
     headed = any(table.headings)
     grid = Grid(box=box.SIMPLE_HEAD if headed else None, show_header=headed, pad_edge=False, padding=(0, 2, 0, 0))
     for number, heading in enumerate(table.headings):
         right = headed and all(_is_number(row[number]) for row in table.rows)
-        grid.add_column(_text(heading), justify="right" if right else "left", overflow="fold", no_wrap=right)
+        grid.add_column(_escape(heading), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in table.rows:
-        grid.add_row(*(_text(cell) for cell in row))
+        grid.add_row(*(_escape(cell) for cell in row))
     return grid
 
 
@@ -105,6 +105,6 @@ def _is_number(cell: str) -> bool:
     return not cell or cell[0].isdigit() or cell.startswith(("-", "NaN", "inf"))
 
 
-def _text(content: str, style: str = "") -> Text:
+def _escape(content: str, style: str = "") -> Text:
     """Text without any markup in it, and without what could move the cursor."""
     return Text(printable(content), style)

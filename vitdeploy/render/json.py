@@ -13,23 +13,25 @@ import math
 import msgspec
 
 
-def text(record: object) -> str:
+def encode(record: object) -> str:
     """A record (struct, dict, list) as indented JSON with a line break at the end."""
-    return json.dumps(_finite(msgspec.to_builtins(record, enc_hook=_plain)), indent=2, allow_nan=False) + "\n"
+    return (
+        json.dumps(_spell_out_infinities(msgspec.to_builtins(record, enc_hook=_unwrap_string)), indent=2, allow_nan=False) + "\n"
+    )
 
 
-def _plain(value: object) -> str:
+def _unwrap_string(value: object) -> str:
     """Strings of another class than str, as torch's version is one; nothing else passes for text."""
     if isinstance(value, str):
         return "".join(value)
     raise TypeError(f"{type(value).__name__} is not a value of a record")
 
 
-def _finite(value: object) -> object:
+def _spell_out_infinities(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _spell_out_infinities(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_spell_out_infinities(item) for item in value]
     return value

@@ -21,38 +21,38 @@ def escape(text: str) -> str:
     return _NUMBERS.sub(r"[\1]", "".join(_SPECIAL.get(c, c) for c in printable(text)))
 
 
-def document(report: Report) -> str:
+def format_report(report: Report) -> str:
     """A whole report with its parts: tables, settings, notes and the machine; ends with a line break."""
     lines = [f"# {escape(report.title)}", "", f"Taken {escape(report.taken)}."]
-    for part in tables.all_of(report):
+    for part in tables.walk(report):
         if part is not report:
             lines += ["", f"## {escape(part.title)}"]
-        lines += _part(part)
-    lines += ["", "## machine", *_table(tables.of_machine(report.machine))]
+        lines += _format_part(part)
+    lines += ["", "## machine", *_format_table(tables.tabulate_machine(report.machine))]
     return "\n".join(lines) + "\n"
 
 
-def _part(report: Report) -> Iterator[str]:
+def _format_part(report: Report) -> Iterator[str]:
     if report.rows:
-        table = tables.of_report(report)
-        yield from _table(tables.turned(table) if len(table.headings) > max(_COLUMNS, len(table.rows) + 1) else table)
+        table = tables.tabulate_report(report)
+        yield from _format_table(tables.turn(table) if len(table.headings) > max(_COLUMNS, len(table.rows) + 1) else table)
     if report.reference:
         yield from ("", f"Compared with: {escape(report.reference)}.")
     if report.settings:
-        yield from _table(tables.of_settings(report))
+        yield from _format_table(tables.tabulate_settings(report))
     if report.notes:
         yield ""
         yield from (f"- {escape(note)}" for note in report.notes)
 
 
-def _table(table: Table) -> Iterator[str]:
+def _format_table(table: Table) -> Iterator[str]:
     """The table's lines; names are left, numbers right, as on a terminal."""
     numbers = "---:" if any(table.headings) else "---"
     yield ""
-    yield _row(table.headings)
-    yield _row(("---", *(numbers for _ in table.headings[1:])), raw=True)
-    yield from (_row(row) for row in table.rows)
+    yield _format_row(table.headings)
+    yield _format_row(("---", *(numbers for _ in table.headings[1:])), raw=True)
+    yield from (_format_row(row) for row in table.rows)
 
 
-def _row(cells: tuple[str, ...], *, raw: bool = False) -> str:
+def _format_row(cells: tuple[str, ...], *, raw: bool = False) -> str:
     return "| " + " | ".join(cell if raw else escape(cell) for cell in cells) + " |"

@@ -21,7 +21,7 @@ _EVERY_SECONDS = 30.0
 
 
 @contextmanager
-def listening(*, quiet: bool = False, stream: IO[str] | None = None) -> Iterator[Progress]:
+def open_listener(*, quiet: bool = False, stream: IO[str] | None = None) -> Iterator[Progress]:
     """A listener for one command, closed (the cursor given back) however the command ends.
 
     Args:
@@ -31,8 +31,8 @@ def listening(*, quiet: bool = False, stream: IO[str] | None = None) -> Iterator
     out = stream or sys.stderr
     if quiet:
         yield silent
-    elif _animates(out):
-        with _bars(out) as listener:
+    elif _can_redraw(out):
+        with _open_bars(out) as listener:
             yield listener
     else:
         yield Lines(out)
@@ -75,13 +75,13 @@ class Lines:
         self._stream.flush()
 
 
-def _animates(stream: IO[str]) -> bool:
+def _can_redraw(stream: IO[str]) -> bool:
     """Whether a line may be redrawn: a terminal that is not a dumb one."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 @contextmanager
-def _bars(stream: IO[str]) -> Iterator[Progress]:
+def _open_bars(stream: IO[str]) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars

@@ -45,26 +45,26 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
-def metric(number: Metric) -> str:
+def format_metric(number: Metric) -> str:
     """A number with unit and interval: ``1.23 ms``, ``2.41x [2.38, 2.44]``, ``99.97 %``, ``NaN ms``."""
     scale = 100.0 if number.unit == "share" else 1.0
     values = [None if v is None else v * scale for v in (number.value, number.low, number.high)]
     value, low, high = values
     assert value is not None
-    style = _style(value, number.unit)
+    style = _choose_format(value, number.unit)
     suffix = _SUFFIX.get(number.unit, f" {number.unit}")
     interval = "" if low is None or high is None else f" [{_write(low, style)}, {_write(high, style)}]"
     return f"{_write(value, style)}{suffix}{interval}"
 
 
-def _style(value: float, unit: str) -> str:
+def _choose_format(value: float, unit: str) -> str:
     """The format for a value and its interval: all three get the digits that the value deserves."""
     if not math.isfinite(value):
         return ",.3g"
     if unit == "count" and value == round(value):
         return ",.0f"
     if unit == "share":
-        return f",.{_share_decimals(value)}f"
+        return f",.{_count_decimals(value)}f"
     if unit in ("dB", "points"):
         return ",.2f" if unit == "points" else ",.1f"
     if value == 0:
@@ -76,17 +76,17 @@ def _style(value: float, unit: str) -> str:
     return f",.{max(0, 2 - math.floor(math.log10(abs(value))))}f"
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits that count, or all before the point: ``0.0284``, ``5.72``, ``1,136``."""
-    return _write(value, _style(value, "number"))
+    return _write(value, _choose_format(value, "number"))
 
 
-def _head(value: object) -> object:
+def _shorten_digest(value: object) -> object:
     """The first digits of a SHA-256; people compare those."""
     return value[:12] if isinstance(value, str) and len(value) == _SHA256 and value.isalnum() else value
 
 
-def _share_decimals(value: float) -> int:
+def _count_decimals(value: float) -> int:
     """One decimal, or as many as keep 99.97 % from being called 100.0 %."""
     for decimals in range(1, _MOST_DECIMALS):
         if round(value, decimals) not in (0.0, 100.0) or value in (0.0, 100.0):
@@ -100,18 +100,18 @@ def _write(value: float, style: str) -> str:
     return format(value, style) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
 
 
-def of_report(report: Report) -> Table:
+def tabulate_report(report: Report) -> Table:
     """A report's own rows: one line a subject, one column a metric, in the order in which metrics first appear."""
     names = tuple(dict.fromkeys(name for row in report.rows for name in row.metrics))
     rows = tuple(
-        (row.subject, *(metric(row.metrics[name]) if name in row.metrics else "" for name in names)) for row in report.rows
+        (row.subject, *(format_metric(row.metrics[name]) if name in row.metrics else "" for name in names)) for row in report.rows
     )
     about = report.settings.get("artifact", "")
     title = f"{report.title}: {about}" if about else report.title
     return Table(title, ("subject", *(name.replace("_", " ") for name in names)), rows)
 
 
-def turned(table: Table) -> Table:
+def turn(table: Table) -> Table:
     """The same table with a line a column: for many numbers on few subjects."""
     columns = zip(*table.rows, strict=True)
     first = next(columns, ())
@@ -119,19 +119,19 @@ def turned(table: Table) -> Table:
     return Table(table.title, (table.headings[0], *first), lines)
 
 
-def all_of(report: Report) -> Iterator[Report]:
+def walk(report: Report) -> Iterator[Report]:
     """A report and its parts, outermost first."""
     yield report
     for part in report.parts:
-        yield from all_of(part)
+        yield from walk(part)
 
 
-def of_settings(report: Report) -> Table:
+def tabulate_settings(report: Report) -> Table:
     """What held for all rows."""
-    return pairs("settings", {key: plain(_head(value)) for key, value in report.settings.items()})
+    return tabulate_pairs("settings", {key: format_setting(_shorten_digest(value)) for key, value in report.settings.items()})
 
 
-def of_machine(machine: Machine) -> Table:
+def tabulate_machine(machine: Machine) -> Table:
     """Where the numbers were taken."""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     rows = {
@@ -142,46 +142,46 @@ def of_machine(machine: Machine) -> Table:
         "Python": machine.python,
         "packages": versions or "none",
     }
-    return pairs("machine", rows)
+    return tabulate_pairs("machine", rows)
 
 
-def pairs(title: str, rows: dict[str, str]) -> Table:
+def tabulate_pairs(title: str, rows: dict[str, str]) -> Table:
     """Names and values as a table of two columns without headings."""
     return Table(title, ("", ""), tuple(rows.items()))
 
 
-def plain(value: object) -> str:
+def format_setting(value: object) -> str:
     """A setting for people: ``1, 8`` for a list, ``a = 1, b = 2`` for a table, ``none`` for nothing."""
     if value is None:
         return "none"
     if isinstance(value, dict):
-        return ", ".join(f"{key} = {plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key} = {format_setting(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(plain(item) for item in value)
+        return ", ".join(format_setting(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def of_artifact(artifact: Artifact) -> Table:
+def tabulate_export(artifact: Artifact) -> Table:
     """What an export wrote, and what was proven of it."""
     record, spec = artifact.record, artifact.spec
     size = sum(path.stat().st_size for path in artifact.folder.glob(f"{record.entry}*")) / 2**20
     rows = {
         "artifact": str(artifact.folder),
         "model": spec.name,
-        "cost": _cost(spec),
+        "cost": _describe_cost(spec),
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision}",
-        "input": _contract(spec.input),
+        "input": _describe_contract(spec.input),
         "output": f"{spec.output}, {spec.classes or spec.pooled_size}",
-        "weights": _weights(record.origin),
-        "proof": _proof(record.proof),
+        "weights": _describe_weights(record.origin),
+        "proof": _describe_proof(record.proof),
     }
     rows |= {f"note {number}": note for number, note in enumerate(record.origin.get("notes", ()), 1)}
     if left_out := record.origin.get("left_out"):
         rows["left out"] = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) + "; ..." * (len(left_out) > 3)
-    return pairs("", rows)
+    return tabulate_pairs("", rows)
 
 
-def of_quantized(artifact: Artifact) -> list[Table]:
+def tabulate_quantized(artifact: Artifact) -> list[Table]:
     """What `quantize` wrote: the verdict, what runs in which precision, and the inputs that were hardest to quantize."""
     record, proof = artifact.record, artifact.record.proof
     size = sum(path.stat().st_size for path in artifact.folder.glob(f"{record.entry}*")) / 2**20
@@ -190,20 +190,20 @@ def of_quantized(artifact: Artifact) -> list[Table]:
         "model": artifact.spec.name,
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision} for {record.config['target']}",
         "rewrites": ", ".join(f"{name} {count}" for name, count in proof.get("rewrites", {}).items()),
-        "calibration": _calibrated(proof.get("calibration")),
+        "calibration": _describe_calibration(proof.get("calibration")),
     }
-    for engine, found in proof.get("census", {}).items():
-        rows[f"runs in {engine}"] = ", ".join(f"{count} {kind}" for kind, count in found["counts"].items())
+    for engine, census in proof.get("census", {}).items():
+        rows[f"runs in {engine}"] = ", ".join(f"{count} {kind}" for kind, count in census["counts"].items())
     rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
     if overflow := proof.get("fp16", {}).get("overflow"):
         first = overflow[0]
         more = f" and {len(overflow) - 1} more" if len(overflow) > 1 else ""
         rows["kept FP32"] = f"{first['tensor']} reaches {first['max_abs']:.3g}{more}: beyond half of what FP16 holds"
     rows["verdict"] = proof.get("verdict", "not measured")
-    return [pairs("", {name: text for name, text in rows.items() if text}), *_hardest(proof.get("sites", ()))]
+    return [tabulate_pairs("", {name: text for name, text in rows.items() if text}), *_tabulate_hardest(proof.get("sites", ()))]
 
 
-def of_compiled(artifact: Artifact) -> list[Table]:
+def tabulate_compiled(artifact: Artifact) -> list[Table]:
     """What `compile` wrote: settings, what runs in which precision, distances, and what was measured."""
     record, proof = artifact.record, artifact.record.proof
     checked, measured = proof.get("audit", {}), proof.get("optimise", {})
@@ -223,7 +223,7 @@ def of_compiled(artifact: Artifact) -> list[Table]:
         rows["outputs"] = f"{apart:.2g} from those of {checked['golden']} (limit {checked['limit']:g})"
     rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
     rows["verdict"] = proof.get("verdict", "")
-    tables = [pairs("", {name: text for name, text in rows.items() if text})]
+    tables = [tabulate_pairs("", {name: text for name, text in rows.items() if text})]
     if times := measured.get("measured"):
         best = min(times.values())
         cells = tuple(
@@ -233,15 +233,15 @@ def of_compiled(artifact: Artifact) -> list[Table]:
     return tables
 
 
-def _calibrated(found: Mapping[str, Any] | None) -> str:
-    if not found:
+def _describe_calibration(data: Mapping[str, Any] | None) -> str:
+    if not data:
         return ""
-    if found["source"] == "random":
-        return f"{found['images']} RANDOM images: good for latency, not for accuracy"
-    return f"{found['images']} images of {found['source']}" if "images" in found else f"statistics in {found['folder']}"
+    if data["source"] == "random":
+        return f"{data['images']} RANDOM images: good for latency, not for accuracy"
+    return f"{data['images']} images of {data['source']}" if "images" in data else f"statistics in {data['folder']}"
 
 
-def _hardest(sites: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def _tabulate_hardest(sites: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """The inputs whose rounding adds most to the output of their layers."""
     worst = sorted(sites, key=lambda site: -float(site["error_db"]))[:_HARDEST]
     if worst:
@@ -257,62 +257,63 @@ def _hardest(sites: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         yield Table("hardest inputs", ("layer", "error", "without equalisation", "chosen"), cells)
 
 
-def _cost(spec: ModelSpec) -> str:
+def _describe_cost(spec: ModelSpec) -> str:
     if spec.network == "module":
         return "unknown: a module's"
-    return f"{short(cost.parameters(spec) / 1e6)} M parameters, {short(cost.macs(spec) / 1e9)} GMAC an image"
+    return f"{format_number(cost.parameters(spec) / 1e6)} M parameters, {format_number(cost.macs(spec) / 1e9)} GMAC an image"
 
 
-def _weights(origin: Mapping[str, Any]) -> str:
+def _describe_weights(origin: Mapping[str, Any]) -> str:
     if "random_seed" in origin:
         return f"RANDOM (seed {origin['random_seed']}): good for latency and parity, not for accuracy; give --weights"
     if "module" in origin:
         return f"of the module {origin['module']}"
     if "files" in origin:
-        return f"{origin['source']}: " + ", ".join(f"{name} (sha256 {_head(digest)})" for name, digest in origin["files"].items())
-    return f"{origin.get('file', 'unknown')}, sha256 {_head(origin.get('sha256', 'unknown'))}"
+        files = (f"{name} (sha256 {_shorten_digest(digest)})" for name, digest in origin["files"].items())
+        return f"{origin['source']}: {', '.join(files)}"
+    return f"{origin.get('file', 'unknown')}, sha256 {_shorten_digest(origin.get('sha256', 'unknown'))}"
 
 
-def _proof(proof: Mapping[str, Any]) -> str:
+def _describe_proof(proof: Mapping[str, Any]) -> str:
     if not proof:
         return "none"
     apart = f"{proof['difference']:.1e}, {proof['relative']:.1e} of its standard deviation"
-    return f"at batch {plain(proof['batches'])}: largest difference from PyTorch {apart}"
+    return f"at batch {format_setting(proof['batches'])}: largest difference from PyTorch {apart}"
 
 
-def of_inspection(found: Inspection) -> list[Table]:
+def tabulate_inspection(inspection: Inspection) -> list[Table]:
     """What `inspect` saw, as names and values; a table of facts is indented below its name."""
-    rows = {"path": found.path, "kind": found.kind, "size": f"{found.bytes:,} bytes"}
-    if found.sha256 is not None:
-        rows["sha256"] = found.sha256
-    if found.graph is not None:
-        ports = (("in", found.graph.inputs), ("out", found.graph.outputs))
-        rows |= {f"{way} {port.name}": _port(port) for way, those in ports for port in those}
-    for name, fact in found.facts.items():
+    rows = {"path": inspection.path, "kind": inspection.kind, "size": f"{inspection.bytes:,} bytes"}
+    if inspection.sha256 is not None:
+        rows["sha256"] = inspection.sha256
+    if inspection.graph is not None:
+        ports = (("in", inspection.graph.inputs), ("out", inspection.graph.outputs))
+        rows |= {f"{way} {port.name}": _describe_port(port) for way, those in ports for port in those}
+    for name, fact in inspection.facts.items():
         if isinstance(fact, dict):
             rows[name.replace("_", " ")] = "" if fact else "none"
-            rows |= {f"  {key or 'ai.onnx'}": plain(_head(value)) for key, value in fact.items()}
+            rows |= {f"  {key or 'ai.onnx'}": format_setting(_shorten_digest(value)) for key, value in fact.items()}
         else:
-            rows.setdefault(name.replace("_", " "), plain(fact))
-    if found.contract is not None:
-        rows["input"] = _contract(found.contract)
-    rows |= {f"note {number}": note for number, note in enumerate(found.notes, 1)}
-    return [pairs("", rows)]
+            rows.setdefault(name.replace("_", " "), format_setting(fact))
+    if inspection.contract is not None:
+        rows["input"] = _describe_contract(inspection.contract)
+    rows |= {f"note {number}": note for number, note in enumerate(inspection.notes, 1)}
+    return [tabulate_pairs("", rows)]
 
 
-def _port(port: Port) -> str:
+def _describe_port(port: Port) -> str:
     shape = "unknown shape" if port.shape is None else f"[{', '.join(str(side) or '?' for side in port.shape)}]"
     return f"{port.dtype or 'unknown type'} {shape}"
 
 
-def _contract(contract: InputContract) -> str:
+def _describe_contract(contract: InputContract) -> str:
     size = f"{contract.channels} x {contract.height} x {contract.width}"
     to = f" to {contract.shorter}" if contract.resize == "shortest" else ""
     how = "no resize" if contract.resize == "none" else f"{contract.resize}{to}, {contract.interpolation}"
-    return f"{contract.tensor}, {size}; {how}; mean {plain(contract.mean)}; std {plain(contract.std)}"
+    return f"{contract.tensor}, {size}; {how}; mean {format_setting(contract.mean)}; std {format_setting(contract.std)}"
 
 
-def of_predictions(predictions: Sequence[Prediction]) -> Table:
+def tabulate_predictions(predictions: Sequence[Prediction]) -> Table:
     """One line an image and class, the most probable first."""
     rows = tuple(
         (item.image if not place else "", score.label, f"{score.probability * 100:.1f} %")
@@ -322,7 +323,7 @@ def of_predictions(predictions: Sequence[Prediction]) -> Table:
     return Table("", ("image", "class", "probability"), rows)
 
 
-def variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
+def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
     """Known models with what they cost: parameters, multiply-accumulates an image, and where they come from."""
     return [
         {
@@ -337,7 +338,7 @@ def variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
     ]
 
 
-def of_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
+def tabulate_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The known models for people."""
     headings = ("model", "M parameters", "GMAC", "image", "patch", "source")
     return Table(
@@ -346,10 +347,10 @@ def of_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
         tuple(
             (
                 row["name"],
-                short(row["parameters"] / 1e6),
-                short(row["macs"] / 1e9),
-                _sides(row["image_size"]),
-                _sides(row["patch"]),
+                format_number(row["parameters"] / 1e6),
+                format_number(row["macs"] / 1e9),
+                _format_sides(row["image_size"]),
+                _format_sides(row["patch"]),
                 next(iter(re.findall(r"arXiv:[\d.]+", row["source"])), row["source"]),
             )
             for row in rows
@@ -357,14 +358,14 @@ def of_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _sides(pair: Sequence[int]) -> str:
+def _format_sides(pair: Sequence[int]) -> str:
     return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
 
 
-def of_checkup(checkup: Checkup) -> list[Table]:
-    """What `doctor` found, as three tables: the machine, packages, engines."""
+def tabulate_checkup(checkup: Checkup) -> list[Table]:
+    """What `doctor` saw, as three tables: the machine, packages, engines."""
     sets = checkup.instruction_sets
-    machine = {key: value for key, value in of_machine(checkup.machine).rows if key != "packages"}
+    machine = {key: value for key, value in tabulate_machine(checkup.machine).rows if key != "packages"}
     machine |= {
         "instruction sets": ", ".join(name for name, there in sets.items() if there) or "unknown",
         "missing sets": ", ".join(name for name, there in sets.items() if not there) or "none",
@@ -376,7 +377,7 @@ def of_checkup(checkup: Checkup) -> list[Table]:
     packages = {name: version or "not installed" for name, version in checkup.packages.items()}
     engines = tuple((s.name, "yes" if s.installed else "no", "yes" if s.usable else "NO", s.detail) for s in checkup.backends)
     return [
-        pairs("machine", machine),
-        pairs("packages", packages),
+        tabulate_pairs("machine", machine),
+        tabulate_pairs("packages", packages),
         Table("backends", ("backend", "installed", "runs", "version or reason"), engines),
     ]

@@ -25,7 +25,7 @@ from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line,
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import FILES, RANDOM, BenchConfig, ModelConfig, QuantizeConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
-from vitdeploy.render.json import text
+from vitdeploy.render.json import encode
 from vitdeploy.report import Report, this_machine
 
 LEDGER, RECIPE = "build.json", "recipe.toml"
@@ -88,8 +88,8 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
     artifacts += _compile(line, recipe, artifacts[-1])
     parts = _measured(line, recipe, artifacts, data)
     report = _report(recipe, artifacts, parts)
-    files.write(out / "report.json", text(report))
-    files.write(out / "report.md", markdown.document(report))
+    files.write(out / "report.json", encode(report))
+    files.write(out / "report.md", markdown.format_report(report))
     progress("report: written", 1, 1)
     return report
 
@@ -146,7 +146,7 @@ class _Line:
         self._write()
 
     def _write(self) -> None:
-        files.write(self.out / LEDGER, text(self.ledger))
+        files.write(self.out / LEDGER, encode(self.ledger))
 
 
 def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
@@ -213,7 +213,7 @@ def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str)
         key = key_of(stage, config, inputs | ({"data": data} if stage == "validate" else {}))
         if not line.is_done(stage, key):
             report = _measure(artifacts, config, line.progress)
-            files.write(line.result(stage), text(report))
+            files.write(line.result(stage), encode(report))
             line.finish(stage, key)
         found.append(read_report(line.result(stage)))
     return tuple(found)

@@ -7,7 +7,6 @@ from onnx import TensorProto, helper
 
 from vitdeploy.artifact import RECORD, Artifact, Record, seal
 from vitdeploy.errors import InputError, TrustError
-from vitdeploy.onnxfile.header import read_header
 from vitdeploy.spec import ModelSpec
 
 
@@ -78,25 +77,6 @@ def test_not_an_artifact(tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         Artifact.open(tmp_path / "missing")
     assert caught.value.code == "VD3001"
-
-
-def test_header_of_a_real_file(tiny_artifact) -> None:
-    header = read_header(tiny_artifact.model)
-    assert header.opsets == {"": 20}
-    assert header.ir_version >= 9
-    assert header.producer.startswith("pytorch")
-    assert 0 < header.graph_bytes < tiny_artifact.model.stat().st_size
-
-
-def test_every_cut_of_a_header_is_an_error(tiny_artifact, tmp_path) -> None:
-    """However a download was cut, it is said so; nothing else escapes."""
-    raw = tiny_artifact.model.read_bytes()
-    for length in (1, 2, 3, 5, 9, 20, 100, len(raw) // 2, len(raw) - 1):
-        path = tmp_path / "cut.onnx"
-        path.write_bytes(raw[:length])
-        with pytest.raises(InputError) as caught:
-            read_header(path)
-        assert caught.value.code in ("VD3005", "VD3011")
 
 
 def test_a_foreign_file_has_no_contract(tmp_path) -> None:

@@ -18,7 +18,6 @@ import msgspec
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.onnxfile import check
-from vitdeploy.onnxfile.header import read_header
 from vitdeploy.spec import ModelSpec
 
 RECORD = "artifact.json"
@@ -121,8 +120,7 @@ class Artifact:
             return cls._open_folder(path, verify)
         if not path.exists():
             raise InputError("VD3001", "does not exist", file=path)
-        check.check(path)
-        text = read_header(path).metadata.get(METADATA_SPEC)
+        text = check.check_file(path).model.metadata.get(METADATA_SPEC)
         if text is None:
             fix = "give an artifact folder, or write the file with `vitdeploy export`"
             raise InputError("VD3012", "carries no input contract", file=path, fix=fix)
@@ -156,16 +154,15 @@ class Artifact:
                 raise InputError("VD3010", f"does not list its file {needed}", file=folder / RECORD, fix="make it again")
         artifact = cls(folder, record)
         if verify and record.kind == "onnx":
-            check.check(artifact.model)
-            artifact._agree()
+            artifact._agree(check.check_file(artifact.model))
         elif verify:  # what an engine may fall back to
             for name in (name for name in record.files if name.endswith(".onnx")):
-                check.check(folder / name)
+                check.check_file(folder / name)
         return artifact
 
-    def _agree(self) -> None:
+    def _agree(self, checked: check.Checked) -> None:
         """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""
-        text = read_header(self.model).metadata.get(METADATA_SPEC)
+        text = checked.model.metadata.get(METADATA_SPEC)
         if text is not None and text != msgspec.json.encode(self.spec).decode():
             raise InputError(
                 "VD3010", "has another spec than the model beside it", file=self.folder / RECORD, fix="make it again"
@@ -183,11 +180,11 @@ def sanitized(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ..
         Itself, or one of a repaired copy, without the PyTorch original; and what was repaired, a line each.
 
     Raises:
-        InputError: As `check.check`.
-        TrustError: As `check.check`.
+        InputError: As `check.check_file`.
+        TrustError: As `check.check_file`.
         MachineError: VD4002, the disk is full.
     """
-    path, notes = check.sanitized(artifact.model, folder)
+    path, notes = check.sanitize(artifact.model, folder)
     if path == artifact.model:
         return artifact, notes
     record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={})

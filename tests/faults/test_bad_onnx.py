@@ -21,14 +21,14 @@ Change = Callable[[onnx.ModelProto], object]
 
 def refused(path: Path, code: str, *says: str) -> VitdeployError:
     with pytest.raises(VitdeployError) as caught:
-        check.check(path)
+        check.check_file(path)
     assert caught.value.code == code, caught.value
     assert caught.value.file == str(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     for text in says:
         assert text in caught.value.message
     with pytest.raises(VitdeployError, match=r".") as again:
-        check.sanitized(path, path.parent / "new")
+        check.sanitize(path, path.parent / "new")
     assert again.value.code == code
     assert not (path.parent / "new").exists()
     return caught.value
@@ -206,7 +206,7 @@ def test_the_same_bytes_over_and_over(tmp_path: Path) -> None:
         tensor.name = f"again{turn}"
         path.write_bytes(model.SerializeToString())
         if turn == 1:
-            assert check.check(path).repairs == ()
+            assert check.check_file(path).repairs == ()
     refused(path, "VD3027", "bytes are made of 'w.data', which holds")
     assert external.MOST_REUSE < 200
 
@@ -223,7 +223,7 @@ def test_another_spelling_is_the_same_file(tmp_path: Path) -> None:
         say(tensor, location="./" * turn + ("w.data", "link.data")[turn % 2])
         if turn == 1:
             path.write_bytes(model.SerializeToString())
-            assert list(check.check(path).external) == ["w.data", "./link.data"]
+            assert list(check.check_file(path).beside) == ["w.data", "./link.data"]
     path.write_bytes(model.SerializeToString())
     refused(path, "VD3027", "bytes are made of", "which holds")
 
@@ -307,7 +307,7 @@ IMPOSSIBLE: dict[str, tuple[Change, str]] = {
     "no inputs": (lambda m: m.graph.ClearField("input"), "its graph has no inputs"),
     "no axes": (lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"), "does not say its axes"),
     "attribute twice": (lambda m: node(m, "Gemm").attribute.append(node(m, "Gemm").attribute[0]), "attribute 'transB' twice"),
-    "nesting": (nest(25), f"more than {reader.DEEPEST} deep"),
+    "nesting": (nest(25), f"more than {rules.DEEPEST} deep"),
     "function of ONNX": (
         lambda m: m.functions.append(helper.make_function("", "Gelu", ["a"], ["a"], [], [])), "in the place of ONNX's operator",
     ),

@@ -60,7 +60,7 @@ def passed(folder: Path, number: int, running: tuple) -> Outcome:
     told = inspected(path)
     shutil.rmtree(folder / "new", ignore_errors=True)
     try:
-        shown, notes = check.sanitized(path, folder / "new")
+        shown, notes = check.sanitize(path, folder / "new")
     except VitdeployError as exc:
         return Outcome(what, told, exc.code)
     return Outcome(what, told, "repaired" if notes else "sound", *(engine.attempt(shown) for engine in running))
@@ -136,7 +136,7 @@ def test_crashers_are_fenced_off(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write(path)
     try:
-        shown, notes = check.sanitized(path, tmp_path / "new")
+        shown, notes = check.sanitize(path, tmp_path / "new")
     except VitdeployError as exc:
         assert exc.code == fence
         assert "\n" not in str(exc)

@@ -56,20 +56,22 @@ def norms(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_sound_model_is_left_alone(form: str, tmp_path: Path) -> None:
     path = save(vit(form), tmp_path / "a.onnx")
-    assert check.sanitized(path, tmp_path / "new") == (path, ())
+    assert check.sanitize(path, tmp_path / "new") == (path, ())
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("fixture", ["tiny_artifact", "tiny_static", "tiny_bytes", "tiny_embedding"])
 def test_our_exports_pass(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model = request.getfixturevalue(fixture).model
-    assert check.sanitized(model, tmp_path / "new") == (model, ())
+    assert check.sanitize(model, tmp_path / "new") == (model, ())
 
 
 def test_plain_external_data_is_left_alone(tmp_path: Path) -> None:
     path = beside(tmp_path / "a.onnx")
-    assert check.sanitized(path, tmp_path / "new") == (path, ())
-    assert check.check(path).external == {"weights.data": tmp_path / "weights.data"}
+    assert check.sanitize(path, tmp_path / "new") == (path, ())
+    assert {name: each.file for name, each in check.check_file(path).beside.items()} == {
+        "weights.data": tmp_path / "weights.data"
+    }
 
 
 def test_the_crash_of_onnxruntime_is_repaired(tmp_path: Path) -> None:
@@ -77,13 +79,13 @@ def test_the_crash_of_onnxruntime_is_repaired(tmp_path: Path) -> None:
     for node in norms(model)[:2]:
         node.input[2] = ""
     path = save(model, tmp_path / "a.onnx")
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("2 LayerNormalization with empty last inputs repaired: it would crash onnxruntime",)
     assert found == tmp_path / "new" / "a.onnx"
     for node in norms(model)[:2]:
         del node.input[2]
     assert onnx.load(found) == model
-    assert check.sanitized(found, tmp_path / "again") == (found, ())
+    assert check.sanitize(found, tmp_path / "again") == (found, ())
     pixels = np.zeros((1, 3, 16, 16), np.float32)
     assert onnxruntime.InferenceSession(found).run(None, {"pixels": pixels})[0].shape == (1, 4)
 
@@ -92,7 +94,7 @@ def test_equal_files_give_equal_copies(tmp_path: Path) -> None:
     model = vit()
     norms(model)[0].input[2] = ""
     path = save(model, tmp_path / "a.onnx")
-    digests = {files.sha256(check.sanitized(path, tmp_path / name)[0]) for name in ("one", "two")}
+    digests = {files.sha256(check.sanitize(path, tmp_path / name)[0]) for name in ("one", "two")}
     assert len(digests) == 1
 
 
@@ -158,11 +160,11 @@ def test_only_those_inputs_are_stripped(model: onnx.ModelProto, tmp_path: Path) 
     path = tmp_path / "a.onnx"
     path.write_bytes(model.SerializeToString())
     shutil.rmtree(tmp_path / "new", ignore_errors=True)
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     count = strip(model.graph.node) + sum(strip(function.node) for function in model.functions)
     assert sum(int(note.split()[0]) for note in notes) == count
     assert onnx.ModelProto.FromString(found.read_bytes()) == model
-    assert check.check(found).repairs == ()
+    assert check.check_file(found).repairs == ()
 
 
 # data beside the model
@@ -172,7 +174,7 @@ def test_small_tensors_come_inside(tmp_path: Path) -> None:
     path = beside(tmp_path / "a.onnx", 0)
     with pytest.raises(Exception, match=r"[Ss]hape"):  # what onnxruntime makes of it
         onnxruntime.InferenceSession(path)
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("19 small tensors beside the model repaired: engines need shapes inside of it",)
     assert loaded(found) == vit()
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["a.onnx", "weights.data"]
@@ -187,7 +189,7 @@ def test_links_are_copied(link, tmp_path: Path) -> None:
     path = beside(tmp_path / "a.onnx")
     (tmp_path / "weights.data").rename(tmp_path / "blob")
     link(tmp_path / "blob", tmp_path / "weights.data")
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("external data weights.data behind links repaired: engines disagree on them",)
     copy = tmp_path / "new" / "weights.data"
     assert not copy.is_symlink() and copy.stat().st_nlink == 1
@@ -210,7 +212,7 @@ def cache(tmp_path: Path) -> Path:
 
 def test_the_cache_of_hugging_face_is_copied(tmp_path: Path) -> None:
     path = cache(tmp_path)
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("external data weights.data behind links repaired: engines disagree on them",)
     assert loaded(found) == vit()
 
@@ -218,7 +220,7 @@ def test_the_cache_of_hugging_face_is_copied(tmp_path: Path) -> None:
 def test_a_link_to_the_model_alone(tmp_path: Path) -> None:
     beside(tmp_path / "there" / "a.onnx")
     (tmp_path / "here.onnx").symlink_to(tmp_path / "there" / "a.onnx")
-    found, notes = check.sanitized(tmp_path / "here.onnx", tmp_path / "new")
+    found, notes = check.sanitize(tmp_path / "here.onnx", tmp_path / "new")
     assert len(notes) == 1
     assert loaded(found) == vit()
 
@@ -227,9 +229,9 @@ def test_folders_of_data(tmp_path: Path) -> None:
     path = save(vit(), tmp_path / "a.onnx")
     (tmp_path / "parts").mkdir()
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="parts/w.data", size_threshold=1024)
-    assert check.check(path).repairs == ()
+    assert check.check_file(path).repairs == ()
     os.link(tmp_path / "parts" / "w.data", tmp_path / "other")
-    found, _ = check.sanitized(path, tmp_path / "new")
+    found, _ = check.sanitize(path, tmp_path / "new")
     assert (tmp_path / "new" / "parts" / "w.data").is_file()
     assert loaded(found) == vit()
 
@@ -247,7 +249,7 @@ def test_one_file_in_two_spellings(tmp_path: Path) -> None:
     location.value = "././weights.data"
     norms(model)[0].input[2] = ""
     path.write_bytes(model.SerializeToString())
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     assert len(notes) == 1
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["a.onnx", "weights.data"]
     again = loaded(found)
@@ -266,7 +268,7 @@ def test_a_base_path_that_says_nothing_is_cut(base: str, tmp_path: Path) -> None
     path.write_bytes(model.SerializeToString())
     with pytest.raises(Exception, match="model format error"):  # what onnxruntime makes of it
         onnxruntime.InferenceSession(path)
-    found, notes = check.sanitized(path, tmp_path / "new")
+    found, notes = check.sanitize(path, tmp_path / "new")
     assert notes[0].startswith(f"{len(tensors)} tensor") and "base path" in notes[0]
     assert onnx.load(found, load_external_data=False) == onnx.ModelProto.FromString(whole)
     onnxruntime.InferenceSession(found)
@@ -278,7 +280,7 @@ def test_small_tensors_with_a_base_path_come_inside(tmp_path: Path) -> None:
     for tensor in model.graph.initializer:
         tensor.external_data.add(key="basepath")
     path.write_bytes(model.SerializeToString())
-    found, _ = check.sanitized(path, tmp_path / "new")
+    found, _ = check.sanitize(path, tmp_path / "new")
     assert loaded(found) == vit()
     onnxruntime.InferenceSession(found)
 
@@ -289,7 +291,7 @@ def test_empty_raw_data_beside_external_data(tmp_path: Path) -> None:
     tensors[0].raw_data = b""
     assert tensors[0].HasField("raw_data")
     path.write_bytes(model.SerializeToString())
-    assert check.sanitized(path, tmp_path / "new") == (path, ())
+    assert check.sanitize(path, tmp_path / "new") == (path, ())
     onnxruntime.InferenceSession(path)
 
 
@@ -304,7 +306,7 @@ def test_weights_are_not_read_into_memory(tmp_path: Path) -> None:
         stream.truncate(1 << 31)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))\n"
-        "from pathlib import Path; from vitdeploy import onnxcheck; print(check.check(Path(sys.argv[1])).repairs)"
+        "from pathlib import Path; from vitdeploy.onnxfile import check; print(check.check_file(Path(sys.argv[1])).repairs)"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert "LayerNormalization" in done.stdout, done.stderr
@@ -316,8 +318,8 @@ def test_without_onnx(tmp_path: Path) -> None:
     path = save(model, tmp_path / "a.onnx")
     code = (
         "import sys\nfor name in ('onnx', 'torch', 'onnxruntime', 'openvino', 'numpy'): sys.modules[name] = None\n"
-        "from pathlib import Path; from vitdeploy import onnxcheck\n"
-        "print(check.sanitized(Path(sys.argv[1]), Path(sys.argv[2]))[1])"
+        "from pathlib import Path; from vitdeploy.onnxfile import check\n"
+        "print(check.sanitize(Path(sys.argv[1]), Path(sys.argv[2]))[1])"
     )
     command = [sys.executable, "-c", code, path, tmp_path / "new"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
@@ -365,10 +367,10 @@ def test_functions_of_the_model_are_its_own(tmp_path: Path) -> None:
     gelu.op_type, gelu.domain = "G", "pkg.onnxscript.torch_lib"
     model.opset_import.append(helper.make_opsetid("pkg.onnxscript.torch_lib", 1))
     path = save(model, tmp_path / "a.onnx")
-    assert check.sanitized(path, tmp_path / "new") == (path, ())
+    assert check.sanitize(path, tmp_path / "new") == (path, ())
     del model.functions[:]
     with pytest.raises(VitdeployError) as caught:
-        check.check(save(model, tmp_path / "a.onnx"))
+        check.check_file(save(model, tmp_path / "a.onnx"))
     assert caught.value.code == "VD7005"
     assert "asks for G of the domain 'pkg.onnxscript.torch_lib'" in caught.value.message
     assert "blocks.0.mlp/Gelu" in caught.value.message
@@ -390,14 +392,14 @@ def overloaded(*overloads: str) -> onnx.ModelProto:
 
 def test_overloads_of_a_function(tmp_path: Path) -> None:
     path = save(overloaded("one", "two", ""), tmp_path / "a.onnx")
-    assert check.check(path).repairs == ()
+    assert check.check_file(path).repairs == ()
     model = overloaded("one", "two")
     next(each for each in model.graph.node if each.op_type == "G").overload = "three"
     with pytest.raises(VitdeployError) as caught:
-        check.check(save(model, path))
+        check.check_file(save(model, path))
     assert caught.value.code == "VD7005"
     with pytest.raises(InputError, match="two functions 'G'"):
-        check.check(save(overloaded("one", "one"), path))
+        check.check_file(save(overloaded("one", "one"), path))
 
 
 def functions_first(model: onnx.ModelProto) -> bytes:
@@ -421,11 +423,11 @@ def test_functions_before_the_main_graph(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(functions_first(model))
     assert onnx.load(path) == model
-    assert check.check(path).repairs == ()
+    assert check.check_file(path).repairs == ()
     model.graph.node[3].input[0] = "nobody"
     path.write_bytes(functions_first(model))
     with pytest.raises(InputError, match="reads 'nobody', which nothing makes"):
-        check.check(path)
+        check.check_file(path)
 
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "packed"])
@@ -439,7 +441,7 @@ def test_long_lists_of_sizes_are_not_taken_for_none(raw: bool, tmp_path: Path) -
         sizes = helper.make_tensor("sizes", TensorProto.INT64, [300], [200] * 300)
     model.graph.initializer.extend([wide, sizes])
     path = save(model, tmp_path / "a.onnx")
-    assert check.check(path).repairs == ()
+    assert check.check_file(path).repairs == ()
     onnxruntime.InferenceSession(path)
 
 
@@ -451,7 +453,7 @@ def test_the_order_of_nodes_does_not_matter(tmp_path: Path) -> None:
     model.graph.node.extend(nodes)
     path = tmp_path / "a.onnx"
     path.write_bytes(model.SerializeToString())
-    assert check.check(path).repairs == ()
+    assert check.check_file(path).repairs == ()
 
 
 def test_names_of_inner_graphs_are_their_own(tmp_path: Path) -> None:
@@ -463,7 +465,7 @@ def test_names_of_inner_graphs_are_their_own(tmp_path: Path) -> None:
     body = helper.make_graph([inner], "body", [], [onnx.ValueInfoProto(name=output)])
     model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
     gelu.CopyFrom(helper.make_node("If", ["yes"], [output], then_branch=body, else_branch=body))
-    assert check.check(save(model, tmp_path / "a.onnx")).repairs == ()
+    assert check.check_file(save(model, tmp_path / "a.onnx")).repairs == ()
 
 
 def test_inner_graphs_read_from_outside(tmp_path: Path) -> None:
@@ -475,17 +477,17 @@ def test_inner_graphs_read_from_outside(tmp_path: Path) -> None:
     body = helper.make_graph([inner], "body", [], [onnx.ValueInfoProto(name="inside")])
     model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
     gelu.CopyFrom(helper.make_node("If", ["yes"], outputs, then_branch=body, else_branch=body))
-    assert check.check(save(model, tmp_path / "a.onnx")).repairs == ()
+    assert check.check_file(save(model, tmp_path / "a.onnx")).repairs == ()
     inner.input[0] = "nobody"
     body.node[0].CopyFrom(inner)
     gelu.CopyFrom(helper.make_node("If", ["yes"], outputs, then_branch=body, else_branch=body))
     with pytest.raises(InputError, match="reads 'nobody', which nothing makes"):
-        check.check(save(model, tmp_path / "a.onnx"))
+        check.check_file(save(model, tmp_path / "a.onnx"))
     inner.input[0] = outputs[0]  # what the If makes
     body.node[0].CopyFrom(inner)
     gelu.CopyFrom(helper.make_node("If", ["yes"], outputs, then_branch=body, else_branch=body))
     with pytest.raises(InputError, match="loop"):
-        check.check(save(model, tmp_path / "a.onnx"))
+        check.check_file(save(model, tmp_path / "a.onnx"))
 
 
 TYPES = [
@@ -508,9 +510,9 @@ def test_tensors_of_every_type(kind: int, raw: bool, tmp_path: Path) -> None:
             tensor = numpy_helper.from_array(numpy_helper.to_array(tensor), name)
         model.graph.initializer.append(tensor)
     path = save(model, tmp_path / "a.onnx")
-    assert check.check(path).repairs == ()
+    assert check.check_file(path).repairs == ()
     del model.graph.initializer[-3].dims[:]
     model.graph.initializer[-3].dims.extend([3, 6])
     with pytest.raises(InputError, match="the initializer 'some' is 3 x 6 of") as caught:
-        check.check(save(model, path))
+        check.check_file(save(model, path))
     assert caught.value.code == "VD3027"

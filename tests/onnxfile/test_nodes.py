@@ -5,11 +5,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from vitdeploy.errors import InputError
-from vitdeploy.onnxfile.nodes import Nodes
+from vitdeploy.onnxfile.nodes import read_nodes
 
 
 def test_nodes_are_those_that_onnx_reads(tiny_artifact):
-    truth, found = onnx.load(tiny_artifact.model).graph, Nodes(tiny_artifact.model)
+    truth, found = onnx.load(tiny_artifact.model).graph, read_nodes(tiny_artifact.model)
     assert [(node.operator, node.name, node.inputs, node.outputs) for node in found.all] == [
         (node.op_type, node.name, tuple(node.input), tuple(node.output)) for node in truth.node
     ]
@@ -39,7 +39,7 @@ def written(tmp_path):
 
 
 def test_constants_and_types_follow_from_the_graph(written):
-    graph = Nodes(written)
+    graph = read_nodes(written)
     assert [graph.constant(value) for value in ("w", "dq", "moved", "c")] == [True] * 4
     assert [graph.constant(value) for value in ("x", "wide", "sum", "y", "nothing")] == [False] * 5
     types = {value: graph.dtype(value) for value in ("x", "wide", "sum", "w", "moved", "c", "nothing")}
@@ -56,12 +56,12 @@ def test_constants_and_types_follow_from_the_graph(written):
 def test_damaged_file_is_one_error(written):
     written.write_bytes(written.read_bytes()[:-9])
     with pytest.raises(InputError) as caught:
-        Nodes(written)
+        read_nodes(written)
     assert caught.value.code == "VD3011"
 
 
 def test_a_loop_ends(tmp_path):
     nodes = [helper.make_node("Reshape", ["a", "s"], ["b"]), helper.make_node("Reshape", ["b", "s"], ["a"])]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [])), tmp_path / "loop.onnx")
-    graph = Nodes(tmp_path / "loop.onnx")
+    graph = read_nodes(tmp_path / "loop.onnx")
     assert (graph.constant("a"), graph.dtype("a"), graph.origin("a")) == (False, "", None)

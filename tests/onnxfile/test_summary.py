@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vitdeploy.errors import InputError, VitdeployError
-from vitdeploy.onnxfile import summary
-from vitdeploy.onnxfile.summary import DTYPES, OnnxGraph, Port, read_graph
+from vitdeploy.onnxfile import wire
+from vitdeploy.onnxfile.model import DTYPES, Port
+from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
 
 
 def by_onnx(path: Path) -> OnnxGraph:
@@ -194,7 +195,7 @@ def test_hostile_files(name: str, tmp_path: Path) -> None:
 
 
 def test_too_many_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "MOST_FIELDS", 1000)
+    monkeypatch.setattr(wire, "MOST_FIELDS", 1000)
     path = tmp_path / "model.onnx"
     path.write_bytes(HEAD + message(7, b"\x18\x00" * 1001))
     with pytest.raises(InputError, match="more than 1,000 fields"):

@@ -5,7 +5,7 @@ import pytest
 
 from tests.backends.qdq import Quantizer
 from vitdeploy.proof.census import Plan
-from vitdeploy.proof.plan import planned
+from vitdeploy.proof.plan import read_plan
 from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.verbs.quantizer import quantize
 
@@ -13,7 +13,7 @@ BLOCKS = 2
 
 
 def test_a_float_model_plans_nothing(tiny_artifact):
-    assert planned(tiny_artifact.model) == Plan()
+    assert read_plan(tiny_artifact.model) == Plan()
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_float_model_plans_nothing(tiny_artifact):
 def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, precision, target, part):
     config = QuantizeConfig(precision=precision, target=target, calibration="random", limit=16, verify=False, threads=1)
     made = quantize(tiny_artifact, config, tmp_path / "made")
-    found = msgspec.structs.asdict(planned(made.model))
+    found = msgspec.structs.asdict(read_plan(made.model))
     names = found.pop(part)
     assert len(names) >= 4 * BLOCKS
     assert not any(found.values())
@@ -41,4 +41,4 @@ def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, p
 
 def test_attention_is_told_apart(tiny_artifact, tmp_path):
     made = Quantizer(tiny_artifact).static().products().write(tmp_path)
-    assert len(planned(made.model).attention) == 2 * BLOCKS
+    assert len(read_plan(made.model).attention) == 2 * BLOCKS

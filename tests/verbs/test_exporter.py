@@ -21,7 +21,7 @@ from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.models.vit import build
-from vitdeploy.onnxfile.header import read_header
+from vitdeploy.onnxfile.reader import read
 from vitdeploy.proof import exported
 from vitdeploy.recipe import OPSETS, ExportConfig, ModelConfig
 from vitdeploy.spec import InputContract, ModelSpec
@@ -121,7 +121,7 @@ def test_equal_parameters_of_different_modules_stay_apart(tmp_path) -> None:
 
 
 def test_metadata_is_enough_to_prepare_a_pixel(artifact) -> None:
-    metadata = read_header(artifact.model).metadata
+    metadata = read(artifact.model).metadata
     assert msgspec.json.decode(metadata[METADATA_SPEC], type=ModelSpec) == artifact.spec
     assert metadata["vitdeploy.weights_sha256"] == artifact.record.files["weights.safetensors"]
     assert Artifact.open(artifact.model).spec == artifact.spec

@@ -79,7 +79,7 @@ def repaired(artifact: Artifact, stack: ExitStack) -> Artifact:
         InputError: VD3027, the ONNX file would crash the engine.
         TrustError: VD7001, VD7005, it reaches outside itself.
     """
-    if artifact.record.kind != "onnx" or not check.check(artifact.model).repairs:
+    if artifact.record.kind != "onnx" or not check.check_file(artifact.model).repairs:
         return artifact
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True))
     return sanitized(artifact, Path(folder))[0]

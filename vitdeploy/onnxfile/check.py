@@ -9,7 +9,9 @@ beside the model stop onnxruntime's shape inference; links to data files are ref
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from vitdeploy import files
@@ -29,23 +31,14 @@ class Checked:
     """A model that engines may be shown, once what is to be repaired is repaired.
 
     Attributes:
-        path: The file.
-        stripped: Operator to how many of its nodes end with empty optional inputs.
-        based: How many tensors name the folder of their data, though it is the model's.
-        tiny: How many tensors of less than `TINY` bytes lie beside the model.
-        links: Data files to which symbolic links lead, or that have a second name, as the model names them.
-        external: All data files, as the model names them, and where they are.
+        model: What was read.
+        places: Where the data of every tensor lies that is beside the model.
+        beside: All data files, as the model names them.
     """
 
-    path: Path
-    stripped: dict[str, int]
-    based: int
-    tiny: int
-    links: tuple[str, ...]
-    external: dict[str, Path]
-    _model: Model = field(repr=False)
-    _places: dict[Tensor, Range] = field(repr=False)
-    _beside: dict[str, Beside] = field(repr=False)
+    model: Model
+    places: dict[Tensor, Range] = field(repr=False)
+    beside: dict[str, Beside] = field(repr=False)
 
     @property
     def repairs(self) -> tuple[str, ...]:
@@ -53,33 +46,36 @@ class Checked:
         return tuple(f"{what}: {why}" for what, why in self._repairs())
 
     def _repairs(self) -> list[tuple[str, str]]:
-        found = []
-        for operator, count in self.stripped.items():
+        repairs = []
+        stripped = Counter(node.operator for node in self.model.nodes if rules.count_trailing(node))
+        for operator, count in sorted(stripped.items()):
             why = "it would crash onnxruntime" if operator == "LayerNormalization" else "engines disagree on it"
-            found.append((f"{count} {operator} with {_plural(count, 'an empty last input', 'empty last inputs')}", why))
-        if self.based:
-            what = f"{self.based} {_plural(self.based, 'tensor', 'tensors')} with a base path of external data"
-            found.append((what, "onnxruntime takes it for damage"))
-        if self.tiny:
-            what = f"{self.tiny} {_plural(self.tiny, 'small tensor', 'small tensors')} beside the model"
-            found.append((what, "engines need shapes inside of it"))
-        if self.links:
-            found.append((f"external data {', '.join(self.links)[:200]} behind links", "engines disagree on them"))
-        return found
+            repairs.append((f"{count} {operator} with {_plural(count, 'an empty last input', 'empty last inputs')}", why))
+        if based := len(repair.cut_base(self.places)):
+            what = f"{based} {_plural(based, 'tensor', 'tensors')} with a base path of external data"
+            repairs.append((what, "onnxruntime takes it for damage"))
+        if tiny := sum(place.length < TINY for place in self.places.values()):
+            what = f"{tiny} {_plural(tiny, 'small tensor', 'small tensors')} beside the model"
+            repairs.append((what, "engines need shapes inside of it"))
+        if links := sorted(location for location, file in self.beside.items() if file.link):
+            repairs.append((f"external data {', '.join(links)[:200]} behind links", "engines disagree on them"))
+        return repairs
 
 
 def _plural(count: int, one: str, many: str) -> str:
     return one if count == 1 else many
 
 
-def check(path: Path) -> Checked:
+def check_file(path: Path) -> Checked:
     """Check a model, and the files beside it that it names, without running anything.
+
+    The rules are gone through once as long as the file does not change; the files beside it are looked at each time.
 
     Args:
         path: An ONNX file.
 
     Returns:
-        What is to be repaired before an engine may see it; see `sanitized`.
+        What is to be repaired before an engine may see it; see `sanitize`.
 
     Raises:
         InputError: VD3001 to VD3005 for a file that is something else; VD3011 for one that is damaged; VD3027 for impossible
@@ -89,23 +85,17 @@ def check(path: Path) -> Checked:
     model = reader.read(path)
     if model.size > LARGEST:
         raise refuse(path, f"is {model.size:,} bytes, protobuf ends at {LARGEST:,}", "write its weights as external data")
+    _enforce(model)
+    places = external.locate(model)
+    return Checked(model, places, external.find(model, places))
+
+
+@lru_cache(maxsize=reader.MOST_KEPT)
+def _enforce(model: Model) -> None:
     rules.enforce(model)
-    places = external.ranges(model)
-    beside = external.find(model, places)
-    return Checked(
-        path=path,
-        stripped=rules.stripped(model),
-        based=len(repair.without_base(places)),
-        tiny=sum(place.length < TINY for place in places.values()),
-        links=tuple(sorted(location for location, found in beside.items() if found.link)),
-        external={location: found.file for location, found in beside.items()},
-        _model=model,
-        _places=places,
-        _beside=beside,
-    )
 
 
-def sanitized(path: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
+def sanitize(path: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
     """The model as engines may see it: the file itself, or a repaired copy.
 
     The copy computes the same; equal files give equal copies. Weights are never in memory as a whole.
@@ -119,23 +109,23 @@ def sanitized(path: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
         The file to open, and what was repaired, a line each; ``(path, ())`` when nothing is to be repaired.
 
     Raises:
-        InputError: As `check`.
-        TrustError: As `check`.
+        InputError: As `check_file`.
+        TrustError: As `check_file`.
         UsageError: VD2008, the folder can't be written.
         MachineError: VD4002, the disk is full; VD4004, the file system failed.
     """
-    checked = check(path)
-    if not checked.repairs:
+    checked = check_file(path)
+    repairs, model, beside = checked._repairs(), checked.model, checked.beside
+    if not repairs:
         return path, ()
-    model, beside = checked._model, checked._beside
-    tiny = {tensor: place for tensor, place in checked._places.items() if place.length < TINY}
-    large = {tensor: place for tensor, place in checked._places.items() if tensor not in tiny}
-    edits = [*repair.without_trailing(model), *repair.without_base(large), *repair.inlined(model, tiny, beside)]
+    tiny = {tensor: place for tensor, place in checked.places.items() if place.length < TINY}
+    large = {tensor: place for tensor, place in checked.places.items() if tensor not in tiny}
+    changes = [*repair.cut_trailing(model), *repair.cut_base(large), *repair.inline(model, tiny, beside)]
     used = {place.location for place in large.values()}
-    copied = {Path(location): found for location, found in beside.items() if location in used}  # once for all spellings
-    files.need_space(folder, model.size + sum(found.size for found in copied.values()))
+    copied = {Path(location): file for location, file in beside.items() if location in used}  # once for all spellings
+    files.need_space(folder, model.size + sum(file.size for file in copied.values()))
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
     repair.copy(copied, folder)
-    repair.write(model, edits, target)
-    return target, tuple(f"{what} repaired: {why}" for what, why in checked._repairs())
+    repair.write(model, changes, target)
+    return target, tuple(f"{what} repaired: {why}" for what, why in repairs)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from vitdeploy.errors import TrustError, VitdeployError
 from vitdeploy.onnxfile.model import Model, Tensor
 from vitdeploy.onnxfile.reader import refuse
-from vitdeploy.onnxfile.rules import STRING, bytes_of
+from vitdeploy.onnxfile.rules import STRING
 
 MOST_REUSE = 16
 """How often the bytes of a file may be used over: tied weights are, a thousand times is a bomb."""
@@ -45,7 +45,7 @@ class Beside(NamedTuple):
     link: bool
 
 
-def ranges(model: Model) -> dict[Tensor, Range]:
+def locate(model: Model) -> dict[Tensor, Range]:
     """Where the data of every tensor lies that is not inside the model.
 
     Raises:
@@ -66,7 +66,7 @@ def _range(model: Model, tensor: Tensor) -> Range:
     for key in ("offset", "length"):
         if key in said and not _NUMBER.fullmatch(said[key]):
             raise refuse(model.path, f"{tensor.where} has the {key} {said[key][:40]!r}, which is impossible")
-    need = bytes_of(tensor)
+    need = tensor.bytes
     offset, length = int(said.get("offset", 0)), int(said.get("length", need))
     if length != need:
         raise refuse(model.path, f"{tensor.where} needs {need:,} bytes, its external data is said to be {length:,}")
@@ -83,18 +83,18 @@ def find(model: Model, wanted: dict[Tensor, Range]) -> dict[str, Beside]:
     need: dict[str, int] = {}
     for location, offset, length in wanted.values():
         need[location] = max(need.get(location, 0), offset + length)
-    found = {location: _file(model, location, size) for location, size in need.items()}
+    files = {location: _file(model, location, size) for location, size in need.items()}
     shared = defaultdict[Path, list[tuple[Tensor, Range]]](list)  # a file has many spellings
     for tensor, place in wanted.items():
         location, offset, length = place
-        have = found[location].size
+        have = files[location].size
         if offset + length > have:
             message = f"its external data {location!r} holds {have:,} bytes, {tensor.where} needs {offset + length:,}"
             raise refuse(model.path, f"{message}", "download or write both files again")
-        shared[found[location].file].append((tensor, place))
+        shared[files[location].file].append((tensor, place))
     for used in shared.values():
-        _reuse(model, found[used[0][1].location].size, used)
-    return found
+        _reuse(model, files[used[0][1].location].size, used)
+    return files
 
 
 def _reuse(model: Model, size: int, used: list[tuple[Tensor, Range]]) -> None:
@@ -145,7 +145,7 @@ def _outside(model: Model, location: str, why: str) -> VitdeployError:
     return TrustError("VD7001", f"its external data {location!r} {why}", file=model.path, fix="put plain files beside the model")
 
 
-def read(place: Range, files: dict[str, Beside], model: Model) -> bytes:
+def read_range(place: Range, files: dict[str, Beside], model: Model) -> bytes:
     """The bytes of a small tensor.
 
     Raises:
@@ -153,7 +153,7 @@ def read(place: Range, files: dict[str, Beside], model: Model) -> bytes:
     """
     with files[place.location].file.open("rb") as stream:
         stream.seek(place.offset)
-        found = stream.read(place.length)
-    if len(found) != place.length:
+        raw = stream.read(place.length)
+    if len(raw) != place.length:
         raise refuse(model.path, f"its external data {place.location!r} changed while it was read")
-    return found
+    return raw

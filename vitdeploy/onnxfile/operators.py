@@ -10,20 +10,17 @@ Source: the operator schemas of ONNX (docs/Operators.md) and ONNX Runtime (docs/
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from vitdeploy.errors import TrustError
-from vitdeploy.onnxfile.model import BITS, Graph, Model, Node
+from vitdeploy.onnxfile.model import BITS, DTYPES, INT, ONNX, Graph, Model, Node
 from vitdeploy.onnxfile.reader import refuse
-from vitdeploy.onnxfile.summary import DTYPES
 
-ONNX = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"
 KNOWN = frozenset((*ONNX, "ai.onnx.ml", MICROSOFT, "com.microsoft.nchwc"))
 """Domains whose operators the engines bring themselves."""
 FOREIGN = frozenset(("PyOp", "PythonOp", "PythonOpGrad", "ATen", "TritonOp", "ExternalOp", "EPContext", "Snpe"))
 """Operators of com.microsoft that run code from elsewhere, or an engine that was built elsewhere."""
-_INT = 2
-"""AttributeProto.AttributeType of a whole number."""
 
 _OWN: dict[int, str] = {
     0: "Constant Loop Optional OptionalHasElement RandomNormal RandomUniform Scan SequenceEmpty",
@@ -74,33 +71,31 @@ def enforce(model: Model) -> None:
     """
     own = {function.key for function in model.functions}
     for node in model.nodes:
-        if not node.operator:
+        if not node.type:
             raise refuse(model.path, f"{node.title} does not say its operator")
         if node.key not in own:
             _known(model, node)
     for graph in (*model.graphs, *model.functions):
         for node in graph.nodes:
-            if node.domain in ONNX and node.key not in own:
-                _split(model, graph, node)
-                _reshape(model, graph, node)
-                _quantize(model, graph, node)
+            if node.domain in ONNX and node.key not in own and (rule := _RULES.get(node.type)):
+                rule(model, graph, node)
     version = min((version for domain, version in model.opsets if domain in ONNX), default=0)
     for node in (node for graph in model.graphs for node in graph.nodes):  # a function may be of another version
-        since, needs = SINCE.get(node.operator, (0, 0)) if node.domain in ONNX else (0, 0)
+        since, needs = SINCE.get(node.type, (0, 0)) if node.domain in ONNX else (0, 0)
         if version >= since:
             _require(model, node, needs)
 
 
 def _known(model: Model, node: Node) -> None:
-    if node.domain not in KNOWN or (node.domain == MICROSOFT and node.operator in FOREIGN):
-        name, operator, domain = node.name[:100], node.operator[:100], node.domain[:100]
+    if node.domain not in KNOWN or (node.domain == MICROSOFT and node.type in FOREIGN):
+        name, operator, domain = node.name[:100], node.type[:100], node.domain[:100]
         message = f"the node {name!r} asks for {operator} of the domain {domain!r}: that would be foreign code"
         fix = "export the model with operators of ONNX alone, or with the function that defines this one"
         raise TrustError("VD7005", message, file=model.path, fix=fix)
     again = next((name for name, times in Counter(node.attributes).items() if times > 1), None)
     if again is not None:
         raise refuse(model.path, f"{node.title} has the attribute {again!r} twice")
-    _require(model, node, NEEDS.get(("" if node.domain in ONNX else node.domain, node.operator), 1))
+    _require(model, node, NEEDS.get(("" if node.domain in ONNX else node.domain, node.type), 1))
 
 
 def _require(model: Model, node: Node, needs: int) -> None:
@@ -110,8 +105,6 @@ def _require(model: Model, node: Node, needs: int) -> None:
 
 def _split(model: Model, graph: Graph, node: Node) -> None:
     """Split says its number of parts up to three times: by its outputs, an attribute, and a list of sizes."""
-    if node.operator != "Split":
-        return
     parts = list(node.integers.get("num_outputs", []))
     if len(node.inputs) > 1 and node.inputs[1] in graph.constants:
         parts.append(len(graph.constants[node.inputs[1]]))
@@ -122,9 +115,9 @@ def _split(model: Model, graph: Graph, node: Node) -> None:
 
 def _reshape(model: Model, graph: Graph, node: Node) -> None:
     """With `allowzero` a size of 0 means a tensor without numbers, not the size that was there."""
-    if node.operator != "Reshape" or "allowzero" not in node.attributes or len(node.inputs) < 2:
+    if "allowzero" not in node.attributes or len(node.inputs) < 2:
         return
-    if node.types["allowzero"] not in (0, _INT):
+    if node.types["allowzero"] not in (0, INT):
         raise refuse(model.path, f"{node.title} has an attribute 'allowzero' that is no whole number")
     sizes = graph.constants.get(node.inputs[1], ())
     if 0 in sizes and node.integers.get("allowzero", [0]) != [0]:
@@ -133,10 +126,11 @@ def _reshape(model: Model, graph: Graph, node: Node) -> None:
 
 def _quantize(model: Model, graph: Graph, node: Node) -> None:
     """Activations have eight bits or more; weights of four come quantized, with nothing but a DequantizeLinear."""
-    if node.operator != "QuantizeLinear":
-        return
-    kinds = [graph.kinds[name] for name in node.inputs[2:3] if name in graph.kinds]
+    kinds = [graph.tensors[name].kind for name in node.inputs[2:3] if name in graph.tensors]
     kinds += node.integers.get("output_dtype", [])
     small = next((kind for kind in kinds if BITS.get(kind, 8) < 8), None)
     if small is not None:
         raise refuse(model.path, f"{node.title} makes activations of {DTYPES[small]}, which engines don't compute with")
+
+
+_RULES: dict[str, Callable[[Model, Graph, Node], None]] = {"Split": _split, "Reshape": _reshape, "QuantizeLinear": _quantize}

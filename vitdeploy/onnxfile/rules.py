@@ -5,21 +5,20 @@ Source: onnx.proto3 of ONNX for the field that holds each element type, and docs
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from vitdeploy.onnxfile import operators
-from vitdeploy.onnxfile.model import BITS, Graph, Key, Model, Node, Tensor
-from vitdeploy.onnxfile.operators import ONNX
+from vitdeploy.onnxfile.model import BITS, DTYPES, ONNX, Graph, Key, Model, Node, Tensor
 from vitdeploy.onnxfile.reader import refuse
-from vitdeploy.onnxfile.summary import DTYPES
 
 STRING = 8
 RAW = 9
 """Field number of raw data in TensorProto."""
 MOST_BYTES = 1 << 40
 """Bytes of one tensor."""
+DEEPEST = 4
+"""Graphs inside graphs; OpenVINO takes twice as long for each, and protobuf gives up at about 30."""
 NEWEST = 1000
 """Versions of IR and operator sets beyond this are damage."""
 MOST_EXPANDED = 1_000_000
@@ -39,6 +38,7 @@ def enforce(model: Model) -> None:
         TrustError: VD7005, an operator of an unknown domain, or one that loads code.
     """
     _versions(model)
+    _nesting(model)
     _functions(model)
     operators.enforce(model)
     for tensor in model.tensors:
@@ -51,6 +51,16 @@ def _versions(model: Model) -> None:
     for what, version in versions:
         if not 1 <= version <= NEWEST:
             raise refuse(model.path, f"asks for version {_signed(version)} of the {what}, which can't exist")
+
+
+def _nesting(model: Model) -> None:
+    """Graphs do not lie too deep, and nothing is said twice that protobuf would merge, because readers disagree on it."""
+    if any(graph.depth > DEEPEST for graph in model.graphs):
+        raise refuse(model.path, f"holds graphs inside graphs, more than {DEEPEST} deep")
+    merged = next((node for node in model.nodes if node.merged is not None), None)
+    if merged is not None:
+        message = f"{merged.title} has an attribute {merged.merged!r} that holds two values in the place of one"
+        raise refuse(model.path, message)
 
 
 def _signed(number: int) -> int:
@@ -70,14 +80,14 @@ def _functions(model: Model) -> None:
     missing = next((key[1] for key in calls if key not in sizes), None)
     if missing is not None:
         raise refuse(model.path, f"its function {missing!r} calls itself")
-    total = sum(sizes.get(node.key, 1) for graph in model.graphs[:1] for node in _all(graph.nodes))
+    total = sum(sizes.get(node.key, 1) for node in _all(model.main.nodes))
     if total > MOST_EXPANDED:
         raise refuse(model.path, f"its functions, written out, are {total:,} nodes")
 
 
 def _sizes(calls: Mapping[Key, Counter[Key]]) -> dict[Key, int]:
     """Nodes of every function when the functions that it calls are written out; without those that call themselves."""
-    waits = {key: {called for called in found if called in calls} for key, found in calls.items()}
+    waits = {key: {called for called in times if called in calls} for key, times in calls.items()}
     callers: dict[Key, list[Key]] = {}
     for key, called in waits.items():
         for each in called:
@@ -103,16 +113,6 @@ def _all(nodes: Iterable[Node]) -> Iterator[Node]:
             waiting += graph.nodes
 
 
-def numbers(tensor: Tensor) -> int:
-    """How many numbers a tensor has."""
-    return math.prod(tensor.sizes)
-
-
-def bytes_of(tensor: Tensor) -> int:
-    """How many bytes they are."""
-    return (numbers(tensor) * BITS[tensor.kind] + 7) // 8
-
-
 def _tensor(model: Model, tensor: Tensor) -> None:
     sizes = " x ".join(str(_signed(size)) for size in tensor.sizes)
     if tensor.kind not in BITS and tensor.kind != STRING:
@@ -121,7 +121,7 @@ def _tensor(model: Model, tensor: Tensor) -> None:
         raise refuse(model.path, f"{tensor.where} has a negative size: {sizes}")
     if 0 in tensor.sizes and len(tensor.sizes) > 1:
         raise refuse(model.path, f"{tensor.where} holds no numbers: {sizes}")
-    if numbers(tensor) * BITS.get(tensor.kind, 8) > 8 * MOST_BYTES:
+    if tensor.count * BITS.get(tensor.kind, 8) > 8 * MOST_BYTES:
         raise refuse(model.path, f"{tensor.where} is impossibly large: {sizes}")
     if tensor.outside not in (0, 1):
         raise refuse(model.path, f"{tensor.where} has its data in place {tensor.outside}, which does not exist")
@@ -138,12 +138,12 @@ def _stored(model: Model, tensor: Tensor, sizes: str) -> None:
     if len(held) > 1:
         raise refuse(model.path, f"{tensor.where} holds its data {len(held)} times")
     number, entries = next(iter(held.items()), (RAW, 0))
-    count, dtype = numbers(tensor), DTYPES[tensor.kind]
+    count, dtype = tensor.count, DTYPES[tensor.kind]
     if not held and count == 0:
         return
     usual, times = _FIELDS.get(tensor.kind, (5, 1))
     if number == RAW and tensor.kind != STRING:
-        need, unit = bytes_of(tensor), "bytes"
+        need, unit = tensor.bytes, "bytes"
     elif number == usual:
         need, unit = -(-count * times // _PACKED.get(tensor.kind, 1)), "entries"
     else:
@@ -156,7 +156,7 @@ def _stored(model: Model, tensor: Tensor, sizes: str) -> None:
 def _names(model: Model) -> None:
     """In every graph each name is made once, all that is read is made, and nothing waits for itself."""
     _ports(model)
-    waiting: list[tuple[Graph, frozenset[str]]] = [(model.graphs[0], frozenset())]
+    waiting: list[tuple[Graph, frozenset[str]]] = [(model.main, frozenset())]
     waiting += [(function, frozenset()) for function in model.functions]
     while waiting:
         graph, outer = waiting.pop()
@@ -166,33 +166,30 @@ def _names(model: Model) -> None:
                 if name and name not in known:
                     raise refuse(model.path, f"{node.title} reads {name!r}, which nothing makes")
             waiting += [(inner, known) for inner in node.graphs]
-        for name in graph.outputs:
-            if name not in known:
-                raise refuse(model.path, f"its output {name!r} is made by nothing")
+        for port in graph.outputs:
+            if port.name not in known:
+                raise refuse(model.path, f"its output {port.name!r} is made by nothing")
         _ordered(model, graph)
 
 
 def _ports(model: Model) -> None:
     """The model takes something, and says how many axes it has."""
-    main = model.graphs[0]
-    taken = [name for name in main.inputs if name not in main.initializers]
-    if not taken:
+    if not model.main.taken:
         raise refuse(model.path, "its graph has no inputs")
-    for name in taken:
-        if not main.axes.get(name):
-            raise refuse(
-                model.path, f"its input {name!r} does not say its axes, so it can't be an image", "export the model again"
-            )
+    for port in model.main.taken:
+        if not port.shape:
+            message = f"its input {port.name!r} does not say its axes, so it can't be an image"
+            raise refuse(model.path, message, "export the model again")
 
 
 def _made(model: Model, graph: Graph) -> frozenset[str]:
     """Names of inputs, initializers and outputs of nodes; old writers list initializers among the inputs."""
-    made = set(graph.initializers)
-    for names, what in ((graph.initializers, "initializers"), (graph.inputs, "inputs")):
+    made, taken = set(graph.initializers), [port.name for port in graph.inputs]
+    for names, what in ((graph.initializers, "initializers"), (taken, "inputs")):
         again = next((name for name, times in Counter(names).items() if times > 1), None)
         if again is not None:
             raise refuse(model.path, f"two {what} have the name {again!r}")
-    made.update(graph.inputs)
+    made.update(taken)
     for node in graph.nodes:
         for name in node.outputs:
             if name in made:
@@ -207,10 +204,10 @@ def _ordered(model: Model, graph: Graph) -> None:
     makers = {name: index for index, node in enumerate(graph.nodes) for name in node.outputs if name}
     needs = [{makers[name] for name in _read(node) if name in makers} for node in graph.nodes]
     users: list[list[int]] = [[] for _ in graph.nodes]
-    for index, found in enumerate(needs):
-        for maker in found:
+    for index, waits in enumerate(needs):
+        for maker in waits:
             users[maker].append(index)
-    ready, done = [index for index, found in enumerate(needs) if not found], 0
+    ready, done = [index for index, waits in enumerate(needs) if not waits], 0
     while ready:
         maker = ready.pop()
         done += 1
@@ -219,7 +216,7 @@ def _ordered(model: Model, graph: Graph) -> None:
             if not needs[user]:
                 ready.append(user)
     if done != len(graph.nodes):
-        stuck = next(node for node, found in zip(graph.nodes, needs, strict=True) if found)
+        stuck = next(node for node, waits in zip(graph.nodes, needs, strict=True) if waits)
         raise refuse(model.path, f"its graph has a loop: {stuck.title} waits for its own output")
 
 
@@ -230,24 +227,19 @@ def _read(node: Node) -> set[str]:
     """
     names = set(node.inputs)
     for graph in node.graphs:
-        own = {*graph.inputs, *graph.initializers, *(name for inner in graph.nodes for name in inner.outputs)}
-        names |= set(graph.outputs).union(*map(_read, graph.nodes)) - own
+        own = {*graph.initializers, *(port.name for port in graph.inputs)}.union(*(inner.outputs for inner in graph.nodes))
+        names |= {port.name for port in graph.outputs}.union(*map(_read, graph.nodes)) - own
     return names
 
 
-def trailing(node: Node) -> int:
+def count_trailing(node: Node) -> int:
     """How many empty names end a node's inputs: each says that an optional input is absent, as leaving it out does.
 
     Loop is left alone: it must have two inputs, and both may be absent.
     """
-    if node.operator == "Loop":
+    if node.type == "Loop":
         return 0
     count = 0
     while count < len(node.inputs) - 1 and not node.inputs[-1 - count]:
         count += 1
     return count
-
-
-def stripped(model: Model) -> dict[str, int]:
-    """Operator to how many of its nodes end with empty inputs."""
-    return dict(sorted(Counter(node.operator for node in model.nodes if trailing(node)).items()))

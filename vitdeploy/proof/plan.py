@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitdeploy.onnxfile.nodes import Node, Nodes
+from vitdeploy.onnxfile.model import Node
+from vitdeploy.onnxfile.nodes import Nodes, read_nodes
 from vitdeploy.proof.census import Plan
 
 _MICROSOFT = "com.microsoft::"
@@ -15,7 +16,7 @@ _RANGED = "DynamicQuantizeLinear"
 _DEQUANTIZED = "DequantizeLinear"
 
 
-def planned(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
     """The products (MatMul, Gemm, Conv) of an ONNX file whose factors are quantized.
 
     Args:
@@ -28,7 +29,7 @@ def planned(path: Path) -> Plan:
     Raises:
         InputError: VD3011, the file is not a whole ONNX model.
     """
-    graph = Nodes(path)
+    graph = read_nodes(path)
     parts: dict[str, list[str]] = {"gemms": [], "dynamic": [], "attention": []}
     for node in graph.all:
         if part := _part(node, graph):

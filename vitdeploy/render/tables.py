@@ -16,7 +16,7 @@ from vitdeploy.zoo import cost
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
-    from vitdeploy.onnxfile.summary import Port
+    from vitdeploy.onnxfile.model import Port
     from vitdeploy.spec import InputContract, ModelSpec
     from vitdeploy.verbs.doctor import Checkup
     from vitdeploy.verbs.inspector import Inspection

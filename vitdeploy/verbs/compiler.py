@@ -29,7 +29,7 @@ from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
 from vitdeploy.proof.engine import LIMITS, Found, audit, distance
 from vitdeploy.proof.golden import Golden
-from vitdeploy.proof.plan import planned
+from vitdeploy.proof.plan import read_plan
 from vitdeploy.recipe import BenchConfig, CompileConfig
 
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
@@ -104,7 +104,7 @@ class _Source:
         self.given, self.work = artifact, work
         self.onnx, self.notes = sanitized(artifact, work / "source")
         self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
-        self.plan: Plan = planned(self.onnx.model)
+        self.plan: Plan = read_plan(self.onnx.model)
 
 
 class _Passed(NamedTuple):

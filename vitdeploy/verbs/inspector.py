@@ -19,7 +19,7 @@ from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record
 from vitdeploy.checkpoints.headers import Outline, is_npz, read_npz, read_safetensors
 from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import check
-from vitdeploy.onnxfile.header import read_header
+from vitdeploy.onnxfile.reader import read
 from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
 from vitdeploy.recipe import Recipe, read_contract, read_spec
 from vitdeploy.report import Report
@@ -141,10 +141,10 @@ def _artifact(path: Path) -> Inspection:
 
 
 def _onnx(path: Path, record: Record | None = None) -> Inspection:
-    header, graph = read_header(path), read_graph(path)
+    model, graph = read(path), read_graph(path)
     notes = [] if graph.inputs else ["the graph has no inputs"]
     notes += _findings(path) if record is None or record.kind == "onnx" else []  # an engine's own operators are its own
-    spec, text = None, header.metadata.get(METADATA_SPEC)
+    spec, text = None, model.metadata.get(METADATA_SPEC)
     if text is None:
         notes.append("carries no input contract: pixels can't be prepared for it without one")
     else:
@@ -160,11 +160,11 @@ def _onnx(path: Path, record: Record | None = None) -> Inspection:
         "elements": graph.elements,
         "nodes": graph.nodes,
         "dynamic_batch": graph.dynamic_batch,
-        "opsets": header.opsets,
-        "ir_version": header.ir_version,
-        "producer": header.producer,
+        "opsets": dict(model.opsets),
+        "ir_version": model.version,
+        "producer": model.producer,
         "external_data": list(graph.external),
-        "metadata": sorted(header.metadata),
+        "metadata": sorted(model.metadata),
     }
     return Inspection(
         path=str(path),
@@ -191,7 +191,7 @@ def weights_of(graph: OnnxGraph) -> str:
 def _findings(path: Path) -> list[str]:
     """What no engine would be shown, or what is repaired before one is."""
     try:
-        return [f"needs repair: {repair}" for repair in check.check(path).repairs]
+        return [f"needs repair: {repair}" for repair in check.check_file(path).repairs]
     except (InputError, TrustError) as exc:
         return [f"will be refused ({exc.code}): {exc.message}"]
 

@@ -94,7 +94,7 @@ def foreign(path: Path, contract: Path, *, name: str = "") -> Artifact:
         UsageError: As `recipe.read_contract`.
         TrustError: VD7001, VD7005 it reaches outside itself.
     """
-    check.check(path)
+    check.check_file(path)
     graph = read_graph(path)
     given = read_contract(contract)
     if len(graph.inputs) != 1 or not graph.outputs:

@@ -17,7 +17,7 @@ from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.onnxruntime import backend
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
-from vitdeploy.onnxfile.nodes import Nodes
+from vitdeploy.onnxfile.nodes import read_nodes
 from vitdeploy.recipe import CompileConfig
 
 KINDS = ("fp32", "int8", "int8 attention", "weights", "at run time", "static", "bytes")
@@ -93,7 +93,7 @@ def test_it_runs_the_same_kernels(sources, engines, kind, fits, tmp_path):
 
 
 def test_the_graph_was_optimised(engine):
-    kept, source = (Nodes(engine.folder / name) for name in ("optimised.onnx", "model.onnx"))
+    kept, source = (read_nodes(engine.folder / name) for name in ("optimised.onnx", "model.onnx"))
     assert len(kept.all) < len(source.all)
     assert "com.microsoft::BiasGelu" in {node.operator for node in kept.all}
 

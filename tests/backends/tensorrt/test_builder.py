@@ -411,7 +411,7 @@ def test_the_package_needs_neither_onnx_nor_torch_nor_an_engine():
     """What a Jetson has: numpy and msgspec."""
     banned = ("onnx", "onnx_ir", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "rich", "typer")
     modules = ("builder", "rules", "key", "profile", "place", "timings", "attention", "tensors", "library")
-    imports = "\n".join(f"import vitdeploy.backends.tensorrt.backend.{name}" for name in modules)
+    imports = "\n".join(f"import vitdeploy.backends.tensorrt.{name}" for name in modules)
     code = f"import sys; sys.modules.update(dict.fromkeys({banned!r}))\n{imports}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from vitdeploy.backends.tensorrt.place import Place
 from vitdeploy.backends.tensorrt.rules import Graph, Target, check
 from vitdeploy.backends.tensorrt.tensors import Tensors
 from vitdeploy.errors import InputError, MachineError
+from vitdeploy.onnxfile.reader import read
 from vitdeploy.recipe import CompileConfig
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -237,7 +238,7 @@ def test_attention_without_a_quantized_result_is_a_part_too(tiny_static, tmp_pat
 def test_none_or_all_of_attention_is_fine(way, tiny_artifact, tmp_path):
     file = written(way(tiny_artifact), tmp_path).model
     assert check(file, Target()) == ()
-    found = Graph(file).attentions
+    found = Graph(read(file)).attentions
     assert [each.places for each in found] == [1 if way is linear else 5] * 2
 
 
@@ -254,7 +255,7 @@ def test_attention_that_is_too_large_for_int8_is_said_to_be_slow(change, said, t
     """The declared shapes are edited: no product of that size is needed to read them."""
     file = written(whole(tiny_static), tmp_path).model
     model = onnx.load(file)
-    first = Graph(file).attentions[0]
+    first = Graph(read(file)).attentions[0]
     for part, shape in change.items():
         name = getattr(first, part)
         for kept in [value for value in model.graph.value_info if value.name == name]:
@@ -268,7 +269,7 @@ def test_attention_that_is_too_large_for_int8_is_said_to_be_slow(change, said, t
 def test_fp8_attention_has_no_such_limits(tiny_static, tmp_path):
     file = written(whole(tiny_static).fp8(), tmp_path).model
     model = onnx.load(file)
-    name = Graph(file).attentions[0].queries
+    name = Graph(read(file)).attentions[0].queries
     for kept in [value for value in model.graph.value_info if value.name == name]:
         model.graph.value_info.remove(kept)
     model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT16, [4, 2, 7, 48]))
@@ -357,14 +358,14 @@ def test_zero_is_what_numpy_says(kind, numbers, raw, tmp_path_factory):
     model = helper.make_model(helper.make_graph([], "g", [], [output], [tensor]))
     file = tmp_path_factory.mktemp("zeros") / "model.onnx"
     onnx.save(model, file)
-    found = Tensors(file)
+    found = Tensors(read(file))
     assert found.is_zero("c") == (not array.any())
     assert found.shape("c") == array.shape
     assert found.is_zero("absent") is None
 
 
 def test_shapes_and_types_are_those_that_onnx_reads(tiny_artifact):
-    truth, found = onnx.load(tiny_artifact.model).graph, Tensors(tiny_artifact.model)
+    truth, found = onnx.load(tiny_artifact.model).graph, Tensors(read(tiny_artifact.model))
     for value in (*truth.value_info, *truth.input, *truth.output):
         sizes = tuple(size.dim_value or size.dim_param for size in value.type.tensor_type.shape.dim)
         assert found.shape(value.name) == sizes
@@ -375,10 +376,10 @@ def test_shapes_and_types_are_those_that_onnx_reads(tiny_artifact):
 
 def test_a_value_that_the_file_does_not_declare_is_followed(tmp_path, tiny_static):
     file = written(linear(tiny_static), tmp_path).model
-    model, before = onnx.load(file), Graph(file)
+    model, before = onnx.load(file), Graph(read(file))
     model.graph.ClearField("value_info")
     onnx.save(model, file)
-    after = Graph(file)
+    after = Graph(read(file))
     assert [after.dtype(node.outputs[0]) for node in after.products] == [
         before.dtype(node.outputs[0]) for node in before.products
     ]

@@ -23,7 +23,7 @@ from vitdeploy.backends.onnxruntime.kernels import read_kernels
 from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest
 from vitdeploy.files import inside
 from vitdeploy.onnxfile import summary
-from vitdeploy.onnxfile.nodes import Nodes
+from vitdeploy.onnxfile.nodes import read_nodes
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.recipe import CompileConfig
 
@@ -183,7 +183,7 @@ class OnnxRuntimeRunner:
             options = _options(self._config, axis, optimise=optimise)
             _write_to(options, Path(folder) / _OPTIMISED)
             _session(self._model, options, self._providers)
-            return read_kernels(Nodes(Path(folder) / _OPTIMISED), Nodes(source))
+            return read_kernels(read_nodes(Path(folder) / _OPTIMISED), read_nodes(source))
 
     def close(self) -> None:
         """Drop the session."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vitdeploy.backends.base import Kernel, Precision, Role
-from vitdeploy.onnxfile.nodes import Node, Nodes
+from vitdeploy.onnxfile.model import Node
+from vitdeploy.onnxfile.nodes import Nodes
 
 _MICROSOFT = "com.microsoft::"
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vitdeploy.onnxfile.nodes import Node, Nodes
+from vitdeploy.onnxfile.model import Node
+from vitdeploy.onnxfile.nodes import Nodes
 
 _MOVES = frozenset(("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
 _POINTWISE = frozenset(("Add", "Mul", "Div", "Sub", "Where", "Clip"))
@@ -42,18 +43,18 @@ class Attention(NamedTuple):
 
     def dtype(self, codes: Callable[[Node], str]) -> str:
         """Element type of its codes, "" when they differ or there are none; ``codes`` tells that of a DequantizeLinear."""
-        found = {codes(maker) for maker in self.makers if maker is not None}
-        return found.pop() if len(found) == 1 else ""
+        dtypes = {codes(maker) for maker in self.makers if maker is not None}
+        return dtypes.pop() if len(dtypes) == 1 else ""
 
 
-def attentions(nodes: Nodes) -> tuple[Attention, ...]:
+def find_attentions(nodes: Nodes) -> tuple[Attention, ...]:
     """All attentions of a graph, in its order."""
     users: dict[str, list[Node]] = {}
     for node in nodes.all:
         for value in node.inputs:
             users.setdefault(value, []).append(node)
-    found = (_attention(node, nodes, users) for node in nodes.all if node.operator == "Softmax" and node.inputs)
-    return tuple(each for each in found if each is not None)
+    candidates = (_attention(node, nodes, users) for node in nodes.all if node.operator == "Softmax" and node.inputs)
+    return tuple(attention for attention in candidates if attention is not None)
 
 
 def _attention(softmax: Node, nodes: Nodes, users: dict[str, list[Node]]) -> Attention | None:

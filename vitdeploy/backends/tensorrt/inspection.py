@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 
 from vitdeploy.backends.base import Kernel, Precision, Role
 from vitdeploy.errors import MachineError, library
-from vitdeploy.onnxfile.nodes import Nodes
+from vitdeploy.onnxfile.nodes import read_nodes
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _PRODUCT = re.compile(r"(?:^|[/._ ])(?:matmul|gemm|conv|conv2d|linear|einsum|attention)(?:_\d+)?$", re.IGNORECASE)
@@ -195,7 +195,7 @@ def roles(onnx: Path) -> dict[str, Role]:
     Raises:
         InputError: VD3011, the file is not a whole ONNX model.
     """
-    graph, found = Nodes(onnx), dict[str, Role]()
+    graph, found = read_nodes(onnx), dict[str, Role]()
     for node in graph.all:
         if node.operator in _PRODUCTS:
             weights = any(graph.constant(value) for value in node.inputs[:2])

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vitdeploy.backends.tensorrt.attention import Attention, attentions
+from vitdeploy.backends.tensorrt.attention import Attention, find_attentions
 from vitdeploy.backends.tensorrt.tensors import Tensors
 from vitdeploy.errors import InputError
-from vitdeploy.onnxfile.nodes import Node, Nodes
+from vitdeploy.onnxfile.model import Model, Node
+from vitdeploy.onnxfile.nodes import Nodes
+from vitdeploy.onnxfile.reader import read
 
 CODES = frozenset(("int8", "float8e4m3fn", "int4", "float4e2m1"))
 """Element types that QuantizeLinear and DequantizeLinear may have."""
@@ -51,10 +53,10 @@ class Target(NamedTuple):
 class Graph:
     """A graph as the rules look at it."""
 
-    def __init__(self, path: Path) -> None:
-        self.nodes = Nodes(path)
-        self.tensors = Tensors(path)
-        self.attentions: tuple[Attention, ...] = attentions(self.nodes)
+    def __init__(self, model: Model) -> None:
+        self.nodes = Nodes(model)
+        self.tensors = Tensors(model)
+        self.attentions: tuple[Attention, ...] = find_attentions(self.nodes)
 
     def dtype(self, value: str) -> str:
         """Element type of a value, declared or followed through the graph; "" when unknown."""
@@ -76,7 +78,7 @@ class Graph:
 
 
 _NAMES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 17: "float8e4m3fn", 21: "uint4", 22: "int4", 23: "float4e2m1"}
-Found = Iterator[tuple[Node, str, str]]
+Breaches = Iterator[tuple[Node, str, str]]
 """A node, what is wrong with it and the remedy."""
 
 
@@ -93,18 +95,18 @@ def check(onnx: Path, target: Target) -> tuple[str, ...]:
     Raises:
         InputError: VD3011, the file is damaged; VD3026, naming the first node, what is wrong and the remedy.
     """
-    graph = Graph(onnx)
+    graph = Graph(read(onnx))
     for rule in (_operators, _codes, _zeros, _scales, _attention, _norms, _bytes):
-        found = list(rule(graph))
-        if found:
-            node, message, fix = found[0]
-            more = f" (and {len(found) - 1} more of this kind)" if len(found) > 1 else ""
+        breaches = list(rule(graph))
+        if breaches:
+            node, message, fix = breaches[0]
+            more = f" (and {len(breaches) - 1} more of this kind)" if len(breaches) > 1 else ""
             raise InputError("VD3026", f"{node.operator} {node.name!r} {message}{more}", file=onnx, fix=fix)
     _capabilities(graph, onnx, target)
     return tuple(note for rule in _NOTES if (note := rule(graph)))
 
 
-def _operators(graph: Graph) -> Found:
+def _operators(graph: Graph) -> Breaches:
     """Operators that compute in integers by themselves, and those of other engines."""
     for node in graph.nodes.all:
         if "::" in node.operator:
@@ -115,7 +117,7 @@ def _operators(graph: Graph) -> Found:
             yield node, "is not an operator of TensorRT, which wants QuantizeLinear and DequantizeLinear", _QUANTIZE
 
 
-def _codes(graph: Graph) -> Found:
+def _codes(graph: Graph) -> Breaches:
     """Element types of codes; unsigned ones are read as signed, in silence."""
     for node in graph.nodes.all:
         if node.operator in _QDQ and (dtype := graph.codes(node)) not in CODES:
@@ -123,7 +125,7 @@ def _codes(graph: Graph) -> Found:
             yield node, f"has codes of type {dtype or 'unknown'}; {says}", _QUANTIZE
 
 
-def _zeros(graph: Graph) -> Found:
+def _zeros(graph: Graph) -> Breaches:
     """Zero points."""
     for node in graph.nodes.all:
         if node.operator in _QDQ and len(node.inputs) > 2 and node.inputs[2]:
@@ -134,7 +136,7 @@ def _zeros(graph: Graph) -> Found:
                 yield node, "has a zero point other than 0, and TensorRT takes 0 only", _QUANTIZE
 
 
-def _scales(graph: Graph) -> Found:
+def _scales(graph: Graph) -> Breaches:
     """Activations with a scale each channel: a product over channels can't be done in integers."""
     for node in graph.nodes.all:
         if node.operator != "QuantizeLinear" or len(node.inputs) < 2 or graph.nodes.constant(node.inputs[0]):
@@ -145,14 +147,14 @@ def _scales(graph: Graph) -> Found:
             yield node, f"quantizes an activation with {sizes} scales; integer products need a single one", _QUANTIZE
 
 
-def _attention(graph: Graph) -> Found:
+def _attention(graph: Graph) -> Breaches:
     """The operator Attention: there are fused kernels for it in half precision alone."""
     for node in graph.nodes.all:
         if node.operator == "Attention" and graph.dtype(node.inputs[0]) == "float32":
             yield node, "is in FP32: TensorRT reads it, and then has no kernel for it", f"export it with opset 20, or {_HALVE}"
 
 
-def _norms(graph: Graph) -> Found:
+def _norms(graph: Graph) -> Breaches:
     """Means of squares in FP16: the square of 256 is infinite there."""
     for node in graph.nodes.all:
         square = graph.nodes.maker(node.inputs[0]) if node.operator == "ReduceMean" and node.inputs else None
@@ -162,7 +164,7 @@ def _norms(graph: Graph) -> Found:
             yield node, "averages squares in FP16, where 256 x 256 is infinite: a norm must be FP32 inside", _HALVE
 
 
-def _bytes(graph: Graph) -> Found:
+def _bytes(graph: Graph) -> Breaches:
     """Pixels in bytes: they can be cast, and nothing else."""
     nodes = graph.nodes
     for node in nodes.all:
@@ -233,8 +235,8 @@ def _float_parts(graph: Graph) -> str:
     return f"float parts are FP32: INT8 will be slower than FP16; {_QUANTIZE}"
 
 
-def _others(found: list[Attention]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+def _others(attentions: list[Attention]) -> str:
+    return f" (and {len(attentions) - 1} more)" if len(attentions) > 1 else ""
 
 
 _NOTES: tuple[Callable[[Graph], str], ...] = (_float_parts, _half_quantized, _large_attention)

@@ -1,8 +1,8 @@
-"""The README's table of what loads, made from the cases that the tests hold to the source libraries.
+"""The table of what loads in vitdeploy/checkpoints/README.md, made from the cases that the tests hold to the source libraries.
 
     python tests/what_loads.py          print it
 
-`tests/contract/test_readme.py` fails when the README has another one.
+`tests/contract/test_readme.py` fails when the page has another one.
 """
 
 from __future__ import annotations

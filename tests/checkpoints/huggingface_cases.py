@@ -1,4 +1,4 @@
-"""Every transformers class that is understood, as small random models; the README's table of sources is made of this list."""
+"""Every transformers class that is understood, as small random models; the table of what loads is made of this list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm architectures that are held to timm itself; the README's table of what is read is made from this list."""
+"""timm architectures that are held to timm itself; the table of what loads is made from this list."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The README tells the truth: its commands run, its Python runs, its make targets, options and files exist."""
+"""The pages tell the truth: their commands and Python run, and what they name (files, links, targets, functions) exists."""
 
+import ast
 import json
 import re
 import shlex
@@ -7,64 +8,125 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from tests.benchmarks import tables
+from tests.torchvision_shim import declare
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
-LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line.strip()]
-COMMANDS = [line for line in LINES if line.startswith("vitdeploy ")]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with the repository's data in it, as a reader's shell would stand in."""
-    folder = tmp_path_factory.mktemp("readme")
-    for name in ("recipes", "calibration"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+FOLDERS = ("vitdeploy", "recipes", "calibration", "tests")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (ROOT / "README.md", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")))
+}
+TOP = PAGES["README.md"]
+BLOCKS = [(page, *block) for page, text in PAGES.items() for block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)]
+LINES = [(page, line) for page, language, block in BLOCKS if language == "bash" for line in block.splitlines() if line.strip()]
+COMMANDS = {page: [line for other, line in LINES if other == page and line.startswith("vitdeploy ")] for page in PAGES}
+CLASSES = ("daisy", "poppy", "rose", "tulip")
 
 
 def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder as a reader's shell would stand in, with `my-vit/` and `photos/`, where the top page's commands were run."""
+    transformers = pytest.importorskip("transformers")
+    declare()
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("recipes", "calibration"):
+        (folder / name).symlink_to(ROOT / name)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    labels = dict(enumerate(CLASSES))
+    config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, id2label=labels, num_labels=len(labels))
+    transformers.ViTForImageClassification(config).save_pretrained(folder / "my-vit")
+    prepare = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "do_resize": True}
+    prepare |= {"do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    (folder / "my-vit" / "preprocessor_config.json").write_text(json.dumps(prepare))
+    random = np.random.default_rng(0)
+    for label in CLASSES:
+        (folder / "photos" / label).mkdir(parents=True)
+        for index in range(12):
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / label / f"{index}.png")
+    for line in COMMANDS["README.md"]:
+        run([sys.executable, "-m", *shlex.split(line)], folder)
+    return folder
+
+
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
-    assert {language for language, _ in BLOCKS} <= {"bash", "python", "toml", "text"}
-    assert len(COMMANDS) >= 4
-    assert [line for line in LINES if line not in COMMANDS] == ["make demo", "make test"]
+    assert {language for _, language, _ in BLOCKS} <= {"bash", "python", "toml", "text"}
+    others = [line for page, line in LINES if line not in COMMANDS[page]]
+    assert [line for line in others if not line.startswith("pip install ")] == ["make demo", "make test"]
+
+
+def test_the_top_page_is_one_page() -> None:
+    assert len(TOP.splitlines()) <= 250
+    assert len(COMMANDS["README.md"]) == 4  # and the line that installs: five
+
+
+def test_extras_that_are_installed_exist() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = re.findall(r"(?:'\.|vitdeploy)\[([\w,-]+)\]", "".join(PAGES.values()))
+    assert named
+    assert {extra for names in named for extra in names.split(",")} <= extras
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make (\w+)", TEXT)) <= targets | {"and"}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {name for text in PAGES.values() for name in re.findall(r"`make ([\w-]+)`|^make ([\w-]+)$", text, re.M)}
+    assert {first or second for first, second in named} <= targets
 
 
-def test_commands_run_in_order(place) -> None:
-    """One test, because each command uses what the one before it wrote."""
-    for line in COMMANDS:
+def test_the_five_lines_give_a_measured_model(place) -> None:
+    record = json.loads((place / "vit-int8" / "artifact.json").read_text())
+    assert record["precision"] == "int8"
+    assert record["proof"]["verdict"].startswith("INT8: ")
+
+
+SLOW = {"recipes/README.md": [pytest.mark.slow]}  # the whole demo
+OTHERS = [pytest.param(page, marks=SLOW.get(page, ())) for page in PAGES if page != "README.md" and COMMANDS[page]]
+
+
+@pytest.mark.parametrize("page", OTHERS)
+def test_commands_run_in_order(page, place) -> None:
+    """One test a page, because each command may use what the one before it wrote."""
+    for line in COMMANDS[page]:
         run([sys.executable, "-m", *shlex.split(line)], place)
-    assert (place / "runs" / "readme" / "report.md").is_file()
 
 
-@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
+@pytest.mark.parametrize("block", [block for _, language, block in BLOCKS if language == "python"])
 def test_python_runs(block, place) -> None:
     assert run([sys.executable, "-c", block], place).stdout
 
 
-def test_the_printed_table_and_the_accuracy_are_those_of_the_shipped_weights() -> None:
+def test_options_that_are_named_exist() -> None:
+    helps = "".join(path.read_text() for path in (ROOT / "tests" / "contract" / "help").glob("*.txt"))
+    options = set(re.findall(r"--[a-z][\w-]+", helps)) | {"--no-verify", "--system-site-packages"}
+    for page in (page for page in PAGES if page == "README.md" or page.startswith("vitdeploy/")):
+        quoted = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page]))
+        assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", quoted)) <= options, page
+
+
+def test_the_accuracy_is_that_of_the_shipped_weights() -> None:
     record = json.loads((ROOT / "recipes" / "fashion_mnist_vit.json").read_text())
-    assert f"{100 * record['test_top1']:.2f} % top-1" in TEXT
-    table = TEXT.split("<!-- demo: ")[1].split("<!-- demo ends")[0]
-    assert "onnxruntime" in table
-    assert "openvino" in table
-    assert "speedup" in table
+    assert f"{100 * record['test_top1']:.2f} % top-1" in PAGES["recipes/README.md"]
+    assert f"{record['parameters'] / 1e6:.3g}" in ("0.455", "0.45")
 
 
 def test_the_worked_example_of_a_mapping(place) -> None:
-    """The two files as they stand in the README, on a network of torch's own layers with those names."""
+    """The two files as they stand on the page, on a network of torch's own layers with those names."""
     torch = pytest.importorskip("torch")
     layer = torch.nn.TransformerEncoderLayer(32, 4, 48, 0.0, "gelu", batch_first=True, norm_first=True)
     parts = {
@@ -75,19 +137,81 @@ def test_the_worked_example_of_a_mapping(place) -> None:
     }
     state = torch.nn.ModuleDict(parts).state_dict() | {"cls": torch.randn(32), "pos": torch.randn(17, 32)}
     torch.save(state, place / "checkpoint.pth")
-    spec, rules = (block for language, block in BLOCKS if language == "toml")
+    page = "vitdeploy/checkpoints/README.md"
+    spec, rules = (block for other, language, block in BLOCKS if (other, language) == (page, "toml"))
     (place / "my_vit.toml").write_text(spec)
     (place / "mapping.toml").write_text(rules)
-    command = next(line for line in re.findall(r"`(vitdeploy export .+?)`", TEXT) if "mapping.toml" in line)
+    command = next(line for line in re.findall(r"`(vitdeploy export .+?)`", PAGES[page]) if "mapping.toml" in line)
     run([sys.executable, "-m", *shlex.split(command.replace("OUT", "mapped"))], place)
     assert (place / "mapped" / "model.onnx").is_file()
 
 
 def test_the_table_of_sources_is_the_tests_own() -> None:
     done = run([sys.executable, str(ROOT / "tests" / "what_loads.py")], ROOT)
-    assert done.stdout in TEXT
+    assert done.stdout in PAGES["vitdeploy/checkpoints/README.md"]
 
 
-def test_files_that_are_named_exist() -> None:
-    for name in re.findall(r"`((?:recipes|calibration|vitdeploy|tests)/[\w./-]+)`", TEXT):
-        assert (ROOT / name).exists(), name
+def test_tables_of_benchmarks_are_made_of_what_is_stored() -> None:
+    assert tables.page() == PAGES["tests/benchmarks/README.md"], "run: python -m tests.benchmarks.tables"
+    assert tables.insert_why(TOP, tables.why()) == TOP, "run: python -m tests.benchmarks.tables"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page) -> None:
+    """In backticks: whole paths, paths from the page's own folder, and rooms."""
+    here = (ROOT / page).parent
+    for name in re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S)):
+        if name.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
+            assert (ROOT / name).exists(), name
+        elif name.endswith((".py", "/")) and not name.startswith(("photos", "my-vit")):
+            assert (here / name).exists() or (ROOT / name).exists(), name
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S)):
+        if target.startswith("https://"):
+            continue
+        name, _, part = target.partition("#")
+        path = ((ROOT / page).parent / name).resolve()
+        assert path.is_file(), target
+        if part:
+            assert part in [anchor(heading) for heading in re.findall(r"^#+ (.+)$", path.read_text(), re.M)], target
+
+
+def test_every_page_can_be_reached_from_the_top() -> None:
+    reached, waiting = set(), ["README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        links = re.findall(r"\]\(([\w./-]+README\.md)", PAGES[page])
+        paths = [((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() for link in links]
+        waiting += [path for path in paths if path not in reached]
+    assert reached == set(PAGES)
+
+
+def test_the_map_has_every_room() -> None:
+    package, page = ROOT / "vitdeploy", PAGES["vitdeploy/README.md"]
+    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `([\w/]+)` \|", page, re.M)) == rooms
+
+
+def test_the_walk_leads_where_it_says() -> None:
+    """Each function is in its file, and calls the next; the last has the line that is quoted."""
+    walk = PAGES["vitdeploy/README.md"].split("## A walk")[1]
+    stops = re.findall(r"^\d\. `(vitdeploy/[\w/]+\.py)`: `(\w+)`", walk, re.M)
+    bodies = []
+    for file, name in stops:
+        source = (ROOT / file).read_text()
+        functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == name)
+        bodies.append(ast.get_source_segment(source, next(functions)) or "")
+    assert len(stops) == 3  # and the hop to the map: four
+    for body, (_, following) in zip(bodies, stops[1:], strict=False):
+        assert f"{following}(" in body
+    (line,) = re.findall(r"`(scale = .+?)`", walk)
+    assert line in bodies[-1]

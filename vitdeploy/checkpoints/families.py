@@ -58,7 +58,7 @@ def recognise(checkpoint: Checkpoint) -> Source:
         if source.recognise(checkpoint):
             return source
     first = ", ".join(list(checkpoint.state)[:5])
-    fix = "write a mapping file (see README, 'A ViT of your own'), or use --module"
+    fix = "write a mapping file (vitdeploy explain VD3014), or use --module"
     path = checkpoint.path
     if path.is_file() and (path.parent / "config.json").is_file():
         fix = f"config.json lies beside it, so give the folder instead: vitdeploy export {path.parent}"

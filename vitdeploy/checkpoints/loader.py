@@ -138,7 +138,7 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
     from vitdeploy.models.modules import load_module
 
     if model.contract is None:
-        fix = "give --contract FILE: a TOML file with height, width, mean, std (see README)"
+        fix = "give --contract FILE: a TOML file with height, width, mean, std (vitdeploy explain VD3012)"
         raise UsageError("VD2010", f"the module {model.source!r} says nothing of how images are prepared", fix=fix)
     if model.weights is not None:
         raise UsageError("VD2010", "a module loads its weights itself", fix="leave out --weights")

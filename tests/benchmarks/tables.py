@@ -1,0 +1,319 @@
+"""The page of benchmarks and the three rows of the top README, made of what the scripts stored.
+
+    python -m tests.benchmarks.tables          write both
+
+A script that stored nothing has no table. `tests/benchmarks/test_tables.py` fails when a page says something else than its JSON.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import figures
+from tests.benchmarks.figures import HERE, KINDS, Result, Value
+from vitdeploy.render import markdown
+
+ROOT = HERE.parents[1]
+PAGE, TOP = HERE / "README.md", ROOT / "README.md"
+MARKS = "<!-- why: python -m tests.benchmarks.tables -->\n", "<!-- why ends -->\n"
+CLOSE = 0.05
+"""How far our latency may be from that of `benchmark_app`, as a share of it."""
+PROMISED_MIB = 300
+"""What calibration may take beside the model."""
+BATCHES = (1, 8)
+
+HEADER = """# Benchmarks
+
+Written by `python -m tests.benchmarks.tables` from the JSON file that each script stores beside itself; do not edit. Every table
+says which command gives it, where and when it was run, and how busy the machine was. Brackets hold 95 % intervals. A script that
+has stored nothing has no table here.
+"""
+
+
+def page(folder: Path = HERE) -> str:
+    """The whole page."""
+    stored = [(name, result) for name in KINDS if (result := figures.read(name, folder)) is not None]
+    return "\n".join([HEADER, *(section(name, result) for name, result in stored)])
+
+
+def section(name: str, result: Result) -> str:
+    """One script's tables with where they come from."""
+    title, about, render = SECTIONS[name]
+    machine = result.machine
+    versions = ", ".join(f"{library} {version}" for library, version in machine.versions.items())
+    place = f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}, Python {machine.python}"
+    load = f"load {result.load[0]:g} before, {result.load[1]:g} at the end"
+    lines = [f"## {title}", "", about, "", *render(result.figures), ""]
+    lines += [f"`{result.command}`, {result.minutes:g} minutes, {result.taken}; {load}. {place}; {versions}.", ""]
+    return "\n".join(lines)
+
+
+def grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table: names are left, numbers right."""
+    yield f"| {' | '.join(headings)} |"
+    yield f"|---|{'---:|' * (len(headings) - 1)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def span(value: Value | None, factor: float = 1.0, form: str = ".2f") -> str:
+    """A number with its interval."""
+    if value is None:
+        return ""
+    middle, low, high = (format(factor * part + 0.0, form) for part in (value.value, value.low, value.high))
+    return f"{middle} [{low}, {high}]"
+
+
+def demo(found: figures.Demo) -> Iterator[str]:
+    """The tables of the report, one level down."""
+    text = markdown.format_report(found.report)
+    yield re.sub(r"^(#+) ", r"##\1 ", text.partition("\n")[2].strip(), flags=re.M)
+
+
+def startup(measured: figures.Startup) -> Iterator[str]:
+    """Medians and the fastest."""
+    times = {name: (statistics.median(runs), min(runs)) for name, runs in measured.commands.items()}
+    rows = [(f"`{name}`", *(f"{1000 * seconds:.0f}" for seconds in pair)) for name, pair in times.items()]
+    yield from grid(("command", "median, ms", "fastest, ms"), rows)
+
+
+def load_time(measured: figures.LoadTime) -> Iterator[str]:
+    """Both, and the ratio."""
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(measured.ours, measured.theirs, strict=True))
+    medians = (f"{statistics.median(runs):.2f}" for runs in (measured.ours, measured.theirs))
+    headings = ("model", "read, check and build, s", "load_file and an empty module, s", "ratio")
+    yield from grid(headings, [(measured.model, *medians, f"{ratio:.2f}")])
+
+
+def export_time(measured: figures.ExportTime) -> Iterator[str]:
+    """Medians of all, with the runs."""
+    rows = [
+        (model, name, f"{statistics.median(runs):.1f}", ", ".join(f"{run:.1f}" for run in runs))
+        for model, exporters in measured.models.items()
+        for name, runs in exporters.items()
+    ]
+    yield from grid(("model", "exporter", "median, s", "runs, s"), rows)
+
+
+def isolation(measured: figures.Isolation) -> Iterator[str]:
+    """Medians, and the quartiles of the differences of pairs."""
+    rows, middles = [], []
+    for command, forms in measured.commands.items():
+        apart = [one - other for one, other in zip(forms["with"], forms["without"], strict=True)]
+        low, middle, high = statistics.quantiles(apart, n=4, method="inclusive") if len(apart) > 1 else apart * 3
+        middles.append(middle)
+        medians = (f"{statistics.median(forms[form]):.2f}" for form in ("without", "with"))
+        rows.append((f"`{command}`", *medians, f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"))
+    yield from grid(("command", "without, s", "with, s", "isolation costs, s (quartiles)"), rows)
+    yield f"\nLimit: {measured.limit_s:g} s a command; the largest median is {max(middles):.2f} s."
+
+
+def calibration(measured: figures.Calibration) -> Iterator[str]:
+    """Ours beside the forward pass, then the peers."""
+    promised = f"{measured.model_mib + PROMISED_MIB:.0f}"
+    yield f"{measured.model}, {measured.tensors} tensors observed, {measured.threads} threads.\n"
+    rows = []
+    for run in measured.ours:
+        ratio = statistics.median(ours / plain for ours, plain in zip(run.ours, run.plain, strict=True))
+        seconds = (f"{statistics.median(each):.1f}" for each in (run.plain, run.ours))
+        rows.append((str(run.images), str(run.batch), *seconds, f"{ratio:.2f}", f"{run.mib:.0f}", promised))
+    yield from grid(("images", "batch", "plain, s", "ours, s", "ratio", "peak MiB", "promised"), rows)
+    if measured.peers:
+        yield ""
+        over = f"over {1024 * measured.limit_gib}"
+        cells = [
+            (peer.title, str(peer.images), *(("died", over) if peer.mib is None else (f"{peer.seconds:.1f}", f"{peer.mib:.0f}")))
+            for peer in measured.peers
+        ]
+        yield from grid(("calibrator", "images", "seconds", "peak MiB"), cells)
+
+
+def corrections(measured: figures.Corrections) -> Iterator[str]:
+    """A table a model."""
+    for model in measured.models:
+        yield f"### {model.name}, {model.images} images, ONNX Runtime\n"
+        cells = ((row.method, f"{1000 * row.kl:.3f}", span(row.change, 100, "+.1f"), row.agreement) for row in model.rows)
+        rows = [(*others, f"{100 * agreement:.1f}") for *others, agreement in cells]
+        yield from grid(("", "mean KL x 1e-3", "against what ships, %", "agreement %"), rows)
+        yield ""
+
+
+def engines(measured: figures.Engines) -> Iterator[str]:
+    """Latency of every form, then ours beside `benchmark_app`."""
+    for model in measured.models:
+        batches = sorted({int(row.metrics["batch"].value) for row in model.rows})
+        yield f"### {model.model}, {model.weights}\n"
+        headings = [heading for batch in batches for heading in (f"b{batch}, ms", f"b{batch}, images/s", "x eager")]
+        yield from grid(("", *headings), list(_engine_rows(model, batches)))
+        if model.checks:
+            yield ""
+            headings = ["beside benchmark_app", "batch", "ours, ms", "theirs, ms", "ours / theirs", "within 5 %"]
+            yield from grid(headings, map(_check_row, model.checks))
+        yield ""
+        yield from (f"- {markdown.escape(note)}" for note in model.notes)
+
+
+def _engine_rows(model: figures.EngineTable, batches: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    rows = {(row.subject, int(row.metrics["batch"].value)): row.metrics for row in model.rows}
+    for title in dict.fromkeys(row.subject for row in model.rows):
+        cells = []
+        for metrics in (rows[title, batch] for batch in batches):
+            faster = metrics.get("speedup")
+            cells += [f"{metrics['p50'].value:.2f}", f"{metrics['throughput'].value:.1f}"]
+            cells.append("1" if faster is None or faster.low is None else span(Value(faster.value, faster.low, faster.high)))
+        yield (title, *cells)
+
+
+def _check_row(check: figures.Check) -> tuple[str, ...]:
+    medians = (f"{statistics.median(part):.2f}" for part in (check.ours, check.theirs))
+    close = "yes" if abs(check.ratio.value - 1) <= CLOSE else "**no**"
+    return check.title, str(check.batch), *medians, span(check.ratio, 1, ".3f"), close
+
+
+def quantization(measured: figures.Quantization) -> Iterator[str]:
+    """A table a model and engine, then the goals."""
+    for table in measured.tables:
+        timed = any(row.rounds_ms for row in table.rows)
+        latency = ("b1, ms", "x FP32", "b8, ms", "x FP32") if timed else ()
+        yield f"### {table.model}, {table.engine}, {table.images} test images\n"
+        headings = ("", "top-1 %", "drop, points", "agreement %", "KL x 1e-3", *latency, "quantize, s", "peak MiB")
+        yield from grid(headings, (_quantized_row(row, table.rows[0], timed) for row in table.rows))
+        yield ""
+        yield from (f"- {markdown.escape(note)}" for note in table.notes)
+        yield ""
+    if measured.goals:
+        yield "### Goals\n"
+        judged = {True: "yes", False: "**no**"}
+        rows = [(goal.model, goal.engine, goal.goal, goal.outcome, judged[goal.reached]) for goal in measured.goals]
+        yield from grid(("model", "engine", "goal", "measured", "reached"), rows)
+
+
+def _quantized_row(row: figures.QuantizedRow, reference: figures.QuantizedRow, timed: bool) -> tuple[str, ...]:
+    cells = [_title(row), f"{100 * row.top1.value:.1f}", *_distance(row, reference)]
+    if timed:
+        for batch in BATCHES:
+            cells.append(f"{statistics.median(row.rounds_ms[batch]):.2f}" if batch in row.rounds_ms else "")
+            cells.append("" if row is reference else span(row.slower.get(batch)))
+    cells += ["", ""] if row.made is None else [f"{row.made.seconds:.0f}", f"{row.made.peak_mib:.0f}"]
+    return tuple(cells)
+
+
+def _title(row: figures.QuantizedRow) -> str:
+    name = f"**{row.title}**" if row.ours else row.title
+    return name if row.precision == "f32" else f"{name}, {row.precision}"
+
+
+def _distance(row: figures.QuantizedRow, reference: figures.QuantizedRow) -> list[str]:
+    if row is reference:
+        return ["", "", ""]
+    return [span(row.drop, 1, "+.1f"), span(row.agreement, 100, ".1f"), span(row.kl, 1000)]
+
+
+def why(folder: Path = HERE) -> str:
+    """The three rows of the top README: FP32, the closest of the other quantizers, and ours, on one model; "" without figures."""
+    result = figures.read("quantization", folder)
+    tables = [] if result is None else [table for table in result.figures.tables if table.engine == "onnxruntime"]
+    if result is None or not tables:
+        return ""
+    table = min(tables, key=lambda table: MODELS.index(table.model) if table.model in MODELS else len(MODELS))
+    ours = next(row for row in table.rows if row.ours and row.title.endswith("int8"))
+    peers = [row for row in table.rows[1:] if not row.ours]
+    if not peers:
+        return ""
+    rows = (table.rows[0], min(peers, key=lambda row: row.kl.value), ours)
+    headings = ("", "top-1 %", "drop, points", "same class as FP32, %", "KL x 1e-3", "ms an image")
+    lines = ["## Why", "", *grid(headings, (_short_row(row, table.rows[0]) for row in rows)), ""]
+    about = MODELS_SAID.get(table.model, table.model)
+    lines += [
+        f"{about}, {table.images} test images, ONNX Runtime, {result.machine.cpu}, {result.machine.cores} cores.",
+        f"The second row is the closest to FP32 of {len(peers)} settings of other quantizers; all of them, OpenVINO and more",
+        "models: [the benchmarks](tests/benchmarks/README.md).",
+        "",
+    ]
+    return "\n".join(["", *lines]) + "\n"
+
+
+def _short_row(row: figures.QuantizedRow, reference: figures.QuantizedRow) -> tuple[str, ...]:
+    latency = f"{statistics.median(row.rounds_ms[1]):.1f}" if row.rounds_ms else ""
+    return _title(row), f"{100 * row.top1.value:.1f}", *_distance(row, reference), latency
+
+
+MODELS = ("dinov2", "clip", "fashion")
+"""Which model the three rows are of: the first that was measured."""
+MODELS_SAID = {
+    "dinov2": "DINOv2 ViT-S/14 at 112 pixels with a linear head fitted on CIFAR-10",
+    "clip": "CLIP ViT-B/16 with a linear head fitted on CIFAR-10",
+    "fashion": "The demo's model on Fashion-MNIST",
+}
+Renderer = Callable[[Any], Iterator[str]]
+SECTIONS: dict[str, tuple[str, str, Renderer]] = {
+    "demo": (
+        "The demo",
+        "What `make demo` reports: a ViT trained on Fashion-MNIST, in PyTorch, ONNX Runtime and OpenVINO, FP32 and INT8.",
+        demo,
+    ),
+    "quantization": (
+        "Quantizers compared",
+        "Ours and its peers on the same models, 128 calibration images, test images and engines. Drop, agreement and KL\n"
+        "divergence are from FP32 in the same engine on the same images; latencies are medians of interleaved rounds. On\n"
+        "OpenVINO every model runs twice: its float parts held to f32, and in bf16. `outlier` is `dinov2` with six LayerNorm\n"
+        "channels a block made 30 times larger and compensated behind.",
+        quantization,
+    ),
+    "engines": (
+        "Engines side by side",
+        "Each row in a process of its own, in interleaved rounds. `x eager` is PyTorch eager's time over the row's. The\n"
+        "second table compares our figure with that of OpenVINO's own `benchmark_app` for the same file and settings, in turns.",
+        engines,
+    ),
+    "calibration": (
+        "What calibration costs",
+        "Plain is the forward pass alone; peak memory is over an empty interpreter. Ours does not grow with the images; the\n"
+        "promise is the model's size and 300 MiB. ONNX Runtime's own calibrators ran under a memory limit.",
+        calibration,
+    ),
+    "corrections": (
+        "Two refinements that are left out",
+        "A best factor and bias for each output channel (affine), and tokens weighted by Fisher information. Change of the\n"
+        "mean KL divergence against what ships; below 0 is better.",
+        corrections,
+    ),
+    "export_time": (
+        "How long an export takes",
+        "A whole export with its proof in a fresh process, beside torch.onnx.export alone, which compares nothing. The promise\n"
+        "is at most 30 s for ViT-B/16 on two cores.",
+        export_time,
+    ),
+    "load_time": (
+        "How long weights take to load",
+        "The peer reads the same file and constructs the same module; it checks nothing and does not put the one into the\n"
+        "other. The promise is a ratio of at most 2.",
+        load_time,
+    ),
+    "startup": ("How long the command line takes to start", "The promise is below 200 ms.", startup),
+    "isolation": (
+        "What it costs that engines run in processes of their own",
+        "Whole commands on a tiny model, in pairs: what is left is starting and ending.",
+        isolation,
+    ),
+}
+"""Script to title, what is shown, and how."""
+
+
+def insert_why(text: str, rows: str) -> str:
+    """The top README with the three rows between its markers."""
+    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    return text[:start] + rows + text[end:]
+
+
+def main() -> None:
+    """Write both pages."""
+    PAGE.write_text(page())
+    TOP.write_text(insert_why(TOP.read_text(), why()))
+
+
+if __name__ == "__main__":
+    main()

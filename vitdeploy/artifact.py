@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,6 +19,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.onnxfile import check
 from vitdeploy.spec import ModelSpec
+from vitdeploy.words import PORTABLE, RecordPrecision
 
 RECORD = "artifact.json"
 SCHEMA = 1
@@ -47,8 +48,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     schema_version: int = SCHEMA
-    kind: Literal["onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "onnx"
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weight-only", "fp8"] = "fp32"
+    kind: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")] = "onnx"
+    precision: RecordPrecision = "fp32"
     entry: str = "model.onnx"
     weights: str | None = None
     spec: ModelSpec
@@ -90,7 +91,7 @@ class Artifact:
         if self.record.kind != "onnx":
             return self.record.kind
         target = self.record.config.get("target") if self.record.made_by == "quantize" else None
-        return None if target in (None, "portable") else str(target)
+        return None if target in (None, PORTABLE) else str(target)
 
     @property
     def name(self) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputContract, ModelSpec
 from vitdeploy.tomlfile import read_toml
+from vitdeploy.words import FloatPrecision, Goal, Hint, InputTensor, InstructionSet, MoreOutput, QuantizedPrecision, WeightsCopy
 
 FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
 """Endings by which a model's source is a file, not a name."""
@@ -44,7 +44,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     module: bool = False
     contract: str | None = None
     trust_pickle: str | None = None
-    prefer: Literal["ema", "plain"] | None = None
+    prefer: WeightsCopy | None = None
 
     def __post_init__(self) -> None:
         """Refuse a seed that generators can't take."""
@@ -68,9 +68,9 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     opset: int = 20
     batch: int | None = None
     image_size: tuple[int, int] | None = None
-    input: Literal["float32-nchw", "uint8-nchw", "uint8-nhwc"] = "float32-nchw"
+    input: InputTensor = "float32-nchw"
     top_k: int | None = None
-    outputs: tuple[Literal["tokens", "pooled"], ...] = ()
+    outputs: tuple[MoreOutput, ...] = ()
     prove_batches: tuple[int, ...] = (1, 2, 3, 7, 8)
     tolerance: float = 1e-4
 
@@ -103,7 +103,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             where FP16 would overflow. ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in
             INT8, activations by their own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine
             likes it.
-        target: The engine that the file is for; ``portable`` is read by all of them.
+        target: The engine that the file is for; ``portable`` is read by all of them; None is the first that is a target.
         calibration: Images that look like those of deployment (folder, manifest, tar shards or IDX), or ``random`` for
             generated ones: good for latency, not for accuracy.
         split: Which pair of an IDX folder holds the images.
@@ -125,8 +125,8 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         threads: Threads of each engine; None is the number of cores.
     """
 
-    precision: Literal["int8", "fp8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"] = "int8"
-    target: Literal["onnxruntime", "openvino", "tensorrt", "portable"] = "onnxruntime"
+    precision: QuantizedPrecision = "int8"
+    target: str | None = None
     calibration: str | None = None
     split: str | None = None
     statistics: str | None = None
@@ -136,7 +136,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_bad: int = 0
     keep_fp32: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    isa: Literal["avx2", "avx512-vnni", "amx", "neon-dotprod"] | None = None
+    isa: InstructionSet | None = None
     attention: bool = False
     lane_db: float = 20.0
     verify: bool = True
@@ -154,22 +154,6 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.precision in ("int8", "fp8") and self.calibration is None and self.statistics is None:
             fix = "give --calibration DIR with some 128 images like those of deployment (or the word random, to try latency)"
             raise UsageError("VD2010", f"{self.precision.upper()} needs calibration images", fix=fix)
-        self._check_target()
-
-    def _check_target(self) -> None:
-        """Refuse what the target does not read."""
-        if self.precision == "bf16" and self.target != "openvino":
-            raise UsageError("VD2011", f"bf16 is a hint to OpenVINO, the target is {self.target!r}", fix="use --target openvino")
-        if self.precision == "fp8" and self.target != "tensorrt":
-            raise UsageError("VD2011", f"fp8 is for TensorRT, the target is {self.target!r}", fix="use --target tensorrt")
-        if self.precision.startswith("int8-") and self.target in ("tensorrt", "portable"):
-            message = f"{self.precision} has no form that {self.target!r} reads"
-            raise UsageError("VD2011", message, fix="use --precision int8, or --target onnxruntime or openvino")
-        if self.attention and (self.target not in ("openvino", "tensorrt") or self.precision not in ("int8", "fp8")):
-            message = "8 bits inside attention are for int8 on openvino and tensorrt, and for fp8"
-            raise UsageError("VD2011", message, fix="leave attention out")
-        if self.keep_fp32 and self.precision != "fp16" and self.target != "tensorrt":
-            raise UsageError("VD2011", "keep_fp32 is for fp16", fix="leave it out")
 
     def moved(self, whole: Callable[[str], str]) -> QuantizeConfig:
         """The same with other paths: ``whole`` is applied to each that was given."""
@@ -202,16 +186,16 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         seconds: Longest time for one build.
     """
 
-    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    backend: str
     device: str | None = None
-    precision: Literal["f32", "bf16", "f16"] | None = None
-    hint: Literal["latency", "throughput"] = "latency"
+    precision: FloatPrecision | None = None
+    hint: Hint = "latency"
     threads: int | None = None
     streams: int | None = None
     batch: int | None = None
     usual_batch: int = 1
     largest_batch: int = 8
-    optimise: Literal["latency"] | None = None
+    optimise: Goal | None = None
     workspace_mib: int | None = None
     effort: int = 3
     weakly_typed: bool = False

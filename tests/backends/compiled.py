@@ -15,7 +15,7 @@ def compiled(artifact: Artifact, folder: Path, backend: str, **settings: object)
     """Compile into a new folder, and seal the record."""
     config = CompileConfig(backend=backend, **settings)
     folder.mkdir()
-    built = table.backend(backend).compile(artifact, config, folder)
+    built = table.load(backend).compile(artifact, config, folder)
     record = Record(
         kind=backend,
         precision=artifact.record.precision,

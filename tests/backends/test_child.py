@@ -83,11 +83,11 @@ class Odd:
 
 @pytest.fixture(autouse=True)
 def odd(monkeypatch):
-    monkeypatch.setitem(table.TABLE, "odd", table.Entry(f"{__name__}:Odd", "unittest", "onnxruntime"))
+    monkeypatch.setitem(table.TABLE, "odd", table.Engine("odd", f"{__name__}:Odd", "unittest", "onnxruntime"))
 
 
 def opened(artifact, does="", seconds=60.0):
-    return child.RemoteBackend("odd", seconds).open(artifact, OpenConfig(device=does or None))
+    return child.open_in_child("odd", artifact, OpenConfig(device=does or None), seconds)
 
 
 def tensor_of(artifact, pixels):
@@ -104,12 +104,12 @@ def named(kernel):
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("which", ["tiny_artifact", "tiny_static", "tiny_bytes"])
-def test_a_remote_runner_is_the_runner(name, which, request, tiny_pixels):
+def test_a_child_runner_is_the_runner(name, which, request, tiny_pixels):
     artifact = request.getfixturevalue(which)
     tensor = tensor_of(artifact, tiny_pixels)
     with (
-        closing(table.backend(name).open(artifact, ONE)) as plain,
-        closing(table.isolated(name).open(artifact, ONE)) as there,
+        closing(table.load(name).open(artifact, ONE)) as plain,
+        closing(child.open_in_child(name, artifact, ONE)) as there,
     ):
         assert there.settings == plain.settings
         assert there.batch == plain.batch
@@ -124,7 +124,7 @@ def test_a_remote_runner_is_the_runner(name, which, request, tiny_pixels):
 def test_outputs_are_the_callers_and_the_input_is_borrowed(tiny_artifact, tiny_pixels):
     tensor = tensor_of(tiny_artifact, tiny_pixels)
     tensor.setflags(write=False)
-    with closing(table.isolated("onnxruntime").open(tiny_artifact, ONE)) as runner:
+    with closing(child.open_in_child("onnxruntime", tiny_artifact, ONE)) as runner:
         first = runner.run(tensor)["logits"]
         kept = first.copy()
         np.testing.assert_array_equal(runner.run(np.asfortranarray(tensor))["logits"], kept)
@@ -167,17 +167,17 @@ def test_paths_stay_as_they_were_written(tiny_artifact, monkeypatch):
         assert runner.settings["current"] == str(tiny_artifact.folder.parent)
     missing = Artifact(Path("nowhere"), tiny_artifact.record)
     with pytest.raises(VitdeployError) as caught:
-        table.isolated("onnxruntime").open(missing, ONE)
+        child.open_in_child("onnxruntime", missing, ONE)
     assert caught.value.file == "nowhere/model.onnx"
 
 
 def test_the_engine_is_not_imported_here(tiny_artifact):
     code = (
         "import sys, numpy as np; from pathlib import Path; from vitdeploy.artifact import Artifact\n"
-        "from vitdeploy.backends import table; from vitdeploy.backends.base import OpenConfig\n"
+        "from vitdeploy.backends import child; from vitdeploy.backends.base import OpenConfig\n"
         "from vitdeploy.data import images, synthetic\n"
         f"artifact = Artifact.open(Path({str(tiny_artifact.folder)!r}))\n"
-        "runner = table.isolated('onnxruntime').open(artifact, OpenConfig(threads=1))\n"
+        "runner = child.open_in_child('onnxruntime', artifact, OpenConfig(threads=1))\n"
         "pixels = synthetic.pixels(1, artifact.spec.input)\n"
         "print(runner.run(images.to_tensor(pixels, artifact.spec.input))['logits'].shape, 'onnxruntime' in sys.modules)\n"
     )  # without a main guard, and without closing
@@ -289,7 +289,7 @@ def test_a_thread_that_opens_may_end(tiny_artifact, tiny_pixels):
 
 def test_threads_may_share_a_runner(tiny_artifact, tiny_pixels):
     tensor = tensor_of(tiny_artifact, tiny_pixels)
-    with closing(table.isolated("onnxruntime").open(tiny_artifact, ONE)) as runner:
+    with closing(child.open_in_child("onnxruntime", tiny_artifact, ONE)) as runner:
         truth, wrong = [runner.run(tensor[i : i + 1])["logits"] for i in range(7)], []
 
         def check(index):
@@ -308,35 +308,37 @@ def test_threads_may_share_a_runner(tiny_artifact, tiny_pixels):
 # Which engine, and which artifact
 
 
-def test_names_and_packages_are_checked_before_anything_is_started(monkeypatch):
+def test_names_and_packages_are_checked_before_anything_is_started(monkeypatch, tiny_artifact):
     with pytest.raises(UsageError, match="onxruntime") as caught:
-        table.isolated("onxruntime")
+        child.open_in_child("onxruntime", tiny_artifact, ONE)
     assert caught.value.code == "VD2009"
     monkeypatch.setattr(table, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match="'openvino', which is not installed") as missing:
-        table.isolated("openvino")
+        child.open_in_child("openvino", tiny_artifact, ONE)
     assert missing.value.code == "VD4001"
     assert missing.value.fix == "run: pip install 'vitdeploy[openvino]'"
-    assert table.installed() == table.compilers() == ()
+    assert table.list_openers() == table.list_engines() == ()
 
 
 def test_which_backends_open_onnx_and_which_compile(monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: name)
     monkeypatch.delitem(table.TABLE, "odd")
-    assert table.installed() == ("pytorch", "onnxruntime", "openvino")
-    assert table.compilers() == ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+    assert table.list_openers() == ("pytorch", "onnxruntime", "openvino")
+    assert table.list_compilers() == ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
-def test_pytorch_stays_here():
-    assert type(table.isolated("pytorch")).__module__ == "vitdeploy.backends.pytorch"
+def test_pytorch_stays_here(tiny_artifact):
+    with closing(child.open_in_child("pytorch", tiny_artifact, ONE)) as runner:
+        assert type(runner).__module__ == "vitdeploy.backends.pytorch"
 
 
-def test_a_child_has_no_children_of_its_own():
-    assert isolate.run(f"{__name__}:kind_in_a_child", "onnxruntime", seconds=60) == "OnnxRuntime"
+def test_a_child_has_no_children_of_its_own(tiny_artifact):
+    assert isolate.run(f"{__name__}:open_once_more", str(tiny_artifact.folder), seconds=60) == "OnnxRuntimeRunner"
 
 
-def kind_in_a_child(name):
-    return type(table.isolated(name)).__name__
+def open_once_more(folder):
+    with closing(child.open_in_child("onnxruntime", Artifact.open(Path(folder)), ONE)) as runner:
+        return type(runner).__name__
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def kind_in_a_child(name):
 def test_an_artifact_of_another_engine_is_refused(kind, name, words, tiny_artifact):
     other = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind=kind))
     with pytest.raises(UsageError, match=words) as caught:
-        child.RemoteBackend(name).open(other, ONE)
+        table.require_fit(name, other)
     assert caught.value.code == "VD2013"
     assert caught.value.fix
 
@@ -360,7 +362,7 @@ def test_an_artifact_of_another_engine_is_refused(kind, name, words, tiny_artifa
     ("kind", "name"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt", "tensorrt"), ("tensorrt", "pytorch")]
 )
 def test_an_artifact_of_this_engine_is_not(kind, name, tiny_artifact):
-    table.fitting(name, Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind=kind)))
+    table.require_fit(name, Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind=kind)))
 
 
 @pytest.mark.parametrize(
@@ -379,4 +381,4 @@ def test_an_artifact_of_this_engine_is_not(kind, name, tiny_artifact):
 def test_memory_is_capped_where_no_gpu_may_be_used(name, device, kept, capped, tiny_artifact):
     proof = {"run": {"device": kept}} if kept else {}
     artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, proof=proof))
-    assert (child._cap(name, artifact, OpenConfig(device=device)) is not None) == capped
+    assert (child._find_cap(name, artifact, OpenConfig(device=device)) is not None) == capped

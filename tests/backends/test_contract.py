@@ -22,7 +22,7 @@ def name(request):
 
 @pytest.fixture
 def runner(name, tiny_artifact):
-    opened = table.backend(name).open(tiny_artifact, OpenConfig(threads=1))
+    opened = table.load(name).open(tiny_artifact, OpenConfig(threads=1))
     yield opened
     opened.close()
 
@@ -100,14 +100,14 @@ def test_settings_say_what_the_numbers_depend_on(runner, name):
 
 
 def test_closing_twice_is_allowed(name, tiny_artifact):
-    opened = table.backend(name).open(tiny_artifact, OpenConfig(threads=1))
+    opened = table.load(name).open(tiny_artifact, OpenConfig(threads=1))
     opened.close()
     opened.close()
 
 
 def test_another_device_is_refused(name, tiny_artifact):
     with pytest.raises(UsageError, match="'vulkan'") as caught:
-        table.backend(name).open(tiny_artifact, OpenConfig(device="vulkan"))
+        table.load(name).open(tiny_artifact, OpenConfig(device="vulkan"))
     assert caught.value.code == "VD2011"
 
 
@@ -126,7 +126,7 @@ def test_another_device_is_refused(name, tiny_artifact):
 )
 def test_a_setting_of_another_engine_is_refused(name, setting, tiny_artifact):
     with pytest.raises(UsageError, match=f"no setting '{next(iter(setting))}'") as caught:
-        table.backend(name).open(tiny_artifact, OpenConfig(**setting))
+        table.load(name).open(tiny_artifact, OpenConfig(**setting))
     assert caught.value.code == "VD2011"
 
 
@@ -139,7 +139,7 @@ def test_an_artifact_of_another_engine_is_refused(engine, tiny_artifact):
     other = next(name for name in ENGINES if name != engine)
     foreign = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind=other))
     with pytest.raises(UsageError, match=f"compiled for {other}") as caught:
-        table.backend(engine).open(foreign, OpenConfig())
+        table.load(engine).open(foreign, OpenConfig())
     assert caught.value.code == "VD2013"
 
 
@@ -148,7 +148,7 @@ def test_runs_from_several_threads(engine, tiny_artifact, tensor):
     """A second call waits for a free request; no output is mixed with another's."""
     from concurrent.futures import ThreadPoolExecutor
 
-    opened = table.backend(engine).open(tiny_artifact, OpenConfig(threads=1))
+    opened = table.load(engine).open(tiny_artifact, OpenConfig(threads=1))
     alone = [opened.run(tensor[row : row + 1])["logits"] for row in range(len(tensor))]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda row: opened.run(tensor[row : row + 1])["logits"], list(range(len(tensor))) * 5))
@@ -159,14 +159,14 @@ def test_runs_from_several_threads(engine, tiny_artifact, tensor):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_compute_the_original(engine, tiny_artifact, tensor):
     options = OpenConfig(threads=1)
-    found, truth = (table.backend(each).open(tiny_artifact, options).run(tensor)["logits"] for each in (engine, "pytorch"))
+    found, truth = (table.load(each).open(tiny_artifact, options).run(tensor)["logits"] for each in (engine, "pytorch"))
     assert truth.std() > 0.01
     np.testing.assert_allclose(found, truth, atol=1e-4 * truth.std())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fixed_batch(engine, tiny_static, tensor):
-    opened = table.backend(engine).open(tiny_static, OpenConfig(threads=1))
+    opened = table.load(engine).open(tiny_static, OpenConfig(threads=1))
     assert opened.batch == 4
     with pytest.raises(InputError, match=r"\[4, 3, 16, 24\]") as caught:
         opened.run(tensor)
@@ -178,8 +178,8 @@ def test_fixed_batch(engine, tiny_static, tensor):
 @pytest.mark.parametrize("count", [1, 4, 5, 7])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_any_number_runs_on_a_fixed_batch(engine, tiny_static, tiny_artifact, tensor, count):
-    static = table.backend(engine).open(tiny_static, OpenConfig(threads=1))
-    dynamic = table.backend(engine).open(tiny_artifact, OpenConfig(threads=1))
+    static = table.load(engine).open(tiny_static, OpenConfig(threads=1))
+    dynamic = table.load(engine).open(tiny_artifact, OpenConfig(threads=1))
     assert dynamic.batch is None
     found = run_any(static, tensor[:count])["logits"]
     np.testing.assert_allclose(found, dynamic.run(tensor[:count])["logits"], atol=1e-5)
@@ -193,7 +193,7 @@ def test_damaged_model_is_one_error(engine, tiny_artifact, tmp_path):
     (tmp_path / "model.onnx").write_bytes(raw[: len(raw) // 2])
     damaged = Artifact(tmp_path, Record(spec=tiny_artifact.spec, made_by="test"))
     with pytest.raises(MachineError) as caught:
-        table.backend(engine).open(damaged, OpenConfig(threads=1))
+        table.load(engine).open(damaged, OpenConfig(threads=1))
     assert caught.value.code == "VD4004"
     assert caught.value.__cause__ is not None
     assert engine in caught.value.message
@@ -201,12 +201,12 @@ def test_damaged_model_is_one_error(engine, tiny_artifact, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bare_file_opens(engine, bare_artifact, tensor):
-    assert len(table.backend(engine).open(bare_artifact, OpenConfig(threads=1)).run(tensor)["logits"]) == 7
+    assert len(table.load(engine).open(bare_artifact, OpenConfig(threads=1)).run(tensor)["logits"]) == 7
 
 
 def test_bare_file_has_no_original(bare_artifact):
     with pytest.raises(InputError, match="PyTorch original") as caught:
-        table.backend("pytorch").open(bare_artifact, OpenConfig())
+        table.load("pytorch").open(bare_artifact, OpenConfig())
     assert caught.value.code == "VD3010"
     assert caught.value.fix
 
@@ -219,14 +219,14 @@ def test_original_takes_bytes_when_the_file_does(kind, tiny_artifact, tiny_pixel
 
     spec = msgspec.structs.replace(tiny_artifact.spec, input=msgspec.structs.replace(tiny_artifact.spec.input, tensor=kind))
     raw = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
-    pytorch = table.backend("pytorch")
+    pytorch = table.load("pytorch")
     found = pytorch.open(raw, OpenConfig(threads=1)).run(images.to_tensor(tiny_pixels, spec.input))["logits"]
     np.testing.assert_array_equal(found, pytorch.open(tiny_artifact, OpenConfig(threads=1)).run(tensor)["logits"])
 
 
 def test_unknown_backend_suggests_one():
     with pytest.raises(UsageError, match="onxruntime") as caught:
-        table.backend("onxruntime")
+        table.load("onxruntime")
     assert caught.value.code == "VD2009"
     assert "onnxruntime" in caught.value.fix
 
@@ -235,7 +235,7 @@ def test_missing_engine_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "vitdeploy.backends.openvino.backend", raising=False)
     with pytest.raises(MachineError) as caught:
-        table.backend("openvino")
+        table.load("openvino")
     assert caught.value.code == "VD4001"
     assert "vitdeploy[openvino]" in caught.value.fix
 
@@ -246,7 +246,7 @@ def test_engine_that_does_not_load_is_one_error(monkeypatch):
 
     monkeypatch.setattr(table.importlib, "import_module", broken)
     with pytest.raises(MachineError, match="onnxruntime: libgomp") as caught:
-        table.backend("onnxruntime")
+        table.load("onnxruntime")
     assert caught.value.code == "VD4004"
 
 
@@ -259,7 +259,7 @@ def _fresh(code: str, **environment: str) -> str:
 
 def test_the_table_imports_no_engine():
     code = (
-        "import sys; from vitdeploy.backends.table import installed; print(installed());"
+        "import sys; from vitdeploy.backends.table import list_openers; print(list_openers());"
         "print([n for n in ('torch', 'onnxruntime', 'openvino', 'onnx') if n in sys.modules])"
     )
     assert _fresh(code).splitlines() == [str(ALL), "[]"]
@@ -267,7 +267,7 @@ def test_the_table_imports_no_engine():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_brings_no_torch(engine):
-    code = f"import sys; from vitdeploy.backends.table import backend; backend('{engine}'); print('torch' in sys.modules)"
+    code = f"import sys; from vitdeploy.backends.table import load; load('{engine}'); print('torch' in sys.modules)"
     assert _fresh(code) == "False\n"
 
 
@@ -277,7 +277,7 @@ def test_openvino_tells_nobody(tmp_path):
         "import socket, sys, urllib.request\n"
         "def refuse(*a, **k): raise SystemExit('network')\n"
         "socket.getaddrinfo = socket.create_connection = urllib.request.urlopen = refuse\n"
-        "from vitdeploy.backends.table import backend; backend('openvino')\n"
+        "from vitdeploy.backends.table import load; load('openvino')\n"
         "print('openvino_telemetry' in sys.modules)"
     )
     assert _fresh(code, HOME=str(tmp_path), CI="") == "False\n"
@@ -292,15 +292,15 @@ import ctypes, sys
 from contextlib import closing
 from pathlib import Path
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends import backend
+from vitdeploy.backends.table import load
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.openvino import _SignalStack
+from vitdeploy.backends.openvino.backend import _SignalStack
 def flags():
     now = _SignalStack()
     assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now)) == 0
     return now.flags, now.size
 before = flags()
-with closing(backend("openvino").open(Artifact.open(Path(sys.argv[1])), OpenConfig())):
+with closing(load("openvino").open(Artifact.open(Path(sys.argv[1])), OpenConfig())):
     assert flags() == before, flags()
 """
     subprocess.run([sys.executable, "-c", code, str(tiny_artifact.folder)], check=True)

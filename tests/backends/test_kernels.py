@@ -52,7 +52,7 @@ def engine(request):
 
 
 def kernels(artifact, engine, precision=None):
-    with closing(table.backend(engine).open(artifact, OpenConfig(threads=1, precision=precision))) as runner:
+    with closing(table.load(engine).open(artifact, OpenConfig(threads=1, precision=precision))) as runner:
         return runner.kernels()
 
 
@@ -204,14 +204,14 @@ def test_bfloat16_on_request(tiny_artifact, tmp_path):
         (quantized, None, "int8"),
         (quantized, "bf16", "int8+bf16"),
     ):
-        with closing(table.backend("openvino").open(artifact, OpenConfig(precision=precision))) as runner:
+        with closing(table.load("openvino").open(artifact, OpenConfig(precision=precision))) as runner:
             assert runner.settings["precision"] == ran
 
 
 def test_precision_that_the_cpu_lacks_is_refused(tiny_artifact):
     """OpenVINO would compute in the nearest one, and say nothing."""
     try:
-        with closing(table.backend("openvino").open(tiny_artifact, OpenConfig(precision="f16"))) as runner:
+        with closing(table.load("openvino").open(tiny_artifact, OpenConfig(precision="f16"))) as runner:
             assert runner.settings["precision"] == "fp16"
     except UsageError as refused:
         assert refused.code == "VD2011"
@@ -221,13 +221,13 @@ def test_precision_that_the_cpu_lacks_is_refused(tiny_artifact):
 @pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bf16"), ("pytorch", "f16"), ("openvino", "f8")])
 def test_unknown_precision_is_refused(name, precision, tiny_artifact):
     with pytest.raises(UsageError, match=f"'{precision}'") as caught:
-        table.backend(name).open(tiny_artifact, OpenConfig(precision=precision))
+        table.load(name).open(tiny_artifact, OpenConfig(precision=precision))
     assert caught.value.code == "VD2011"
 
 
 @pytest.mark.parametrize("name", ["pytorch", *ENGINES])
 def test_f32_is_what_all_have(name, tiny_artifact):
-    with closing(table.backend(name).open(tiny_artifact, OpenConfig(threads=1, precision="f32"))) as runner:
+    with closing(table.load(name).open(tiny_artifact, OpenConfig(threads=1, precision="f32"))) as runner:
         assert runner.settings["precision"] == "fp32"
 
 

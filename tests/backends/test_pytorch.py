@@ -57,7 +57,7 @@ def compiled(cache, small, pixels):
 
 
 def opened(artifact, **settings):
-    return table.backend("pytorch").open(artifact, OpenConfig(threads=1, **settings))
+    return table.load("pytorch").open(artifact, OpenConfig(threads=1, **settings))
 
 
 def logits(artifact, tensor, **settings):

@@ -83,9 +83,9 @@ def child_memory(task: dict) -> dict:
 
 def child_time(task: dict) -> dict:
     """Ours and the plain forward pass, in turns."""
-    from vitdeploy.quant.observer import Observer
+    from vitdeploy.backends.onnxruntime.observer import OnnxRuntimeObserver
 
-    opened = Observer(Path(task["model"]), task["tensors"], threads=task["threads"], batch=8)
+    opened = OnnxRuntimeObserver(Path(task["model"]), task["tensors"], threads=task["threads"], batch=8)
     batch = opened.batch
     opened.close()
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}

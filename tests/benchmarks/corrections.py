@@ -37,7 +37,8 @@ from ptq.models import CALIBRATION, SEED, Case, MissingError
 
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.onnxruntime.observer import OnnxRuntimeObserver
+from vitdeploy.backends.table import load
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
 from vitdeploy.data.dataset import LoadConfig
@@ -48,7 +49,6 @@ from vitdeploy.quant.calibrator import CalibrateConfig, calibrate
 from vitdeploy.quant.int8 import Quantizer, wants
 from vitdeploy.quant.moments import Moments, moments
 from vitdeploy.quant.observations import Statistics
-from vitdeploy.quant.observer import Observer
 from vitdeploy.quant.preparation import Layout, Prepared, prepare
 from vitdeploy.quant.sketch import image_key
 
@@ -171,7 +171,7 @@ def observe(subject: Subject, path: Path, sites: Sequence[Site], count: int) -> 
     """What the GEMM inputs are on the first calibration images: float32 [n, T, K] each; a few of them in memory at a time."""
     for start in range(0, len(sites), SITES):
         group = sites[start : start + SITES]
-        observer = Observer(path, [site.name for site in group], threads=subject.threads, batch=8)
+        observer = OnnxRuntimeObserver(path, [site.name for site in group], threads=subject.threads, batch=8)
         parts = [[np.array(each) for each in observer.run(subject.pixels[at : at + 8])] for at in range(0, count, 8)]
         observer.close()
         for place, site in enumerate(group):
@@ -226,7 +226,7 @@ def quantized(subject: Subject, method: str) -> Artifact:
 
 def logarithms(artifact: Artifact, pixels: Array, threads: int) -> Array:
     """Logarithms of the probabilities, float64 [n, classes]."""
-    with closing(backend("onnxruntime").open(artifact, OpenConfig(threads=threads))) as runner:
+    with closing(load("onnxruntime").open(artifact, OpenConfig(threads=threads))) as runner:
         parts = [runner.run(np.array(pixels[at : at + 25]))[artifact.spec.output] for at in range(0, len(pixels), 25)]
     logits = np.concatenate(parts).astype(np.float64)
     logits -= logits.max(1, keepdims=True)

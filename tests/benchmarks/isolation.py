@@ -1,6 +1,6 @@
 """What does it cost that engines run in processes of their own? Whole commands, with isolation and without, in turn.
 
-Without means: the same code in which `backends.isolated` gives the plain backend, and `quantize` works in its own process.
+Without means: the same code in which `open_in_child` opens the plain backend here, and `quantize` works in its own process.
 Run it on an idle machine: python tests/benchmarks/isolation.py [ROUNDS]
 """
 
@@ -23,10 +23,10 @@ from vitdeploy.data import synthetic
 LIMIT_S = 0.5
 PLAIN = """
 import sys
-from vitdeploy import backends
-backends.isolated = backends.backend
+from vitdeploy.backends import child, table
+child.open_in_child = lambda name, artifact, config: table.load(name).open(artifact, config)
 if sys.argv[1] == "quantize":
-    import vitdeploy.quantizer
+    import vitdeploy.verbs.quantizer
     from vitdeploy.quant.job import quantize_here
     vitdeploy.verbs.quantizer.quantize = quantize_here
 """

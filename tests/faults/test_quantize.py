@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import TINY
 from tests.quant.fashion import edited
 from vitdeploy.artifact import RECORD, Artifact, Record
+from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
 from vitdeploy.quant.job import HALVES
@@ -268,7 +269,7 @@ def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path)
 )
 def test_options_that_mean_nothing(settings, code):
     with pytest.raises(UsageError) as caught:
-        QuantizeConfig(**settings)
+        settle_target(QuantizeConfig(**settings))
     assert caught.value.code == code
     assert caught.value.fix
 

@@ -34,7 +34,7 @@ def attempt(argument: list[str]) -> str:
     pixels = np.random.default_rng(0).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
     artifact = Artifact(path.parent, Record(entry=path.name, spec=SPEC, made_by="import"))
     try:
-        with closing(table.backend(engine).open(artifact, OpenConfig(threads=1))) as runner:
+        with closing(table.load(engine).open(artifact, OpenConfig(threads=1))) as runner:
             runner.run(pixels)
     except VitdeployError as exc:
         return exc.code

@@ -56,9 +56,12 @@ def test_a_right_engine_passes(tiny_artifact, batch, monkeypatch, engine):
 
 def as_kind(monkeypatch, engine, instead=None):
     """Audit an ONNX artifact as if it were an engine of that name."""
-    from vitdeploy.backends.table import isolated
+    from vitdeploy.backends.child import open_in_child
 
-    monkeypatch.setattr(module, "isolated", lambda kind: instead or isolated(engine))
+    def opened(kind, *given):
+        return open_in_child(engine, *given) if instead is None else instead.open(*given)
+
+    monkeypatch.setattr(module, "open_in_child", opened)
     return contextlib.nullcontext()
 
 

@@ -73,7 +73,7 @@ def test_one_of_another_size_is_refused(carrier, batch):
 
 
 def test_without_an_engine_the_fix_is_said(tiny_artifact, monkeypatch):
-    monkeypatch.setattr(golden, "installed", lambda: ("pytorch",))
+    monkeypatch.setattr(golden, "list_engines", lambda: ())
     with pytest.raises(MachineError, match="nothing here can run") as caught:
         golden.make(tiny_artifact)
     assert caught.value.code == "VD4001"

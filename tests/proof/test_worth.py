@@ -19,7 +19,7 @@ from scipy.stats import entropy
 from tests.quant.fashion import edited
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.proof import worth as module
 from vitdeploy.proof.worth import Comparison, Worth, divergence, verdict, worth
@@ -173,7 +173,7 @@ def test_a_changed_model_against_the_original(tiny_artifact, tmp_path, untimed):
     found = worth(comparison, batches(tiny_artifact, 50))
     outputs = []
     for artifact in (tiny_artifact, made):
-        with closing(backend("onnxruntime").open(artifact, OpenConfig(threads=1))) as runner:
+        with closing(load("onnxruntime").open(artifact, OpenConfig(threads=1))) as runner:
             outputs.append(np.concatenate([runner.run(batch)["logits"] for batch in batches(artifact, 50)]))
     apart = divergence(*outputs)
     assert found.divergence.value == pytest.approx(apart.mean(), rel=1e-3)

@@ -11,7 +11,7 @@ import onnx
 
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig, run_any
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.table import load
 from vitdeploy.data import LoadConfig, images, open_dataset
 from vitdeploy.proof.worth import divergence
 from vitdeploy.recipe import ExportConfig, ModelConfig, QuantizeConfig
@@ -48,7 +48,7 @@ def pixels(split: str, count: int) -> np.ndarray:
 def logits(artifact: Artifact, engine: str = "onnxruntime", *, count: int = 2000) -> np.ndarray:
     """Of the evaluation images."""
     tensor = pixels("evaluation", 2000)[:count]
-    with closing(backend(engine).open(artifact, OpenConfig(threads=1))) as runner:
+    with closing(load(engine).open(artifact, OpenConfig(threads=1))) as runner:
         size = runner.batch or 100
         parts = [run_any(runner, tensor[start : start + size]) for start in range(0, len(tensor), size)]
     return np.concatenate([part[artifact.spec.output] for part in parts])

@@ -12,10 +12,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.quant.networks import HIDDEN, TOKENS, WANTS, network, pictures, run, saved, stream
+from vitdeploy.backends.onnxruntime import observer
+from vitdeploy.backends.onnxruntime.observer import OnnxRuntimeObserver
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile.augment import augment
-from vitdeploy.quant import calibrator, observer
+from vitdeploy.quant import calibrator
 from vitdeploy.quant.calibrator import CalibrateConfig, Images, Want, calibrate
 from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.sketch import Sketch
@@ -170,13 +172,13 @@ def test_resumes_after_an_interruption(model, tmp_path, after):
     assert Statistics.load(state).images == after
     counted = []
 
-    class Counting(observer.Observer):
+    class Counting(OnnxRuntimeObserver):
         def run(self, pixels):
             counted.append(len(pixels))
             return super().run(pixels)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrator, "Observer", Counting)
+        patch.setattr(calibrator, "open_observer", Counting)
         resumed = run(model, stream(pixels, 4), minimum=32, limit=120, state=state)
     assert whole.images - after <= sum(counted) < len(pixels) - after
     assert saved(resumed, tmp_path) == saved(whole, tmp_path)
@@ -257,7 +259,7 @@ def test_a_smaller_batch_when_memory_does_not_suffice(model, tmp_path, monkeypat
     """Runs of more than two images fail for want of memory: the result is the same, and the notes say it."""
     pixels = pictures(37)
     plain = run(model, stream(pixels, 37))
-    genuine, sizes = observer.Observer._bound, []
+    genuine, sizes = OnnxRuntimeObserver._run_bound, []
 
     def small(self, images):
         sizes.append(len(images))
@@ -268,7 +270,7 @@ def test_a_smaller_batch_when_memory_does_not_suffice(model, tmp_path, monkeypat
                 raise MachineError("VD4004", f"onnxruntime: {exc}") from exc
         return genuine(self, images)
 
-    monkeypatch.setattr(observer.Observer, "_bound", small)
+    monkeypatch.setattr(OnnxRuntimeObserver, "_run_bound", small)
     statistics = run(model, stream(pixels, 37))
     assert statistics.notes == [
         "memory did not suffice for 8 images a run: went on with 4",
@@ -284,14 +286,14 @@ def test_out_of_memory_with_one_image_is_an_error(model, monkeypatch):
     def fails(self, images):
         raise MachineError("VD4006", "onnxruntime ran out of memory")
 
-    monkeypatch.setattr(observer.Observer, "_bound", fails)
+    monkeypatch.setattr(OnnxRuntimeObserver, "_run_bound", fails)
     with pytest.raises(MachineError, match="VD4006"):
         run(model, stream(pictures(37)))
 
 
 def test_large_tensors_run_in_smaller_batches(model, monkeypatch):
     monkeypatch.setattr(observer, "BUFFERS", 2 * 3 * 4 * TOKENS * HIDDEN * 3)  # both sets: three images' three tensors
-    opened = observer.Observer(model, [want.tensor for want in WANTS], threads=1, batch=8)
+    opened = OnnxRuntimeObserver(model, [want.tensor for want in WANTS], threads=1, batch=8)
     assert opened.batch == 3
     opened.close()
 

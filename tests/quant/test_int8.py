@@ -16,7 +16,7 @@ from tests.conftest import TINY, write_artifact
 from tests.quant.fashion import LAYERS, apart, config, demo, edited, logits, pixels
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.table import load
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
 from vitdeploy.measure.parity import Parity
@@ -323,7 +323,7 @@ def test_models_without_classes_class_token_and_bias(tiny_headless, tmp_path):
         parity = Parity(classify=False)
         outputs = []
         for each in (source, found):
-            with closing(backend("onnxruntime").open(each, OpenConfig(threads=1))) as runner:
+            with closing(load("onnxruntime").open(each, OpenConfig(threads=1))) as runner:
                 outputs.append(runner.run(tensor)[source.spec.output])
         parity.add(*outputs)
         assert parity.metrics()["cosine_mean"].value > 0.995

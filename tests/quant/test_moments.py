@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from tests.quant.networks import HIDDEN, network, pictures, stream
+from vitdeploy.backends.onnxruntime.observer import OnnxRuntimeObserver
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError
 from vitdeploy.quant import moments as module
 from vitdeploy.quant.moments import from_rows, moments
-from vitdeploy.quant.observer import Observer
 
 WIDTHS = {"hidden": HIDDEN, "active": HIDDEN, "turned again": HIDDEN}
 
@@ -50,7 +50,7 @@ def test_are_what_numpy_computes_of_every_row_once(model):
 def test_groups_give_what_one_group_gives(model, monkeypatch, memory):
     whole, opened, passes = found(model), [], []
 
-    class Counting(Observer):
+    class Counting(OnnxRuntimeObserver):
         def __init__(self, model, names, **settings):
             opened.append(tuple(names))
             super().__init__(model, names, **settings)
@@ -59,7 +59,7 @@ def test_groups_give_what_one_group_gives(model, monkeypatch, memory):
         passes.append(None)
         return batches(8)
 
-    monkeypatch.setattr(module, "Observer", Counting)
+    monkeypatch.setattr(module, "open_observer", Counting)
     monkeypatch.setattr(module, "MEMORY", memory)
     got = dict(moments(model, WIDTHS, again, threads=1))
     assert [name for group in opened for name in group] == list(WIDTHS)
@@ -100,7 +100,7 @@ def test_of_a_vit(tiny_artifact):
     pixels = images.to_tensor(synthetic.pixels(12, tiny_artifact.spec.input), tiny_artifact.spec.input)
     widths = {"blocks.0.norm1/LayerNormalization_out": 32, "blocks.1.mlp/Gelu_out": 128}
     got = dict(moments(tiny_artifact.model, widths, lambda: [pixels[:7], pixels[7:]], threads=1))
-    observer = Observer(tiny_artifact.model, list(widths), threads=1, batch=4)
+    observer = OnnxRuntimeObserver(tiny_artifact.model, list(widths), threads=1, batch=4)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in widths}
     for place in range(12):
         for name, values in zip(widths, observer.run(pixels[place : place + 1]), strict=True):

@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from tests.graph import vits
 from tests.quant.fashion import apart, config, demo, edited, logits, pixels
 from tests.quant.test_int8 import with_a_massive_token
+from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
 from vitdeploy.quant import products
@@ -225,7 +226,7 @@ def test_scores_that_are_scaled_outside_are_refused(prepared):
 )
 def test_what_no_target_reads_is_refused(given):
     with pytest.raises(UsageError, match="VD2011") as caught:
-        QuantizeConfig(calibration="images", **given)
+        settle_target(QuantizeConfig(calibration="images", **given))
     assert caught.value.fix
 
 

@@ -15,7 +15,7 @@ import pytest
 import vitdeploy
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import Compiled, OpenConfig, run_any
-from vitdeploy.backends.table import isolated
+from vitdeploy.backends.child import open_in_child
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
@@ -47,7 +47,7 @@ def int8(tiny_artifact, tmp_path_factory):
 def logits(artifact, engine, **settings):
     contract = artifact.spec.input
     tensor = images.to_tensor(synthetic.pixels(6, contract, seed=3), contract)
-    with closing(isolated(engine).open(artifact, OpenConfig(**settings))) as runner:
+    with closing(open_in_child(engine, artifact, OpenConfig(**settings))) as runner:
         return run_any(runner, tensor)[artifact.spec.output]
 
 
@@ -99,7 +99,7 @@ def test_the_verbs_take_an_engine(tiny_artifact, tmp_path, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_batch_size(tiny_artifact, tmp_path, engine):
     made = vitdeploy.compile(tiny_artifact, config(engine, batch=3), tmp_path / "out")
-    with closing(isolated(engine).open(made, OpenConfig())) as runner:
+    with closing(open_in_child(engine, made, OpenConfig())) as runner:
         assert runner.batch == 3
     assert distance(logits(made, engine), logits(tiny_artifact, engine)) < 1e-5
 
@@ -127,7 +127,7 @@ def test_the_fastest_settings_are_measured_and_kept(tiny_artifact, tmp_path, mon
     assert found["measured"][found["chosen"]] == min(found["measured"].values())
     run = msgspec.convert(made.record.proof["run"], OpenConfig)
     assert settings_in_words(run) == found["chosen"]
-    with closing(isolated(engine).open(Artifact.open(made.folder), OpenConfig())) as runner:
+    with closing(open_in_child(engine, Artifact.open(made.folder), OpenConfig())) as runner:
         assert runner.settings["threads"] == run.threads
 
 
@@ -246,7 +246,7 @@ def stubborn(monkeypatch):
 
         monkeypatch.setattr(compiler.isolate, "run", run)
         monkeypatch.setattr(compiler, "audit", audited)
-        monkeypatch.setattr(compiler, "isolated", lambda name: made)
+        monkeypatch.setattr(compiler, "require_installed", lambda name: None)
         return made
 
     return make
@@ -305,7 +305,7 @@ def test_an_engine_is_not_compiled_again(tiny_artifact, tmp_path):
 def test_an_engine_opens_in_its_own_backend_only(tiny_artifact, tmp_path):
     made = vitdeploy.compile(tiny_artifact, config("openvino"), tmp_path / "out")
     with pytest.raises(UsageError) as caught:
-        isolated("onnxruntime").open(made, OpenConfig())
+        open_in_child("onnxruntime", made, OpenConfig())
     assert caught.value.code == "VD2013"
 
 

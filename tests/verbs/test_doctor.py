@@ -10,6 +10,7 @@ import pytest
 
 from vitdeploy import isolate
 from vitdeploy.backends import table
+from vitdeploy.backends.child import share_table
 from vitdeploy.cli.commands import main
 from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.verbs import doctor
@@ -28,7 +29,7 @@ def test_engines_really_run_here():
 def test_every_backend_opens_the_tiny_model(name, tmp_path, monkeypatch):
     pytest.importorskip(table.TABLE[name].package)
     monkeypatch.chdir(tmp_path)
-    assert doctor.probe(name)["usable"] is True
+    assert doctor.probe((name, share_table()))["usable"] is True
 
 
 class Engine:
@@ -57,9 +58,9 @@ class Silent:
     ],
 )
 def test_an_engine_that_only_compiles_is_asked_for_its_device(kind, usable, words, monkeypatch):
-    entry = table.Entry(f"{__name__}:{kind}", "numpy", "tensorrt", compiled_only=True)
+    entry = table.Engine("tensorrt", f"{__name__}:{kind}", "numpy", "tensorrt", compiled_only=True)
     monkeypatch.setitem(table.TABLE, "tensorrt", entry)
-    found = doctor.probe("tensorrt")
+    found = doctor.probe(("tensorrt", share_table()))
     assert found["usable"] is usable
     assert words in found["detail"]
 
@@ -88,7 +89,7 @@ def test_a_child_that_fails_is_an_answer(monkeypatch, name, words):
     start = isolate.run
 
     def elsewhere(function, argument, **limits):
-        assert (function, argument) == ("vitdeploy.verbs.doctor:probe", "openvino")
+        assert (function, argument[0]) == ("vitdeploy.verbs.doctor:probe", "openvino")
         return start(f"{__name__}:{name}", argument, **{**limits, "seconds": 2})
 
     monkeypatch.setattr(isolate, "run", elsewhere)
@@ -111,7 +112,7 @@ def stall(_):
 
 
 def test_a_missing_engine_ends_with_4_only_when_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr(table, "present", lambda name: False)
+    monkeypatch.setattr(table, "is_installed", lambda name: False)
     assert main(["doctor", "--json"]) == 0
     assert not json.loads(capsys.readouterr().out)["backends"][0]["usable"]
     assert main(["doctor", "--backend", "openvino"]) == 4

@@ -12,10 +12,11 @@ from PIL import Image
 
 import vitdeploy
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import table
 from vitdeploy.backends.table import TABLE
 from vitdeploy.cli.commands import main
 from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.verbs.predictor import PREFERRED, PredictConfig, choose, predict, softmax
+from vitdeploy.verbs.predictor import PredictConfig, choose_engine, predict, softmax
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_the_most_probable_come_first_and_their_order_is_the_images(tiny_artifac
 
 
 def test_every_engine_agrees(tiny_artifact, photos):
-    answers = {name: predict(tiny_artifact, photos, PredictConfig(backend=name, top=12)) for name in PREFERRED}
+    answers = {name: predict(tiny_artifact, photos, PredictConfig(backend=name, top=12)) for name in table.list_openers()}
     for item, *others in zip(*answers.values(), strict=True):
         for other in others:
             assert [s.index for s in item.classes] == [s.index for s in other.classes]
@@ -103,12 +104,19 @@ def test_sizes_below_one_are_refused(values):
         PredictConfig(**values)
 
 
-def test_the_backend_is_the_first_installed_one():
-    assert choose(("pytorch", "openvino", "onnxruntime")) == "onnxruntime"
-    assert choose(("pytorch", "openvino")) == "openvino"
-    assert choose(("pytorch",)) == "pytorch"
+@pytest.mark.parametrize(
+    ("packages", "chosen"),
+    [(("torch", "openvino", "onnxruntime"), "onnxruntime"), (("torch", "openvino"), "openvino"), (("torch",), "pytorch")],
+)
+def test_the_backend_is_the_first_installed_one(packages, chosen, monkeypatch):
+    monkeypatch.setattr(table, "find_spec", lambda name: name if name in packages else None)
+    assert choose_engine() == chosen
+
+
+def test_no_backend_at_all(monkeypatch):
+    monkeypatch.setattr(table, "find_spec", lambda name: None)
     with pytest.raises(MachineError) as caught:
-        choose(())
+        choose_engine()
     assert "pip install" in caught.value.fix
 
 
@@ -130,7 +138,7 @@ def test_needs_no_torch(tiny_artifact, photos):
 
 
 def test_an_engine_that_crashes_is_one_line_of_the_command(tiny_artifact, photos, monkeypatch, capfd):
-    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(target=f"{__name__}:Crashing"))
+    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(backend=f"{__name__}:Crashing"))
     assert main(["predict", str(tiny_artifact.folder), str(photos[0])]) == 4
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "VD4007" in line]
     assert "was ended by SIGABRT" in line

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.backends import child, table
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import TABLE, backend, isolated
+from vitdeploy.backends.table import TABLE
 from vitdeploy.data import synthetic
 from vitdeploy.data.images import load, to_tensor
 from vitdeploy.errors import InputError, MachineError, UsageError
@@ -31,7 +32,7 @@ def answers(tiny_artifact, tmp_path_factory):
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
     names = sorted(path.name for path in folder.iterdir())
     pixels = np.stack([load(folder / name, contract) for name in names])
-    logits = backend("pytorch").open(tiny_artifact, OpenConfig(threads=1)).run(to_tensor(pixels, contract))["logits"]
+    logits = table.load("pytorch").open(tiny_artifact, OpenConfig(threads=1)).run(to_tensor(pixels, contract))["logits"]
     return folder, dict(zip(names, logits.argmax(1).tolist(), strict=True))
 
 
@@ -183,11 +184,10 @@ def test_nan_shows(tiny_artifact, monkeypatch):
         def close(self):
             pass
 
-    class Engine:
-        def open(self, artifact, options):
-            return Broken()
+    def open_in_child(name, *given):
+        return child.open_in_child(name, *given) if name == "pytorch" else Broken()
 
-    monkeypatch.setattr(prover, "isolated", lambda name: isolated(name) if name == "pytorch" else Engine())
+    monkeypatch.setattr(prover, "open_in_child", open_in_child)
     report = validate(tiny_artifact, config(backends=("onnxruntime",)))
     metrics = report.rows[1].metrics
     bad = ("max_abs_difference", "mean_abs_difference", "cosine_min", "sqnr")
@@ -280,7 +280,7 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
     with pytest.raises(MachineError, match="made for openvino, which is not installed") as missing:
         validate(compiled(tiny_artifact, "openvino"), config())
     assert (missing.value.code, missing.value.fix) == ("VD4001", "run: pip install 'vitdeploy[openvino]'")
-    monkeypatch.setattr(prover, "compilers", lambda: tuple(TABLE))
+    monkeypatch.setattr(table, "find_spec", lambda name: name)
     quantized = msgspec.structs.replace(tiny_artifact.record, made_by="quantize", config={"target": "tensorrt"})
     with pytest.raises(UsageError, match="has to be compiled before tensorrt"):
         validate(Artifact(tiny_artifact.folder, quantized), config())
@@ -288,7 +288,7 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
 
 def test_an_engine_that_crashes_is_one_line(tiny_artifact, monkeypatch):
     """Nothing is left running, and this process lives."""
-    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(target=f"{__name__}:Crashing"))
+    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(backend=f"{__name__}:Crashing"))
     with pytest.raises(MachineError, match=r"^error\[VD4007\] .*model.onnx: onnxruntime [\d.]+ was ended by SIGSEGV"):
         validate(tiny_artifact, config(backends=("onnxruntime",)))
     with pytest.raises(MachineError, match=r"process of 'onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGSEGV"):

@@ -24,7 +24,7 @@ from tests.conftest import TINY, write_artifact
 from tests.quant.fashion import edited
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig, run_any
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure.parity import Parity
@@ -59,7 +59,7 @@ def logits(artifact, engine="onnxruntime", *, seed=9):
     """Of 48 images that calibration has not seen."""
     contract = artifact.spec.input
     tensor = images.to_tensor(synthetic.pixels(48, contract, seed=seed), contract)
-    with closing(backend(engine).open(artifact, OpenConfig(threads=1))) as runner:
+    with closing(load(engine).open(artifact, OpenConfig(threads=1))) as runner:
         return run_any(runner, tensor)[artifact.spec.output]
 
 
@@ -227,7 +227,7 @@ def test_bf16_is_a_hint_and_changes_nothing(tiny_artifact, tmp_path):
     )
     for name, array in constants(tiny_artifact).items():
         np.testing.assert_array_equal(constants(found)[name], array)
-    with closing(backend("openvino").open(found, OpenConfig(threads=1))) as runner:
+    with closing(load("openvino").open(found, OpenConfig(threads=1))) as runner:
         assert runner.settings["precision"] == "bf16"
     assert 0 < apart(tiny_artifact, found, "openvino") < 0.2
 

@@ -14,6 +14,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.spec import InputContract
+from vitdeploy.words import FloatPrecision, Hint
 
 Tensor = NDArray[Any]
 """A model's input: float32 [N, C, H, W], or uint8 [N, C, H, W] / [N, H, W, C], C-contiguous, as the contract says."""
@@ -64,8 +65,8 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     threads: int | None = None
     device: str | None = None
-    precision: Literal["f32", "bf16", "f16"] | None = None
-    hint: Literal["latency", "throughput"] | None = None
+    precision: FloatPrecision | None = None
+    hint: Hint | None = None
     streams: int | None = None
     spin: bool | None = None
     arena: bool | None = None
@@ -130,6 +131,52 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory. Closing twice is allowed."""
+
+
+class Observer(Protocol):
+    """The tensors inside an ONNX model, in two sets of buffers that are used in turn.
+
+    It is made from the model (a path, or the bytes of one without external data), the names of the tensors, ``threads`` of a run,
+    and ``batch``, the images that a run takes at most.
+
+    Attributes:
+        batch: Images that a run takes at most; may grow once the first runs have shown how large the tensors are.
+        turn: The set of buffers, 0 or 1, that the next run fills; for the caller to change.
+
+    Raises:
+        UsageError: VD2003, no such tensor; VD2011, one is not float, or the model takes more than one input.
+        InputError: VD3001 to VD3005, VD3011: the model can't be read.
+        MachineError: VD4001, VD4004, VD4006: the engine is missing, refused the model, or ran out of memory.
+    """
+
+    batch: int
+    turn: int
+
+    def run(self, pixels: Tensor) -> list[Tensor]:
+        """Run some images.
+
+        Args:
+            pixels: The model's input, n <= `batch` images. Borrowed.
+
+        Returns:
+            The tensors in the order of their names, each [n, tokens, C]. They lie in the set of buffers of this `turn` and
+            are overwritten by the next run of the same turn.
+
+        Raises:
+            InputError: VD3107, the images do not fit the model.
+            UsageError: VD2011, the tensors do not show which image is which.
+            MachineError: VD4004, the engine failed; VD4006, out of memory.
+        """
+
+    def shrink(self, batch: int) -> None:
+        """Take fewer images a run from now on, and give the buffers up."""
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether fewer images a run would be possible."""
+
+    def close(self) -> None:
+        """Free the engine's memory and the buffers."""
 
 
 class Backend(Protocol):

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
+from vitdeploy import isolate
 from vitdeploy.artifact import Artifact, Record, sanitized
+from vitdeploy.backends import table
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, checked
-from vitdeploy.backends.table import TABLE, fitting, named
 from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.isolate import Child, Limits, peak_mib
 from vitdeploy.isolate.memory import physical_mib
@@ -33,46 +34,53 @@ FILE_MIB = 64 << 10
 """Largest file that an engine may write (a cache, an optimised copy of the graph), in MiB."""
 _LEAST_MIB = 4096
 """Address space that an engine reserves without using it stays below this."""
-_CAPPED = ("onnxruntime", "openvino")
-"""Engines that reserve address space in proportion to what they use, as long as they run on the CPU: mapped weights, stacks
-and allocators' arenas count too, so twice the machine's memory stops what would take it down and nothing else."""
 _DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 _MOST_AXES = 8
 T = TypeVar("T")
 
 
-class RemoteBackend:
-    """Opens artifacts in an engine that runs in a child process.
+def open_in_child(name: str, artifact: Artifact, config: OpenConfig, seconds: float = PATIENCE_S) -> Runner:
+    """Load a model, ready to run, in an engine that runs in a child process; the engine is not imported here.
+
+    PyTorch reads no foreign files in native code and stays in this process. So does every engine when this process is such a
+    child itself.
 
     Args:
         name: A backend of the table.
+        artifact: The model.
+        config: How it will run.
         seconds: Longest time for one call.
+
+    Raises:
+        VitdeployError: Whatever the backend raises; see `Backend.open`.
+        UsageError: VD2009, no backend has that name; VD2013, the artifact is not for this engine, or has to be compiled first.
+        InputError: VD3027, the ONNX file would crash the engine.
+        TrustError: VD7001, VD7005, the ONNX file reaches outside itself.
+        MachineError: VD4001, the engine is not installed; VD4007, it died; VD4008, it took too long.
     """
-
-    def __init__(self, name: str, seconds: float = PATIENCE_S) -> None:
-        self.name = name
-        self._seconds = seconds
-
-    def open(self, artifact: Artifact, config: OpenConfig) -> RemoteRunner:
-        """Load a model, ready to run.
-
-        Raises:
-            VitdeployError: Whatever the backend raises; see `Backend.open`.
-            UsageError: VD2013, the artifact is not for this engine, or has to be compiled first.
-            InputError: VD3027, the ONNX file would crash the engine.
-            TrustError: VD7001, VD7005, the ONNX file reaches outside itself.
-            MachineError: VD4007, the engine died; VD4008, it took too long.
-        """
-        fitting(self.name, artifact)
-        with ExitStack() as stack:
-            artifact = repaired(artifact, stack)
-            child = start(self.name, artifact, config)
-            stack.callback(child.close)
-            opened = enter(child, self.name, artifact, config, self._seconds)
-            return RemoteRunner(child, opened, artifact, self._seconds, stack.pop_all())
+    table.require_installed(name)
+    if name == table.REFERENCE or isolate.inside():
+        return table.load(name).open(artifact, config)
+    table.require_fit(name, artifact)
+    with ExitStack() as stack:
+        artifact = repair(artifact, stack)
+        child = start(name, artifact, config)
+        stack.callback(child.close)
+        opened = enter(child, name, artifact, config, seconds)
+        return ChildRunner(child, opened, artifact, seconds, stack.pop_all())
 
 
-def repaired(artifact: Artifact, stack: ExitStack) -> Artifact:
+def share_table() -> list[Any]:
+    """The table of engines, for `take_table` in a child process that looks at it: engines may have been registered here."""
+    return [msgspec.to_builtins(row) for row in table.TABLE.values()]
+
+
+def take_table(rows: list[Any]) -> None:
+    """The child's side of `share_table`."""
+    table.register(msgspec.convert(rows, list[table.Engine]))
+
+
+def repair(artifact: Artifact, stack: ExitStack) -> Artifact:
     """The artifact as engines may see it; a repaired copy lives as long as the stack.
 
     Raises:
@@ -112,12 +120,12 @@ def start(name: str, artifact: Artifact, config: OpenConfig, subject: str = f"{_
         MachineError: VD4004, no process could be started.
     """
     with suppress(metadata.PackageNotFoundError):
-        version = metadata.version(TABLE[name].package)
-        return Child(subject, **_limits(f"{name} {version}", artifact, _cap(name, artifact, config)))
-    return Child(subject, **_limits(name, artifact, _cap(name, artifact, config)))
+        version = metadata.version(table.find_engine(name).package)
+        return Child(subject, **_make_limits(f"{name} {version}", artifact, _find_cap(name, artifact, config)))
+    return Child(subject, **_make_limits(name, artifact, _find_cap(name, artifact, config)))
 
 
-def _limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
+def _make_limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
     return {
         "memory_mib": cap,
         "file_mib": FILE_MIB,
@@ -129,20 +137,21 @@ def _limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
     }
 
 
-def _cap(name: str, artifact: Artifact, config: OpenConfig) -> int | None:
+def _find_cap(name: str, artifact: Artifact, config: OpenConfig) -> int | None:
     run = artifact.record.proof.get("run")
-    return memory_cap(name, config.device or (run.get("device") if isinstance(run, dict) else None))
+    return compute_memory_cap(name, config.device or (run.get("device") if isinstance(run, dict) else None))
 
 
-def memory_cap(name: str, device: object) -> int | None:
+def compute_memory_cap(name: str, device: object) -> int | None:
     """Address space for the child of an engine, in MiB; None where CUDA may be used.
 
     Args:
         name: The backend.
         device: What was asked for; None is its usual one.
     """
-    if name not in _CAPPED or str(device or "cpu").lower() != "cpu":
+    if not table.find_engine(name).capped or str(device or "cpu").lower() != "cpu":
         return None
+    # mapped weights, stacks and allocators' arenas count too: twice the machine's memory stops what would take it down alone
     return max(_LEAST_MIB, 2 * int(physical_mib()))
 
 
@@ -150,20 +159,20 @@ def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, secon
     """Let the child open the model.
 
     Raises:
-        VitdeployError: As `RemoteBackend.open`.
+        VitdeployError: As `open_in_child`.
     """
     argument = {
-        "backend": TABLE[name]._asdict(),
+        "engine": msgspec.to_builtins(table.find_engine(name)),
         "folder": str(artifact.folder),
         "record": msgspec.to_builtins(artifact.record),
         "config": msgspec.to_builtins(config),
         "current": str(Path.cwd()),
     }
     answer, _ = child.ask("open", argument, seconds=seconds)
-    return _converted(answer, Opened)
+    return _convert(answer, Opened)
 
 
-class RemoteRunner:
+class ChildRunner:
     """A model in an engine in a child process; see `Runner`."""
 
     def __init__(self, child: Child, opened: Opened, artifact: Artifact, seconds: float, owned: ExitStack) -> None:
@@ -194,14 +203,14 @@ class RemoteRunner:
             VitdeployError: As `run`.
         """
         answer, _ = self._child.ask("kernels", seconds=self._seconds)
-        return _converted(answer, tuple[Kernel, ...])
+        return _convert(answer, tuple[Kernel, ...])
 
     def close(self) -> None:
         """End the child."""
         self._owned.close()
 
 
-def _converted(answer: object, kind: type[T]) -> T:
+def _convert(answer: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as exc:
@@ -249,36 +258,36 @@ class Session:
     def open(self, argument: dict[str, Any], _: list[bytearray]) -> tuple[object, list[memoryview]]:
         """Load the model; see `enter`."""
         os.chdir(argument["current"])  # paths in messages stay as they were written
-        engine = named(**argument["backend"])
+        engine = table.load_row(msgspec.convert(argument["engine"], table.Engine))
         self._artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
         config = msgspec.convert(argument["config"], OpenConfig)
         begun = time.perf_counter_ns()
         try:
             self._runner = engine.open(self._artifact, config)
         except VitdeployError as exc:
-            raise _of_memory(exc) from exc
+            raise _explain_memory(exc) from exc
         load_ms = (time.perf_counter_ns() - begun) / 1e6
         return [load_ms, self._runner.settings, self._runner.batch], []
 
     def run(self, header: dict[str, Any], arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
-        """Run one batch; see `RemoteRunner.run`."""
+        """Run one batch; see `ChildRunner.run`."""
         try:
-            found = self.runner.run(_array(header, arrays[0]))
+            outputs = self.runner.run(_array(header, arrays[0]))
         except VitdeployError as exc:
-            raise _of_memory(exc) from exc
-        whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in found.items()}
+            raise _explain_memory(exc) from exc
+        whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in outputs.items()}
         headers = [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)} for name, array in whole.items()]
         return headers, [_bytes(array) for array in whole.values()]
 
     def kernels(self, _: object, __: list[bytearray]) -> tuple[object, list[memoryview]]:
-        """What runs; see `RemoteRunner.kernels`."""
+        """What runs; see `ChildRunner.kernels`."""
         return [list(kernel) for kernel in self.runner.kernels()], []
 
 
 _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cannot allocate memory", "can't allocate memory")
 
 
-def _of_memory(error: VitdeployError) -> VitdeployError:
+def _explain_memory(error: VitdeployError) -> VitdeployError:
     """A library's own words for want of memory become VD4006, with the figures."""
     if error.code != "VD4004" or not any(words in error.message.lower() for words in _NO_MEMORY):
         return error

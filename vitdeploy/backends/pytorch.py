@@ -50,7 +50,7 @@ class PyTorch:
             InputError: VD3010, the artifact does not carry the original (a bare .onnx); else as `safetensors.rebuild`.
             MachineError: VD4004, torch failed; VD4006, out of memory; VD4010, no C++ compiler for ``torch.compile``.
         """
-        config = settings.asked(self.name, artifact, config, _TAKES)
+        config = settings.merge_settings(self.name, artifact, config, _TAKES)
         only_cpu(self.name, config)
         if config.precision not in _PRECISIONS:
             message = f"the backend {self.name!r} computes in 'f32' or 'bf16' on the CPU, not in {config.precision!r}"

@@ -8,12 +8,12 @@ import msgspec
 
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import fitting
+from vitdeploy.backends.table import require_fit
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import CompileConfig
 
 
-def only(name: str, config: OpenConfig | CompileConfig, takes: Collection[str]) -> None:
+def require_only(name: str, config: OpenConfig | CompileConfig, takes: Collection[str]) -> None:
     """Refuse a setting that a backend does not have: ignored in silence, it would be believed to be in force.
 
     Args:
@@ -29,26 +29,26 @@ def only(name: str, config: OpenConfig | CompileConfig, takes: Collection[str]) 
             raise UsageError("VD2011", f"the backend {name!r} has no setting {field.name!r}", fix="leave it out")
 
 
-def asked(name: str, artifact: Artifact, config: OpenConfig, takes: Collection[str]) -> OpenConfig:
+def merge_settings(name: str, artifact: Artifact, config: OpenConfig, takes: Collection[str]) -> OpenConfig:
     """The caller's settings, and what the artifact brings where the caller gives nothing.
 
     Args:
         name: The backend.
         artifact: An ONNX artifact, or one that this backend has compiled.
         config: The caller's.
-        takes: As for `only`.
+        takes: As for `require_only`.
 
     Raises:
         UsageError: VD2011, a setting that the backend does not have; VD2013, the artifact is another engine's.
         InputError: VD3010, the record's own settings are damaged.
     """
-    fitting(name, artifact)
-    only(name, config, takes)
-    brought = _brought(artifact) if artifact.record.kind == name else OpenConfig()
+    require_fit(name, artifact)
+    require_only(name, config, takes)
+    brought = _read_run(artifact) if artifact.record.kind == name else OpenConfig()
     fields = msgspec.structs.fields(config)
     given = {field.name: value for field in fields if (value := getattr(config, field.name)) != field.default}
     whole = msgspec.structs.replace(brought, **given)
-    only(name, whole, takes)
+    require_only(name, whole, takes)
     for field_name in ("threads", "streams"):
         count = getattr(whole, field_name)
         if count is not None and count < 1:
@@ -56,7 +56,7 @@ def asked(name: str, artifact: Artifact, config: OpenConfig, takes: Collection[s
     return whole
 
 
-def _brought(artifact: Artifact) -> OpenConfig:
+def _read_run(artifact: Artifact) -> OpenConfig:
     try:
         return msgspec.convert(artifact.record.proof.get("run", {}), OpenConfig)
     except msgspec.ValidationError as exc:

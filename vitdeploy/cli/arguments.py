@@ -62,7 +62,9 @@ def choose_recipe(name: str, *, weights: str | None, data: str | None, **more: s
             raise UsageError(
                 "VD2010", f"is a recipe, complete in itself, but {', '.join(given)} was given too", file=path, fix=fix
             )
-        return Recipe.load(path)
+        from vitdeploy.backends.targets import settle_recipe
+
+        return settle_recipe(Recipe.load(path), path)
     model = read_settings(ModelConfig, source=name, weights=weights)
     return Recipe(model=model, validate=read_settings(ValidateConfig, data=data, **more), bench=BenchConfig())
 

@@ -12,24 +12,20 @@ from typing import Annotated, Any
 import typer
 
 from vitdeploy import __version__
+from vitdeploy.backends.table import PROVER, must_be_compiled
 from vitdeploy.cli import answers, shell
 from vitdeploy.cli.arguments import choose_model, choose_recipe, open_source, parse_image_size, parse_number, read_settings
 from vitdeploy.cli.options import (
     ArtifactPath,
     Backends,
-    Compilers,
+    CompilingBackend,
     Contract,
     Data,
-    Floats,
-    Goal,
-    Hint,
     InputKind,
-    Isa,
     Limit,
     Model,
     Module,
     Out,
-    Precision,
     Prefer,
     ReportFile,
     Seed,
@@ -42,6 +38,7 @@ from vitdeploy.cli.options import (
 from vitdeploy.cli.shell import BUILD, LOOK, PROVE, SHIP, Debug, Outcome, Quiet, command
 from vitdeploy.errors import MachineError, UsageError, nearest
 from vitdeploy.progress import Progress
+from vitdeploy.words import FloatPrecision, Goal, Hint, InstructionSet, QuantizedPrecision
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
 
@@ -100,7 +97,7 @@ def export(
     opset: Annotated[int | None, typer.Option(help="ONNX operator set, 18 to 22; default 20.")] = None,
     batch: Annotated[int | None, typer.Option(help="The one batch size the file takes; default: any.")] = None,
     image_size: Annotated[str | None, typer.Option(help="N or HxW, in pixels; default: the model's own.")] = None,
-    input: Annotated[InputKind, typer.Option(help="What the file takes.")] = InputKind.float32_nchw,
+    input: Annotated[InputKind, typer.Option(help="What the file takes.")] = "float32-nchw",
     top_k: Annotated[int | None, typer.Option(help="Also put out the K most probable classes.")] = None,
     outputs: Annotated[str | None, typer.Option(help="Also put out `tokens`, `pooled`, or both with a comma.")] = None,
     seed: Seed = 0,
@@ -111,7 +108,7 @@ def export(
     from vitdeploy.render import tables
 
     more: dict[str, Any] = {
-        "input": input.kind,
+        "input": "uint8-nhwc" if input == "uint8" else input,
         "image_size": parse_image_size(image_size),
         "outputs": outputs and outputs.split(","),
     }
@@ -133,14 +130,14 @@ def quantize(
     *,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that `export` wrote, or any ViT's .onnx file.")],
     out: Out,
-    precision: Annotated[Precision, typer.Option(help="What to.")] = Precision.int8,
-    target: Annotated[Target, typer.Option(help="The engine it is for.")] = Target.onnxruntime,
+    precision: Annotated[QuantizedPrecision, typer.Option(help="What to.")] = "int8",
+    target: Target = PROVER,
     calibration: Annotated[str | None, typer.Option(help="Images like those of deployment, 128 or so; or `random`.")] = None,
     contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
     split: Split = None,
     limit: Annotated[int | None, typer.Option(help="Images that set ranges, at most; default 256.")] = None,
     keep_fp32: Annotated[str | None, typer.Option(help="With fp16: parts or nodes to keep: layernorm,softmax,head.")] = None,
-    isa: Annotated[Isa | None, typer.Option(help="The target's instruction set; default: x86 with VNNI.")] = None,
+    isa: Annotated[InstructionSet | None, typer.Option(help="The target's instruction set; default: x86 with VNNI.")] = None,
     attention: Annotated[bool, typer.Option("--attention", help="OpenVINO, TensorRT: inside attention too.")] = False,
     statistics: Annotated[str | None, typer.Option(help="Folder of saved statistics, in place of images.")] = None,
     save_statistics: Annotated[str | None, typer.Option(help="Folder to save the statistics in.")] = None,
@@ -155,13 +152,13 @@ def quantize(
     import vitdeploy as vd
     from vitdeploy.render import tables
 
-    given: dict[str, object] = {"precision": precision.value, "target": target.value, "isa": isa and isa.value}
+    given: dict[str, object] = {"precision": precision, "target": target, "isa": isa}
     given |= {"calibration": calibration, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
     config = read_settings(vd.QuantizeConfig, **given, threads=threads)
     artifact = vd.quantize(open_source(source, contract), config, out, progress=progress)
-    following = "compile {} --backend tensorrt" if artifact.engine == "tensorrt" else "validate {} --data DIR"
+    following = f"compile {{}} --backend {artifact.engine}" if must_be_compiled(artifact) else "validate {} --data DIR"
     return answers.answer_artifact(artifact, tables.tabulate_quantized(artifact), following)
 
 
@@ -175,13 +172,15 @@ def quantize(
 def compile(
     *,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What `export` or `quantize` wrote, or any ViT's .onnx file.")],
-    backend: Annotated[Compilers, typer.Option(help="The engine.")],
+    backend: CompilingBackend,
     out: Out,
     contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
     rival: Annotated[Path | None, typer.Option(help="The same model in another precision; the faster is kept.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, gpu, npu, auto or cuda; default: the engine's usual one.")] = None,
-    precision: Annotated[Floats | None, typer.Option(help="What float parts are computed in; default: as in the file.")] = None,
-    hint: Annotated[Hint, typer.Option(help="One batch fast, or many at once.")] = Hint.latency,
+    precision: Annotated[
+        FloatPrecision | None, typer.Option(help="What float parts are computed in; default: the file's.")
+    ] = None,
+    hint: Annotated[Hint, typer.Option(help="One batch fast, or many at once.")] = "latency",
     optimise: Annotated[Goal | None, typer.Option(help="Measure the settings that matter here; keep the fastest.")] = None,
     batch: Annotated[int | None, typer.Option(help="The one batch size that the engine takes; default: as the file.")] = None,
     usual_batch: Annotated[int | None, typer.Option(help="TensorRT: the batch to choose kernels for; default 1.")] = None,
@@ -201,8 +200,8 @@ def compile(
     import vitdeploy as vd
     from vitdeploy.render import tables
 
-    given: dict[str, object] = {"backend": backend.value, "device": device, "precision": precision and precision.value}
-    given |= {"hint": hint.value, "optimise": optimise and optimise.value, "batch": batch, "usual_batch": usual_batch}
+    given: dict[str, object] = {"backend": backend, "device": device, "precision": precision}
+    given |= {"hint": hint, "optimise": optimise, "batch": batch, "usual_batch": usual_batch}
     given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
     config = read_settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
@@ -293,7 +292,7 @@ def predict(
     artifact: ArtifactPath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, WebP or BMP files.")],
     top: Annotated[int, typer.Option(help="Classes to name for each image.")] = 5,
-    backend: Annotated[str | None, typer.Option(help="The engine; default: onnxruntime, if installed.")] = None,
+    backend: Annotated[str | None, typer.Option(help="The engine; default: the artifact's, or the first installed.")] = None,
     threads: Threads = None,
     progress: Progress,
 ) -> Outcome:

@@ -1,92 +1,33 @@
-"""Options and arguments that commands share, each with its help, so that the same word means the same everywhere."""
+"""Options and arguments that commands share, each with its help, so that the same word means the same everywhere.
+
+What an option may be is not listed here: words are those of `vitdeploy.words`, engines those of the table.
+"""
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from vitdeploy.backends.table import list_compilers, list_targets
+from vitdeploy.words import InputTensor, WeightsCopy
 
-class InputKind(str, Enum):
-    """Values of ``--input``; ``uint8`` is short for ``uint8-nhwc``, what a decoder gives."""
-
-    float32_nchw = "float32-nchw"
-    uint8_nchw = "uint8-nchw"
-    uint8_nhwc = "uint8-nhwc"
-    uint8 = "uint8"
-
-    @property
-    def kind(self) -> str:
-        """The value as a contract has it."""
-        return "uint8-nhwc" if self is InputKind.uint8 else self.value
+InputKind = Literal[InputTensor, "uint8"]
+"""Values of ``--input``; ``uint8`` is short for ``uint8-nhwc``, what a decoder gives."""
 
 
-class Kind(str, Enum):
-    """Values of ``--prefer``."""
-
-    ema = "ema"
-    plain = "plain"
+def _list_values(names: Sequence[str]) -> str:
+    """What help says where a name is looked up in a table, and not among words that never change."""
+    return f"<{'|'.join(names)}>"
 
 
-class Precision(str, Enum):
-    """Values of ``--precision``."""
+def _complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
 
-    int8 = "int8"
-    fp8 = "fp8"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8_dynamic = "int8-dynamic"
-    int8_weight_only = "int8-weight-only"
-
-
-class Target(str, Enum):
-    """Values of ``--target``."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    tensorrt = "tensorrt"
-    portable = "portable"
-
-
-class Isa(str, Enum):
-    """Values of ``--isa``."""
-
-    avx2 = "avx2"
-    avx512_vnni = "avx512-vnni"
-    amx = "amx"
-    neon_dotprod = "neon-dotprod"
-
-
-class Compilers(str, Enum):
-    """Values of ``--backend`` where engines are made."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-class Floats(str, Enum):
-    """What float parts are computed in."""
-
-    f32 = "f32"
-    bf16 = "bf16"
-    f16 = "f16"
-
-
-class Hint(str, Enum):
-    """Values of ``--hint``."""
-
-    latency = "latency"
-    throughput = "throughput"
-
-
-class Goal(str, Enum):
-    """Values of ``--optimise``."""
-
-    latency = "latency"
+    return complete
 
 
 def _known_models(incomplete: str) -> list[str]:
@@ -112,7 +53,19 @@ Weights = Annotated[
 Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
 Contract = Annotated[str | None, typer.Option(help="Input contract (.toml) of a --module.")]
 Trust = Annotated[str | None, typer.Option(help="SHA-256 of a pickle that MAY RUN CODE; recorded.")]
-Prefer = Annotated[Kind | None, typer.Option(help="Averaged or plain weights, where a checkpoint has both.")]
+Prefer = Annotated[WeightsCopy | None, typer.Option(help="Averaged or plain weights, where a checkpoint has both.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target", metavar=_list_values(list_targets()), help="The engine it is for.", autocompletion=_complete(list_targets)
+    ),
+]
+CompilingBackend = Annotated[
+    str,
+    typer.Option(
+        "--backend", metavar=_list_values(list_compilers()), help="The engine.", autocompletion=_complete(list_compilers)
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn.")]
 Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards or IDX files.")]
 Split = Annotated[str | None, typer.Option("--split", help="Which part of the data, where there are several.")]

@@ -13,8 +13,8 @@ from types import TracebackType
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Tensor
-from vitdeploy.backends.child import PATIENCE_S, Opened, Session, enter, repaired, start
-from vitdeploy.backends.table import fitting
+from vitdeploy.backends.child import PATIENCE_S, Opened, Session, enter, repair, start
+from vitdeploy.backends.table import require_fit
 from vitdeploy.data import images, synthetic
 from vitdeploy.isolate import peak_mib
 
@@ -34,10 +34,10 @@ class Worker:
     """
 
     def __init__(self, name: str, artifact: Artifact, backend_name: str, config: OpenConfig) -> None:
-        fitting(backend_name, artifact)
+        require_fit(backend_name, artifact)
         self.name = name
         with ExitStack() as stack:
-            artifact = repaired(artifact, stack)
+            artifact = repair(artifact, stack)
             self._opening = (backend_name, artifact, config)
             self._child = start(backend_name, artifact, config, f"{__name__}:Timing")
             stack.callback(self._child.close)

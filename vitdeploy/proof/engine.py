@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
-from vitdeploy.backends.table import TABLE, isolated
+from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import TABLE
 from vitdeploy.data import images
 from vitdeploy.errors import MachineError
 from vitdeploy.proof.census import Plan, census, require
@@ -60,7 +61,7 @@ def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | N
     Raises:
         MachineError: VD4010, the engine's device is not here; VD4004 to VD4008, it failed.
     """
-    with closing(isolated(artifact.record.kind).open(artifact, config or OpenConfig())) as runner:
+    with closing(open_in_child(artifact.record.kind, artifact, config or OpenConfig())) as runner:
         facts: dict[str, Any] = {"settings": runner.settings, "batch": runner.batch}
         counted, wrong, notes = _counted(artifact, runner, plan)
         facts |= counted

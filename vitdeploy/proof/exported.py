@@ -13,7 +13,8 @@ from torch import nn
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
-from vitdeploy.backends.table import isolated
+from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import PROVER
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import MachineError
 from vitdeploy.models.vit import VisionTransformer
@@ -31,7 +32,7 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
 
     Args:
         source: The PyTorch original.
-        artifact: The file, opened in ONNX Runtime.
+        artifact: The file.
         config: Batch sizes and tolerance.
 
     Returns:
@@ -46,7 +47,7 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
     truth = _reference(source, artifact.spec, pixels, config)
     tensor = images.to_tensor(pixels, artifact.spec.input)
     worst = {"difference": 0.0, "relative": 0.0, "company": 0.0}
-    with closing(isolated("onnxruntime").open(artifact, OpenConfig())) as runner:
+    with closing(open_in_child(PROVER, artifact, OpenConfig())) as runner:
         alone = _alone(runner, tensor, config.batch)
         for batch in batches:
             rows = runner.run(tensor[:batch]) if batch > 1 or config.batch else {name: alone[name][:1] for name in alone}
@@ -60,7 +61,7 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
                 _check(artifact, f"output {name!r} at batch {batch} differs from the same image in other company", company, limit)
             if config.top_k is not None:
                 _check_top_k(artifact, rows, config.top_k)
-    golden = Golden(pixels[:IMAGES], alone[artifact.spec.output][:IMAGES], "onnxruntime")
+    golden = Golden(pixels[:IMAGES], alone[artifact.spec.output][:IMAGES], PROVER)
     return {"batches": list(batches), "images": len(pixels), **worst}, golden
 
 

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
-from vitdeploy.backends.table import installed, isolated
+from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import PROVER, TABLE, list_engines
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError
 
 FILE = "golden.npz"
 IMAGES = 4
-ENGINES = ("onnxruntime", "openvino")
-"""Engines that can make one, the preferred first."""
 _LARGEST = 256 << 20
 
 
@@ -51,11 +50,11 @@ def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
     Raises:
         MachineError: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
     """
-    name = next((name for name in ENGINES if name in installed()), None)
+    name = next(iter(list_engines()), None)
     if name is None:
-        fix = "run: pip install 'vitdeploy[onnxruntime]', or give an artifact that vitdeploy has exported or quantized"
+        fix = f"{TABLE[PROVER].fix}, or give an artifact that vitdeploy has exported or quantized"
         raise MachineError("VD4001", "nothing here can run the model for comparison", file=artifact.model, fix=fix)
-    with closing(isolated(name).open(artifact, config or OpenConfig())) as runner:
+    with closing(open_in_child(name, artifact, config or OpenConfig())) as runner:
         return of(runner, artifact)
 
 

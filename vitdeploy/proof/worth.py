@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, run_any
-from vitdeploy.backends.table import REFERENCE, installed, isolated
+from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import REFERENCE, TABLE, is_installed
 from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
@@ -94,7 +95,7 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
         MachineError: The engine failed.
     """
     source, made, engine, _, held_back = comparison
-    reference = REFERENCE if source.weights is not None and REFERENCE in installed() else engine
+    reference = REFERENCE if source.weights is not None and is_installed(REFERENCE) else engine
     found = _compared(comparison, reference, batches)
     sizes = {
         name: stored_bytes(artifact.model) / 2**20
@@ -117,8 +118,8 @@ def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[N
     parity = Parity(classify=classify)
     parts: list[NDArray[np.float64]] = []
     with ExitStack() as stack:
-        reference = stack.enter_context(closing(isolated(reference_engine).open(source, config)))
-        runner = stack.enter_context(closing(isolated(engine).open(made, config)))
+        reference = stack.enter_context(closing(open_in_child(reference_engine, source, config)))
+        runner = stack.enter_context(closing(open_in_child(engine, made, config)))
         for batch in batches:
             expected, got = (run_any(each, batch)[spec.output] for each in (reference, runner))
             parity.add(expected, got)
@@ -184,15 +185,15 @@ def _plain(metric: Metric) -> Metric:
 
 
 def _fixed(made: Artifact, engine: str, config: OpenConfig) -> int:
-    with closing(isolated(engine).open(made, config)) as runner:
+    with closing(open_in_child(engine, made, config)) as runner:
         return runner.batch or 1
 
 
 def _has_bf16(source: Artifact, engine: str, config: OpenConfig) -> bool:
-    if engine != "openvino":
+    if "bf16" not in TABLE[engine].floats:
         return False
     try:
-        isolated(engine).open(source, msgspec.structs.replace(config, precision="bf16")).close()
+        open_in_child(engine, source, msgspec.structs.replace(config, precision="bf16")).close()
     except UsageError:  # this CPU computes in something else
         return False
     return True

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import files
+from vitdeploy.backends.base import Observer
+from vitdeploy.backends.table import open_observer
 from vitdeploy.errors import InputError, MachineError, UsageError, library
 from vitdeploy.progress import Progress, silent
 from vitdeploy.quant.observations import Statistics
-from vitdeploy.quant.observer import Observer, out_of_memory
 from vitdeploy.quant.sketch import MOST_ROWS, Sketch, image_key
 
 Images = tuple[NDArray[Any], tuple[str, ...]]
@@ -124,7 +125,7 @@ def calibrate(
         raise UsageError("VD2003", f"tensors wanted twice: {', '.join(sorted(doubled))}" if doubled else "no tensor is wanted")
     digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else files.sha256(model)
     statistics = _resumed(digest, wants, config)
-    observer = Observer(model, [want.tensor for want in wants], threads=config.threads or _cores(), batch=config.batch)
+    observer = open_observer(model, [want.tensor for want in wants], threads=config.threads or _cores(), batch=config.batch)
     calibration = _Calibration(observer, statistics, config)
     try:
         calibration.run(batches, progress)
@@ -238,7 +239,7 @@ class _Calibration:
             try:
                 tensors = self._observer.run(pixels[start : start + size])
             except MachineError as exc:
-                if not out_of_memory(exc) or not self._observer.shrinks or size == 1:
+                if exc.code != "VD4006" or not self._observer.shrinks or size == 1:
                     raise
                 self._wait()  # nothing may use the buffers that are given up
                 self._observer.shrink(size // 2)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitized, seal, versions
 from vitdeploy.backends.base import OpenConfig, run_any, threads
-from vitdeploy.backends.table import backend, installed
+from vitdeploy.backends.table import PROVER, find_target, list_judges, list_packages, load
+from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.graph import qdq, storage
@@ -48,7 +49,6 @@ SAME = 1e-4
 """Largest difference of the rewritten float graph, as a share of the output's standard deviation."""
 _MOMENT_IMAGES = 64
 _FEW = 32
-_ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "portable": ("onnxruntime", "openvino"), "tensorrt": ()}
 
 
 def quantize_here(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
@@ -57,6 +57,7 @@ def quantize_here(artifact: Artifact, config: QuantizeConfig, out: Path, *, prog
     Raises:
         VitdeployError: As `quantizer.quantize`.
     """
+    config = settle_target(config)
     with files.folder(out, ours=RECORD) as folder:
         write(artifact, config, folder, progress)
     return Artifact.open(out, verify=False)
@@ -147,9 +148,9 @@ class _Job:
             return prepared.model, _weights_only(prepared, config, layout)
         outcome = self._int8(prepared, layout)
         self.proof |= {"sites": outcome.sites, "notes": outcome.notes, "calibration": self._calibration()}
-        if config.target == "tensorrt":
+        if layout.half:
             self._halve(prepared.model)
-        elif config.target == "onnxruntime":
+        elif find_target(config.target).integer_products:
             self.proof["rewrites"] |= {"native-products": integer_products.fuse(prepared.model)}
         return prepared.model, outcome.plan
 
@@ -162,7 +163,7 @@ class _Job:
         rewritten = Artifact(self.work, Record(spec=self.source.spec, made_by="quantize", entry=MODEL))
         found = []
         for each in (self.source, rewritten):
-            with closing(backend("onnxruntime").open(each, OpenConfig(threads=self.config.threads))) as runner:
+            with closing(load(PROVER).open(each, OpenConfig(threads=self.config.threads))) as runner:
                 found.append(run_any(runner, tensor[:4])[output].astype(np.float64))
         bad = ~np.isfinite(found[0]).reshape(len(found[0]), -1).all(1)
         if bad.any():
@@ -242,8 +243,8 @@ class _Job:
         ranges: dict[str, float] = {}
         keep = list(self.config.keep_fp32)
         if self.pictures is not None:
-            count = threads(OpenConfig(threads=self.config.threads))
-            ranges = maxima(model, self.pictures.tensors("ranges"), self.work, threads=count)
+            images = self.pictures.tensors("ranges")
+            ranges = maxima(model, images, self.work, spec=self.source.spec, threads=self.config.threads)
         elif "layernorm" not in keep:
             keep.append("layernorm")
             note = "no calibration images: LayerNorm stays FP32, other tensors were not checked for overflow"
@@ -265,17 +266,17 @@ class _Job:
             config=msgspec.to_builtins(self.config),
             origin=artifact.record.origin,
             proof=self.proof,
-            tools=versions("onnx", "onnx_ir", "onnxruntime", "openvino", "numpy"),
+            tools=versions("onnx", "onnx_ir", *list_packages(), "numpy"),
             parent=artifact.id,
         )
 
     def check(self, made: Artifact, plan: Plan) -> dict[str, Any]:
         """Count the kernels on the target's engines, and say whether it was worth it."""
         config, options = self.config, OpenConfig(threads=self.config.threads)
-        there = [name for name in _ENGINES[config.target] if name in installed()]
+        there = list_judges(config.target)
         found: dict[str, Any] = {"census": {}}
         for engine in there:
-            with closing(backend(engine).open(made, options)) as runner:
+            with closing(load(engine).open(made, options)) as runner:
                 counted = census(plan, runner.kernels(), engine)
                 require(counted)
                 if engine == there[0]:
@@ -310,16 +311,17 @@ def layout_of(config: QuantizeConfig, contract: InputContract, *, fixed: bool) -
     Args:
         config: Target, instruction set, attention.
         contract: The input's normalisation.
-        fixed: Whether the model's batch is fixed: then ONNX Runtime reads a pattern of Q/DQ only with int32 biases.
+        fixed: Whether the model's batch is fixed.
     """
+    target = find_target(config.target)
     return Layout(
-        symmetric=config.target in ("tensorrt", "portable"),
+        symmetric=target.symmetric,
         floating=config.precision == "fp8",
-        half=config.target == "tensorrt",
-        signed=config.isa == "neon-dotprod" and config.target == "onnxruntime",
+        half=target.half,
+        signed=config.isa == "neon-dotprod" and target.signed_on_arm,
         attention=config.attention,
-        pixels=_pixels(contract) if config.target == "openvino" else None,
-        integer_bias=fixed and config.target == "portable",
+        pixels=_pixels(contract) if target.raw_pixels else None,
+        integer_bias=fixed and target.integer_bias and not target.integer_products,
         codes=_codes(config),
         lane_db=config.lane_db,
     )
@@ -362,7 +364,7 @@ def _read(folder: Path, model: str, contract: str) -> tuple[Statistics, Statisti
 def _weights_only(prepared: Prepared, config: QuantizeConfig, layout: Layout) -> Plan:
     """INT8 weights, and activations at run time or not at all; no images."""
     dynamic = []
-    integer = config.precision == "int8-dynamic" and config.target == "onnxruntime"
+    integer = config.precision == "int8-dynamic" and find_target(config.target).integer_products
     for linear in prepared.structure.linears:
         weight = linear.weight
         scale = rounding.steps(weight, codes=layout.codes)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.backends.table import open_observer
 from vitdeploy.progress import Progress, silent
-from vitdeploy.quant.observer import Observer
 
 Array = NDArray[Any]
 MEMORY = 640 << 20
@@ -53,7 +53,7 @@ def moments(
     groups = list(_groups(widths))
     for number, group in enumerate(groups):
         progress("moments", number, len(groups))
-        observer = Observer(model, group, threads=threads, batch=8)
+        observer = open_observer(model, group, threads=threads, batch=8)
         sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in group}
         means, counts = {name: np.zeros(widths[name]) for name in group}, dict.fromkeys(group, 0)
         try:

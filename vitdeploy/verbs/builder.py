@@ -20,7 +20,8 @@ import msgspec
 
 from vitdeploy import __version__, files
 from vitdeploy.artifact import RECORD, Artifact, versions
-from vitdeploy.backends.table import REFERENCE, TABLE
+from vitdeploy.backends.table import PROVER, REFERENCE, TABLE, list_packages, must_be_compiled
+from vitdeploy.backends.targets import settle_recipe
 from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import FILES, RANDOM, BenchConfig, ModelConfig, QuantizeConfig, Recipe, ValidateConfig
@@ -78,7 +79,7 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
         InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
         MachineError: See the verbs.
     """
-    recipe = located(recipe)
+    recipe = located(settle_recipe(recipe))
     # before any work: a typo must not cost minutes
     model, data, calibration = model_digest(recipe.model), data_digest(recipe.validate), data_digest(recipe.quantize)
     line = _Line(out, force, progress)
@@ -150,7 +151,7 @@ class _Line:
 
 
 def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
-    tools = versions("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+    tools = versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package)
     key = key_of("export", recipe.export, {"model": model, "tools": tools})
     if line.is_done("export", key):
         return Artifact.open(line.result("export"), verify=False)
@@ -170,7 +171,7 @@ def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str)
         return []
     machine = msgspec.to_builtins(this_machine()) if config.verify else None  # the verdict is of this machine
     inputs = {"artifact": files.sha256(artifact.folder / RECORD), "calibration": calibration, "machine": machine}
-    key = key_of("quantize", config, inputs | {"tools": versions("onnx", "onnx_ir", "onnxruntime", "openvino")})
+    key = key_of("quantize", config, inputs | {"tools": versions("onnx", "onnx_ir", *list_packages())})
     if line.is_done("quantize", key):
         return [Artifact.open(line.result("quantize"), verify=False)]
     with needs("quantize"):
@@ -188,7 +189,7 @@ def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
         line.drop("compile")
         return []
     inputs = {"artifact": files.sha256(artifact.folder / RECORD), "machine": msgspec.to_builtins(this_machine())}
-    inputs["tools"] = versions("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+    inputs["tools"] = versions(*list_packages())
     key = key_of("compile", config, inputs)
     if line.is_done("compile", key):
         return [Artifact.open(line.result("compile"), verify=False)]
@@ -239,7 +240,7 @@ def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, pr
 def _runs_here(artifact: Artifact) -> bool:
     """Whether an artifact can be measured: not a file that must be compiled first, nor an engine whose device is elsewhere."""
     if artifact.record.kind == "onnx":
-        return artifact.engine is None or not TABLE[artifact.engine].compiled_only
+        return not must_be_compiled(artifact)
     return "audit" in artifact.record.proof
 
 

@@ -18,8 +18,9 @@ import msgspec
 from vitdeploy import files, isolate
 from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal, versions
 from vitdeploy.backends.base import Compiled, Compiler, OpenConfig
-from vitdeploy.backends.child import memory_cap
-from vitdeploy.backends.table import TABLE, backend, isolated
+from vitdeploy.backends.child import compute_memory_cap, share_table, take_table
+from vitdeploy.backends.table import TABLE, list_packages, load, require_installed
+from vitdeploy.backends.targets import require_compiler
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
@@ -71,7 +72,8 @@ def compile(
         if each is not None and each.record.kind != "onnx":
             message = f"is an engine of {each.record.kind} already"
             raise UsageError("VD2013", message, file=each.folder, fix="give the ONNX artifact that it was compiled from")
-    isolated(config.backend)  # not installed: said before any work
+    require_compiler(config)
+    require_installed(config.backend)
     with files.folder(out, ours=RECORD) as folder:
         work = folder / "work"
         work.mkdir()
@@ -169,7 +171,7 @@ class _Job:
             try:
                 found = self._audited(built)
             except MachineError as error:
-                if error.code != _NO_DEVICE or name != "tensorrt-rtx":
+                if error.code != _NO_DEVICE or not TABLE[name].compiles_anywhere:
                     raise
                 return _Passed(built, None, attempt)
             if not found.wrong:
@@ -177,7 +179,7 @@ class _Job:
         times = "" if most == 1 else f" in {most} builds"
         message = f"{name}: the engine is not what was asked for{times}: {found.wrong}"
         if found.facts.get("census", {}).get("missing"):
-            fix = f"quantize for this engine: --target {name.removesuffix('-rtx')}"
+            fix = f"quantize for this engine: --target {TABLE[name].quantize_target}"
             raise MachineError("VD4009", message, file=self.source.given.model, fix=fix)
         raise MachineError("VD4011", message, file=self.source.given.model)
 
@@ -205,6 +207,7 @@ class _Job:
             "config": msgspec.to_builtins(config),
             "out": str(self.folder.absolute()),
             "again": again,
+            "engines": share_table(),
         }
         start = time.monotonic()
         answer = isolate.run(f"{__name__}:build", argument, seconds=config.seconds, **self._limits(size))
@@ -216,7 +219,7 @@ class _Job:
         on_gpu = TABLE[name].compiled_only
         return {
             "file_mib": 1024 + (4 * size >> 20),
-            "memory_mib": memory_cap(name, self.config.device),
+            "memory_mib": compute_memory_cap(name, self.config.device),
             "what": f"the process that builds for {name}",
             "file": str(self.source.given.model),
             "smaller": "use a smaller --workspace or --effort" if on_gpu else "close other programs, or use a larger machine",
@@ -239,14 +242,14 @@ class _Job:
             config=msgspec.to_builtins(self.config),
             origin=given.record.origin,
             proof=proof,
-            tools=versions("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "numpy"),
+            tools=versions(*list_packages(), "numpy"),
             parent=given.id,
         )
         return Artifact(self.folder, record)
 
     def _optimised(self, built: Compiled, audited: Found) -> tuple[dict[str, Any], OpenConfig | None]:
         """Settings that are worth measuring, measured side by side; those whose outputs are too far off are left out."""
-        argument = {"config": msgspec.to_builtins(self.config)}
+        argument = {"config": msgspec.to_builtins(self.config), "engines": share_table()}
         answer = isolate.run(
             f"{__name__}:candidates", argument, seconds=self.config.seconds, **self._limits(stored_bytes(self.source.onnx.model))
         )
@@ -342,6 +345,7 @@ def build(argument: dict[str, Any]) -> dict[str, Any]:
     """The child's side: compile into a folder. Called by `isolate.run`."""
     artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
     config = msgspec.convert(argument["config"], CompileConfig)
+    take_table(argument["engines"])
     compiled = _compiler(config).compile(artifact, config, Path(argument["out"]), again=argument["again"])
     found: dict[str, Any] = msgspec.to_builtins(compiled)
     return found
@@ -350,8 +354,9 @@ def build(argument: dict[str, Any]) -> dict[str, Any]:
 def candidates(argument: dict[str, Any]) -> list[Any]:
     """The child's side: settings that are worth measuring here. Called by `isolate.run`."""
     config = msgspec.convert(argument["config"], CompileConfig)
+    take_table(argument["engines"])
     return [msgspec.to_builtins(candidate) for candidate in _compiler(config).candidates(config)]
 
 
 def _compiler(config: CompileConfig) -> Compiler:
-    return cast(Compiler, backend(config.backend))
+    return cast(Compiler, load(config.backend))

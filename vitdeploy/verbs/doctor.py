@@ -21,16 +21,15 @@ import msgspec
 from vitdeploy import isolate
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
-from vitdeploy.errors import UsageError, VitdeployError, first_line, nearest
+from vitdeploy.backends.child import share_table, take_table
+from vitdeploy.errors import VitdeployError, first_line
 from vitdeploy.progress import Progress, silent
 from vitdeploy.report import Machine, this_machine
 from vitdeploy.spec import InputContract, ModelSpec
 
 SCHEMA = 1
-PACKAGES = (
-    *("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino"),
-    *("tensorrt", "tensorrt_rtx"),
-)
+PACKAGES = ("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript")
+"""What is looked for beside the engines' own packages."""
 _SETS = {  # name for people to the kernel's flag; those that decide how fast (and in INT8 how exactly) a ViT runs
     "x86_64": {name: name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")},
     "aarch64": {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"},
@@ -105,9 +104,7 @@ def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checku
         UsageError: VD2009, no backend has that name.
     """
     for name in names:
-        if name not in table.TABLE:
-            fix = nearest(name, table.TABLE) or f"choose from: {', '.join(table.TABLE)}"
-            raise UsageError("VD2009", f"there is no backend {name!r}", fix=fix)
+        table.find_engine(name)
     chosen, states = tuple(dict.fromkeys(names)) or tuple(table.TABLE), []
     for done, name in enumerate(chosen):
         progress(f"doctor: {name}", done, len(chosen))
@@ -121,7 +118,7 @@ def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checku
         quota_cores=quota,
         memory_limit_gib=limit,
         disk_free_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: _version(name) for name in (*PACKAGES, *table.list_packages())},
         backends=tuple(states),
     )
 
@@ -158,9 +155,8 @@ def _version(name: str) -> str | None:
 
 
 def _state(name: str) -> BackendState:
-    if not table.present(name):
-        fix = f"run: pip install 'vitdeploy[{table.TABLE[name].extra}]'"
-        return BackendState(name=name, installed=False, usable=False, detail=f"not installed; {fix}")
+    if not table.is_installed(name):
+        return BackendState(name=name, installed=False, usable=False, detail=f"not installed; {table.TABLE[name].fix}")
     usable, detail = _tried(name)
     return BackendState(name=name, installed=True, usable=usable, detail=detail)
 
@@ -168,18 +164,23 @@ def _state(name: str) -> BackendState:
 def _tried(name: str) -> tuple[bool, str]:
     """Whether the backend ran in a child process, and its version or what went wrong."""
     try:
-        answer = isolate.run(f"{__name__}:probe", name, seconds=_PATIENCE_S, what=name, smaller="")
+        answer = isolate.run(f"{__name__}:probe", [name, share_table()], seconds=_PATIENCE_S, what=name, smaller="")
         return bool(answer["usable"]), str(answer["detail"])
     except VitdeployError as exc:
         return False, exc.message
 
 
-def probe(name: str) -> dict[str, Any]:
+def probe(argument: tuple[str, list[Any]]) -> dict[str, Any]:
     """Try a backend: the part that runs in a child process, and writes into its current folder.
+
+    Args:
+        argument: The backend's name, and the table as `share_table` gives it.
 
     Returns:
         ``usable`` and ``detail``, as `BackendState` has them.
     """
+    name, rows = argument
+    take_table(rows)
     try:
         usable, detail = _device(name) if table.TABLE[name].compiled_only else _opened(name)
     except VitdeployError as exc:
@@ -196,14 +197,14 @@ def _opened(name: str) -> tuple[bool, str]:
     from vitdeploy.backends.base import OpenConfig
 
     artifact = _tiny(Path.cwd(), weights=name == table.REFERENCE)
-    with closing(table.backend(name).open(artifact, OpenConfig(threads=1))) as runner:
+    with closing(table.load(name).open(artifact, OpenConfig(threads=1))) as runner:
         shape = runner.run(np.ones((1, 1, 2, 2), np.float32))["logits"].shape
         return shape == (1, _SPEC.classes), str(runner.settings.get("version", ""))
 
 
 def _device(name: str) -> tuple[bool, str]:
     """An engine that opens only what it has compiled: whether it can be loaded, and has a device to run on."""
-    engine = table.backend(name)
+    engine = table.load(name)
     version = _version(table.TABLE[name].package) or ""
     device = getattr(engine, "device", None)
     if not callable(device):

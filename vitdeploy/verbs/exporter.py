@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
+from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.checkpoints.loader import load
 from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
@@ -77,7 +78,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
             config=msgspec.to_builtins(config),
             origin=origin,
             proof=proof,
-            tools=versions("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"),
+            tools=versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
             parent=source.parent,
         )
         record = seal(folder, record)

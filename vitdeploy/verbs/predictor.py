@@ -19,15 +19,12 @@ from vitdeploy.data import images as pixels_of
 from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.progress import Progress, silent
 
-PREFERRED = ("onnxruntime", "openvino", "pytorch")
-"""Backends in the order in which `predict` takes the first installed one."""
-
 
 class PredictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to predict.
 
     Attributes:
-        backend: The engine; None is the first installed one of `PREFERRED`.
+        backend: The engine; None is the one that the artifact was made for, or the first installed one.
         top: How many classes to name for each image; all, when the model has fewer.
         threads: Threads of the engine; None is the number of cores.
     """
@@ -99,12 +96,12 @@ def predict(
         raise UsageError("VD2010", message, file=artifact.model, fix="export a model with a classification head")
     if not images:
         raise UsageError("VD2010", "no image was given", fix="name at least one image file")
-    from vitdeploy.backends import table
     from vitdeploy.backends.base import OpenConfig, run_any
+    from vitdeploy.backends.child import open_in_child
 
-    name = config.backend or artifact.engine or choose(table.installed())
+    name = config.backend or artifact.engine or choose_engine()
     found = []
-    with closing(table.isolated(name).open(artifact, OpenConfig(threads=config.threads))) as runner:
+    with closing(open_in_child(name, artifact, OpenConfig(threads=config.threads))) as runner:
         for done, path in enumerate(images):
             progress("predict", done, len(images))
             pixels = pixels_of.load(path, artifact.spec.input)
@@ -115,16 +112,18 @@ def predict(
     return found
 
 
-def choose(installed: Sequence[str]) -> str:
-    """The first of `PREFERRED` that is installed.
+def choose_engine() -> str:
+    """The first engine that is installed; the original's network where there is none.
 
     Raises:
-        MachineError: VD4001, there is none.
+        MachineError: VD4001, nothing is installed.
     """
-    for name in PREFERRED:
-        if name in installed:
-            return name
-    raise MachineError("VD4001", "no backend is installed", fix="run: pip install 'vitdeploy[onnxruntime]'")
+    from vitdeploy.backends import table
+
+    names = (*table.list_engines(), *(name for name in table.list_openers() if name == table.REFERENCE))
+    if not names:
+        raise MachineError("VD4001", "no backend is installed", fix=table.TABLE[table.PROVER].fix)
+    return names[0]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

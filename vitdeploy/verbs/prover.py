@@ -15,7 +15,17 @@ import msgspec
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
-from vitdeploy.backends.table import REFERENCE, TABLE, compilers, fitting, installed, isolated
+from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import (
+    PROVER,
+    REFERENCE,
+    TABLE,
+    is_installed,
+    list_engines,
+    require_fit,
+    require_installed,
+    require_known,
+)
 from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
 from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.measure import latency
@@ -57,7 +67,7 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
     trial = _Trial(artifact, names, data)
     with ExitStack() as stack:
         options = OpenConfig(threads=config.threads)
-        runners = {name: stack.enter_context(closing(isolated(name).open(artifact, options))) for name in names}
+        runners = {name: stack.enter_context(closing(open_in_child(name, artifact, options))) for name in names}
         batches = stack.enter_context(_batches(data, artifact.spec.input, config))
         total = len(data.chosen(_loading(config))) if data is not None else batches.counts.found
         for batch in batches:
@@ -98,7 +108,7 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
     for artifact, label, names in zip(artifacts, labels, engines, strict=True):
         before = f"{label} / " if len(artifacts) > 1 else ""
         key = _origin(artifact)
-        if key is not None and key not in originals and REFERENCE in installed():
+        if key is not None and key not in originals and is_installed(REFERENCE):
             originals[key] = f"{before}{REFERENCE}"
             subjects.append(Subject(originals[key], artifact, REFERENCE, originals[key]))
         reference = None if key is None else originals.get(key)
@@ -172,7 +182,7 @@ class _Trial:
 def _compared(artifact: Artifact, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Names of the backends, the reference first, and why it is not the original if it is not."""
     engines = _engines(wanted, artifact)
-    if REFERENCE in wanted or (artifact.weights is not None and REFERENCE in installed()):
+    if REFERENCE in wanted or (artifact.weights is not None and is_installed(REFERENCE)):
         return (REFERENCE, *engines), []
     why = _why_not(artifact)
     note = f"The reference is {engines[0]}, not the PyTorch original: {why}. Parity with PyTorch was not measured."
@@ -191,10 +201,11 @@ def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
         MachineError: VD4001.
     """
     for name in wanted:
-        isolated(name)
+        require_installed(name)
+    require_known(artifact)
     if artifact.record.kind in wanted:  # of those named for several artifacts, an engine has one
         wanted = (artifact.record.kind,)
-    there = installed() if artifact.engine is None else tuple(name for name in compilers() if name == artifact.engine)
+    there = list_engines() if artifact.engine is None else tuple(name for name in (artifact.engine,) if is_installed(name))
     engines = tuple(dict.fromkeys(name for name in wanted or there if name != REFERENCE))
     if not engines and not wanted and artifact.engine is not None:
         message = f"was made for {artifact.engine}, which is not installed"
@@ -202,10 +213,9 @@ def _engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:
         fix += ", or name another engine with --backend" if artifact.record.kind == "onnx" else ""
         raise MachineError("VD4001", message, file=artifact.model, fix=fix)
     if not engines and not wanted:
-        fix = "run: pip install 'vitdeploy[onnxruntime]'"
-        raise MachineError("VD4001", "no inference engine is installed", fix=fix)
+        raise MachineError("VD4001", "no inference engine is installed", fix=TABLE[PROVER].fix)
     for name in engines:
-        fitting(name, artifact)
+        require_fit(name, artifact)
     return engines
 
 

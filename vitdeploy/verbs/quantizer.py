@@ -19,6 +19,9 @@ import msgspec
 
 from vitdeploy import files, isolate
 from vitdeploy.artifact import RECORD, Artifact, Record
+from vitdeploy.backends.child import share_table, take_table
+from vitdeploy.backends.table import PROVER, TABLE
+from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.summary import read_graph
@@ -26,7 +29,7 @@ from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import QuantizeConfig, read_contract
 from vitdeploy.spec import ModelSpec
 
-_PACKAGES = ("onnx", "onnx_ir", "onnxruntime")
+_PACKAGES = ("onnx", "onnx_ir", TABLE[PROVER].package)
 _PATIENCE_S = 24 * 3600.0
 _FILE_MIB = 64 << 10
 
@@ -50,6 +53,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
         MachineError: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
             VD4004, VD4006 the engine failed; VD4007, VD4008 it crashed or hung; VD4001 a package is not installed.
     """
+    config = settle_target(config)
     _require_packages()
     with files.folder(out, ours=RECORD) as folder:  # here, so that nothing is left of a child that is killed
         argument = {
@@ -57,6 +61,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
             "record": msgspec.to_builtins(artifact.record),
             "config": msgspec.to_builtins(config),
             "folder": str(folder),
+            "engines": share_table(),
             "current": str(Path.cwd()),
         }
         limits: isolate.Limits = {
@@ -74,6 +79,7 @@ def _child(argument: dict[str, Any]) -> None:
     """The child's side of `quantize`."""
     from vitdeploy.quant.job import write
 
+    take_table(argument["engines"])
     os.chdir(argument["current"])  # paths in messages and in the record stay as they were written
     artifact = Artifact(Path(argument["source"]), msgspec.convert(argument["record"], Record))
     write(artifact, msgspec.convert(argument["config"], QuantizeConfig), Path(argument["folder"]), isolate.told)

@@ -54,7 +54,7 @@ def engine(engines):
 
 
 def opened(artifact, **config):
-    return closing(table.backend("onnxruntime").open(artifact, OpenConfig(**config)))
+    return closing(table.load("onnxruntime").open(artifact, OpenConfig(**config)))
 
 
 def tensor(artifact, count=4):
@@ -291,7 +291,7 @@ def test_settings_of_other_engines_are_refused(tiny_artifact, setting, tmp_path)
 
 
 def test_every_candidate_opens(engine):
-    found = table.backend("onnxruntime").candidates(CompileConfig(backend="onnxruntime"))
+    found = table.load("onnxruntime").candidates(CompileConfig(backend="onnxruntime"))
     assert found[0] == OpenConfig(device="cpu")
     assert 3 <= len(found) <= 8
     assert len(set(map(str, found))) == len(found)
@@ -306,7 +306,7 @@ def test_every_candidate_opens(engine):
 def test_candidates_keep_the_threads_that_were_given(monkeypatch):
     monkeypatch.setattr(machine, "physical_cores", lambda: 3)
     monkeypatch.setattr(machine, "logical_cores", lambda: 6)
-    backend = table.backend("onnxruntime")
+    backend = table.load("onnxruntime")
     assert {each.threads for each in backend.candidates(CompileConfig(backend="onnxruntime", threads=1))} == {1}
     assert {each.threads for each in backend.candidates(CompileConfig(backend="onnxruntime"))} == {None, 3}
 

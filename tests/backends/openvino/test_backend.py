@@ -60,7 +60,7 @@ def engine(engines):
 
 
 def opened(artifact, **config):
-    return closing(table.backend("openvino").open(artifact, OpenConfig(**config)))
+    return closing(table.load("openvino").open(artifact, OpenConfig(**config)))
 
 
 def tensor(artifact, count=4):
@@ -252,7 +252,7 @@ def test_the_artifact_brings_its_settings(tiny_artifact, engine, tmp_path):
 
 
 def test_bfloat16_is_what_runs_or_an_error(tiny_artifact, tmp_path):
-    backend = table.backend("openvino")
+    backend = table.load("openvino")
     has = "bf16" in [candidate.precision for candidate in backend.candidates(CompileConfig(backend="openvino"))]
     if not has:
         with pytest.raises(UsageError, match="not in 'bf16'") as caught:
@@ -307,7 +307,7 @@ def test_senseless_settings_in_the_record(engine, run):
 
 
 def test_every_candidate_opens(engine):
-    found = table.backend("openvino").candidates(CompileConfig(backend="openvino"))
+    found = table.load("openvino").candidates(CompileConfig(backend="openvino"))
     assert found[0] == OpenConfig(device="cpu", precision="f32", hint="latency")
     assert 1 <= len(found) <= 8
     assert len(set(map(str, found))) == len(found)
@@ -318,7 +318,7 @@ def test_every_candidate_opens(engine):
 
 def test_candidates_keep_what_was_given():
     config = CompileConfig(backend="openvino", threads=1, precision="f32", streams=1)
-    (found,) = table.backend("openvino").candidates(config)
+    (found,) = table.load("openvino").candidates(config)
     assert found == OpenConfig(threads=1, device="cpu", precision="f32", hint="latency", streams=1)
 
 
@@ -383,7 +383,7 @@ def test_looking_and_compiling_keep_the_signal_stack(tiny_artifact, tmp_path):
     before = stack()
     engine = compiled(tiny_artifact, tmp_path / "out", "openvino", threads=1)
     assert stack() == before
-    table.backend("openvino").candidates(CompileConfig(backend="openvino"))
+    table.load("openvino").candidates(CompileConfig(backend="openvino"))
     assert stack() == before
     with opened(engine) as runner:
         assert stack() == before

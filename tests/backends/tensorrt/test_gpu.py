@@ -42,7 +42,7 @@ def home(tmp_path, monkeypatch):
 def engine(request, cuda):
     """A backend that can run on this GPU."""
     try:
-        return table.backend(request.param)
+        return table.load(request.param)
     except VitdeployError as error:
         pytest.skip(f"{request.param}: {error}")
 
@@ -116,7 +116,7 @@ def test_running_out_of_memory_is_one_error(cuda):
 @pytest.mark.parametrize("graph", [True, False])
 def test_engines_compute_the_original(compiled, engine, tiny_artifact, tiny_pixels, graph):
     tensor = images.to_tensor(tiny_pixels, tiny_artifact.spec.input)
-    with closing(table.backend("pytorch").open(tiny_artifact, OpenConfig(threads=1))) as reference:
+    with closing(table.load("pytorch").open(tiny_artifact, OpenConfig(threads=1))) as reference:
         truth = reference.run(tensor)["logits"]
     tolerance = (1e-3 if compiled.record.precision == "fp32" else 2e-2) * truth.std()
     with closing(engine.open(compiled, OpenConfig(graph=graph))) as runner:

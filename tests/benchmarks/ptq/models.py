@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 import vitdeploy as vd
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.table import load
 from vitdeploy.data import images
 from vitdeploy.data.dataset import Dataset, LoadConfig, open_dataset
 
@@ -185,7 +185,7 @@ def _fitted(name: str, source: Path, size: tuple[int, int] | None, out: Path, sa
 def _features(artifact: vd.Artifact, data: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     contract = artifact.spec.input
     features, labels = [], []
-    with closing(backend("onnxruntime").open(artifact, OpenConfig())) as runner:
+    with closing(load("onnxruntime").open(artifact, OpenConfig())) as runner:
         for batch in data.batches(contract, LoadConfig(batch_size=25)):
             features.append(runner.run(images.to_tensor(batch.pixels, contract))["pooled"])
             labels.append(batch.labels)

@@ -22,7 +22,7 @@ from ptq.models import Case
 import vitdeploy
 from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import backend
+from vitdeploy.backends.table import load
 from vitdeploy.files import sha256
 
 BATCH = 25
@@ -113,7 +113,7 @@ def logits(case: Case, artifact: Artifact, engine: str, config: OpenConfig, work
     kept = folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}.npy"
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with closing(backend(engine).open(artifact, config)) as runner:
+        with closing(load(engine).open(artifact, config)) as runner:
             name = artifact.spec.output
             taken = [runner.run(np.array(images[at : at + BATCH]))[name] for at in range(0, len(images), BATCH)]
         np.save(kept, np.concatenate(taken))

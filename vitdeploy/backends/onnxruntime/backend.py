@@ -68,7 +68,7 @@ class OnnxRuntime:
             InputError: VD3026, the names of the source's data files are taken.
             MachineError: VD4010 device not usable; VD4011 the batch was not frozen; VD4004, VD4006.
         """
-        settings.only(self.name, config, (*_COMPILES, *(("streams",) if config.streams == 1 else ())))
+        settings.require_only(self.name, config, (*_COMPILES, *(("streams",) if config.streams == 1 else ())))
         run = OpenConfig(threads=config.threads, device=config.device or "cpu", precision=config.precision)
         run = _asked(artifact, run)
         providers = _providers(run.device or "cpu")
@@ -192,7 +192,7 @@ class OnnxRuntimeRunner:
 
 def _asked(artifact: Artifact, config: OpenConfig) -> OpenConfig:
     usual = [name for name, value in (("hint", "latency"), ("streams", 1)) if getattr(config, name) == value]
-    found = settings.asked(OnnxRuntime.name, artifact, config, (*_TAKES, *usual))
+    found = settings.merge_settings(OnnxRuntime.name, artifact, config, (*_TAKES, *usual))
     only_f32(OnnxRuntime.name, found)
     return found
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 # Importing openvino sends an event to Google Analytics and writes to ~/intel, without being asked, when the package
 # openvino_telemetry can be imported; when it can't, openvino has a silent stand-in. So for this import it can't.
@@ -53,6 +53,7 @@ from vitdeploy.backends.openvino.settings import (  # noqa: E402
 from vitdeploy.errors import InputError, MachineError, UsageError, library  # noqa: E402
 from vitdeploy.files import sha256  # noqa: E402
 from vitdeploy.recipe import CompileConfig  # noqa: E402
+from vitdeploy.words import FloatPrecision  # noqa: E402
 
 _TAKES = ("threads", "device", "precision", "hint", "streams")
 _COMPILES = (*_TAKES, "backend", "batch", "optimise", "rebuilds", "seconds")
@@ -76,7 +77,7 @@ class OpenVino:
             InputError: VD3010, the record is damaged, or of another model than the file.
             MachineError: VD4010, no such device here; VD4004, the engine refused the model; VD4006, out of memory.
         """
-        return OpenVinoRunner(artifact, settings.asked(self.name, artifact, config, _TAKES))
+        return OpenVinoRunner(artifact, settings.merge_settings(self.name, artifact, config, _TAKES))
 
     def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
         """Write OpenVINO's own form of the model, and the compiled engine where the device can give it away.
@@ -87,7 +88,7 @@ class OpenVino:
             UsageError: VD2011, settings that this engine or device does not have, or a batch that the file can't take.
             MachineError: VD4010 device not usable; VD4004, VD4006.
         """
-        settings.only(self.name, config, _COMPILES)
+        settings.require_only(self.name, config, _COMPILES)
         run = OpenConfig(
             threads=config.threads,
             device=config.device or "cpu",
@@ -251,7 +252,7 @@ def _output_name(output: Any, artifact: Artifact) -> str:  # noqa: ANN401 (openv
     return str(next((name for name in (artifact.spec.output, *_OUTPUTS) if name in names), output.get_any_name()))
 
 
-def _usual(artifact: Artifact) -> Literal["f32", "bf16"]:
+def _usual(artifact: Artifact) -> FloatPrecision:
     return "bf16" if artifact.record.precision == "bf16" else "f32"
 
 
@@ -296,13 +297,13 @@ def _stamp(core: Any, place: str, asked: dict[str, Any], artifact: Artifact) -> 
     }
 
 
-def _computed(core: Any, place: str) -> list[Literal["f32", "bf16", "f16"]]:  # noqa: ANN401 (openvino.Core)
+def _computed(core: Any, place: str) -> list[FloatPrecision]:  # noqa: ANN401 (openvino.Core)
     """Precisions that a device computes in: each is asked for with a small product, and asked back."""
     ops = openvino.opset13
     pixels = ops.parameter([1, 16], np.float32)
     product = ops.matmul(pixels, ops.constant(np.ones((16, 16), np.float32)), False, True)
     model = openvino.Model([product], [pixels], "probe")
-    every: tuple[Literal["f32", "bf16", "f16"], ...] = ("f32", "bf16", "f16")
+    every: tuple[FloatPrecision, ...] = ("f32", "bf16", "f16")
     return [name for name in every if used(core.compile_model(model, place, {PRECISION: name})).get(PRECISION) == name]
 
 

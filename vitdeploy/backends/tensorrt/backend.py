@@ -16,7 +16,7 @@ import msgspec
 from vitdeploy import files
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import Compiled, OpenConfig
-from vitdeploy.backends.settings import asked
+from vitdeploy.backends.settings import merge_settings
 from vitdeploy.backends.tensorrt import builder, library, rules
 from vitdeploy.backends.tensorrt.key import EngineKey, Seal, require_same, require_secret, seal, verify
 from vitdeploy.backends.tensorrt.place import Place, look, ordinal
@@ -75,7 +75,7 @@ class TensorRt:
             InputError: VD3010, a file of the artifact is missing or damaged.
             MachineError: VD4010, there is no GPU that can be used; VD4004, VD4006 from the engine.
         """
-        config = asked(self.name, artifact, config, ("threads", "device", "spin", "graph"))
+        config = merge_settings(self.name, artifact, config, ("threads", "device", "spin", "graph"))
         plan, key = self._trusted(artifact)
         place = look(ordinal(config.device))
         if place.device is None:

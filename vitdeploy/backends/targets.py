@@ -1,0 +1,65 @@
+"""What `quantize` and `compile` may be asked for, as far as engines tell: refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vitdeploy.backends.table import PROVER, find_engine, find_target, list_compilers, list_targets
+from vitdeploy.errors import UsageError
+from vitdeploy.recipe import CompileConfig, QuantizeConfig, Recipe
+
+
+def settle_target(config: QuantizeConfig) -> QuantizeConfig:
+    """The same settings with their target, if it reads what they ask for.
+
+    Raises:
+        UsageError: VD2009, there is no such target; VD2011, it has no form of this precision, or no such setting.
+    """
+    name = config.target or PROVER
+    target, precision = find_target(name), config.precision
+    if precision not in target.precisions:
+        fix = f"use --target {' or '.join(each for each in list_targets() if precision in find_target(each).precisions)}"
+        raise UsageError("VD2011", f"{precision} has no form that {name!r} reads", fix=fix)
+    if config.attention and target.find_heads(precision) is None:
+        message = f"{name!r} does not read {precision} inside attention"
+        raise UsageError("VD2011", message, fix="leave attention out")
+    if config.keep_fp32 and precision != "fp16" and not target.half:
+        raise UsageError("VD2011", "keep_fp32 is for fp16", fix="leave it out")
+    return msgspec.structs.replace(config, target=name)
+
+
+def require_compiler(config: CompileConfig) -> None:
+    """Refuse an engine that compiles nothing.
+
+    Raises:
+        UsageError: VD2009, there is no such backend, or it makes no engines.
+    """
+    if not find_engine(config.backend).compiles:
+        fix = f"choose from: {', '.join(list_compilers())}"
+        raise UsageError("VD2009", f"the backend {config.backend!r} makes no engines", fix=fix)
+
+
+def settle_recipe(recipe: Recipe, file: Path | None = None) -> Recipe:
+    """The same recipe with its target, if there are such engines and they have such settings.
+
+    Args:
+        recipe: Any.
+        file: Where it was read from, for messages.
+
+    Raises:
+        UsageError: VD2009, VD2011; names the section.
+    """
+    section = "quantize"
+    try:
+        quantize = recipe.quantize and settle_target(recipe.quantize)
+        section = "compile"
+        if recipe.compile is not None:
+            require_compiler(recipe.compile)
+        for section in ("validate", "bench"):
+            for name in getattr(getattr(recipe, section), "backends", ()):
+                find_engine(name)
+    except UsageError as exc:
+        raise UsageError(exc.code, f"[{section}]: {exc.message}", file=file, fix=exc.fix) from exc
+    return msgspec.structs.replace(recipe, quantize=quantize)

@@ -1,0 +1,29 @@
+"""The words that settings take: each list once, read by recipes, records and the command line alike. Needs nothing.
+
+Names of engines are not here: they are rows of `vitdeploy.backends.table`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+QuantizedPrecision = Literal["int8", "fp8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"]
+"""What `quantize` makes."""
+RecordPrecision = Literal["fp32", QuantizedPrecision]
+"""The arithmetic that an artifact's weights were prepared for."""
+FloatPrecision = Literal["f32", "bf16", "f16"]
+"""What float parts are computed in."""
+Hint = Literal["latency", "throughput"]
+"""Whether one batch shall be fast, or many at once."""
+Goal = Literal["latency"]
+"""What settings are measured for."""
+InstructionSet = Literal["avx2", "avx512-vnni", "amx", "neon-dotprod"]
+"""Of the CPU that a quantized file is for."""
+InputTensor = Literal["float32-nchw", "uint8-nchw", "uint8-nhwc"]
+"""Type and memory order of a model's input."""
+MoreOutput = Literal["tokens", "pooled"]
+"""An output beside the main one."""
+WeightsCopy = Literal["ema", "plain"]
+"""Which weights of a checkpoint that has an averaged copy beside the plain ones."""
+PORTABLE = "portable"
+"""The target of `quantize` that all engines read."""

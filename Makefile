@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/fashion_mnist
 
-.PHONY: demo test test-gpu check bench bench-all format clean
+.PHONY: demo test test-fast test-gpu mutants check bench bench-all format clean
 
 demo: $(VENV)/.all  ## a trained ViT from its checkpoint to a proven artifact and a report, in $(DEMO)
 	$(BIN)/vitdeploy build recipes/fashion_mnist.toml -o $(DEMO)
@@ -13,8 +13,18 @@ demo: $(VENV)/.all  ## a trained ViT from its checkpoint to a proven artifact an
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest
 
+test-fast: $(VENV)/.dev  ## all but the slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
 test-gpu: $(VENV)/.dev  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+ROOMS := graph quant proof measure backends isolate data files
+SAMPLE := 25
+SEED := 0
+mutants: $(VENV)/.dev  ## plant mistakes in ROOMS, SAMPLE a room by SEED, and see whether the tests notice
+	$(BIN)/python tests/mutants.py --room $(ROOMS) --sample $(SAMPLE) --seed $(SEED) --store
+	$(BIN)/python tests/mutants.py --table
 
 check: $(VENV)/.dev  ## lint, types, layers
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,19 @@ TINY = ModelSpec(
 )
 
 
+SHARED = {
+    "tiny": (TINY, ExportConfig(prove_batches=(1, 3))),
+    "static": (TINY, ExportConfig(batch=4)),
+    "headless": (msgspec.structs.replace(TINY, name="headless", head="none", classes=0), ExportConfig(prove_batches=(1, 3))),
+    "embedding": (
+        msgspec.structs.replace(TINY, name="embedding", head="projection", head_bias=False),
+        ExportConfig(prove_batches=(1, 3)),
+    ),
+    "bytes": (TINY, ExportConfig(input="uint8-nhwc", top_k=2, prove_batches=(1, 3))),
+}
+"""The artifacts that many tests read, by name. Nothing may change them."""
+
+
 def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = None) -> Artifact:
     """A tiny artifact with random weights, three times as large as usual so that classes differ clearly."""
     import torch
@@ -34,10 +48,20 @@ def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     source, weights = folder.parent / "spec.json", folder.parent / "original.safetensors"
     source.write_bytes(msgspec.json.encode(spec))
     save_file(model.state_dict(), weights)
     return export(ModelConfig(source=str(source), weights=str(weights)), config or ExportConfig(prove_batches=(1, 3)), folder)
+
+
+def shared_artifact(name: str, folder: Path) -> Artifact:
+    """Exported below `folder`, or taken from the folder of those that tests/mutants.py has exported before."""
+    shelf = os.environ.get("VITDEPLOY_TEST_ARTIFACTS")
+    place = (Path(shelf) if shelf else folder) / name / name
+    if shelf and (place / "artifact.json").is_file():
+        return Artifact.open(place)
+    return write_artifact(place, *SHARED[name])
 
 
 @pytest.fixture(scope="session")
@@ -49,34 +73,31 @@ def tiny_spec() -> ModelSpec:
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory) -> Artifact:
     """An artifact of `tiny_spec` with a dynamic batch."""
-    return write_artifact(tmp_path_factory.mktemp("artifacts") / "tiny", TINY)
+    return shared_artifact("tiny", tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="session")
 def tiny_static(tmp_path_factory) -> Artifact:
     """The same for batches of exactly 4."""
-    return write_artifact(tmp_path_factory.mktemp("artifacts") / "static", TINY, ExportConfig(batch=4))
+    return shared_artifact("static", tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="session")
 def tiny_headless(tmp_path_factory) -> Artifact:
     """The same without a head: its output is ``pooled`` [N, 32]."""
-    spec = msgspec.structs.replace(TINY, name="headless", head="none", classes=0)
-    return write_artifact(tmp_path_factory.mktemp("artifacts") / "headless", spec)
+    return shared_artifact("headless", tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="session")
 def tiny_embedding(tmp_path_factory) -> Artifact:
     """The same with a projection: its output is ``embedding`` [N, 12]."""
-    spec = msgspec.structs.replace(TINY, name="embedding", head="projection", head_bias=False)
-    return write_artifact(tmp_path_factory.mktemp("artifacts") / "embedding", spec)
+    return shared_artifact("embedding", tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bytes(tmp_path_factory) -> Artifact:
     """The same with the normalisation inside: takes uint8 [N, H, W, C], and tells the two best classes."""
-    config = ExportConfig(input="uint8-nhwc", top_k=2, prove_batches=(1, 3))
-    return write_artifact(tmp_path_factory.mktemp("artifacts") / "bytes", TINY, config)
+    return shared_artifact("bytes", tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture

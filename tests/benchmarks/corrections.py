@@ -43,7 +43,7 @@ from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
 from vitdeploy.data.dataset import LoadConfig
 from vitdeploy.graph import storage
-from vitdeploy.graph.exact import integer_products
+from vitdeploy.graph.exact.integer_products import fuse_products
 from vitdeploy.graph.structure import Site
 from vitdeploy.quant.calibrator import CalibrateConfig, calibrate
 from vitdeploy.quant.int8 import Quantizer, wants
@@ -80,7 +80,7 @@ class Affine(Quantizer):
             signal = np.einsum("km,km->m", linear.weight, covariance @ found)
             factor = signal / np.maximum(np.einsum("km,km->m", found, noisy @ found), 1e-30)
             factor = np.clip(factor, 0.9, 1.1)
-            linear.write(bias=linear.bias + (1 - factor) * ((moments.mean + shift) @ found))
+            linear.write(self.prepared.editor, bias=linear.bias + (1 - factor) * ((moments.mean + shift) @ found))
             self.rounded[linear.name] = codes, (scale * factor).astype(np.float32)
 
 
@@ -219,7 +219,7 @@ def quantized(subject: Subject, method: str) -> Artifact:
         batches = [subject.pixels[at : at + PART] for at in range(0, MOMENT_IMAGES, PART)]
         quantizer.round_weights(moments(path, quantizer.widths(), lambda: batches, threads=subject.threads))
     quantizer.emit()
-    integer_products.fuse(prepared.model)
+    fuse_products(prepared.editor)
     storage.write(prepared.model, subject.folder / "model.onnx")
     return Artifact(subject.folder, Record(spec=subject.artifact.spec, made_by="benchmark", precision="int8"))
 

@@ -324,12 +324,12 @@ def test_a_rewrite_that_changes_the_function_is_caught(tiny_artifact, pictures, 
     """Should one ever be wrong for some model, nothing is made of it."""
     from vitdeploy.graph.exact import fold
 
-    genuine = fold.norm_affine
+    genuine = fold.fold_norm_affine
 
-    def wrong(site):
-        done = genuine(site)
-        site.linears[0].write(site.linears[0].weight * 1.1)
+    def wrong(editor, site):
+        done = genuine(editor, site)
+        site.linears[0].write(editor, site.linears[0].weight * 1.1)
         return done
 
-    monkeypatch.setattr(fold, "norm_affine", wrong)
+    monkeypatch.setattr(fold, "fold_norm_affine", wrong)
     refused(tiny_artifact, config(pictures), tmp_path / "out", "VD4003", "--skip")

@@ -11,7 +11,9 @@ import pytest
 from tests.graph import foreign, vits
 from tests.graph.foreign import Sketch
 from vitdeploy.graph import qdq
-from vitdeploy.graph.structure import Linear, recognise
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.linear import Linear, is_linear
+from vitdeploy.graph.structure import recognise
 
 WIDTH, UNITS = 16, 12
 
@@ -25,7 +27,7 @@ def layer(*, bias: bool = True) -> tuple[ir.Model, Linear]:
 
 
 def linears(model: ir.Model) -> list[Linear]:
-    return [Linear(node) for node in model.graph if Linear.of(node)]
+    return [Linear(node) for node in model.graph if is_linear(node)]
 
 
 def rounded(numbers: np.ndarray, scale: float, zero: int, dtype: type) -> np.ndarray:
@@ -49,7 +51,7 @@ def test_a_tensor_is_rounded_for_the_uses_that_are_named(zero, dtype) -> None:
     model = vits.canonical(sketch.model(first, second))
     one, two = linears(model)
     plain = vits.peek(model, one.input)[0]
-    qdq.quantize(one.input, 0.02, zero, dtype, [(one.matmul, 0)])
+    qdq.quantize(Editor(model), one.input, qdq.Codes(0.02, zero, dtype), [(one.matmul, 0)])
     after = vits.sound(model)
     seen, other = vits.peek(model, one.input, two.input)
     np.testing.assert_allclose(seen, rounded(plain, 0.02, zero, dtype), atol=1e-6)
@@ -64,7 +66,7 @@ def test_one_tensor_can_be_rounded_twice() -> None:
     one, two = linears(model)
     source = one.input
     for linear, scale in ((one, 0.5), (two, 0.25)):
-        qdq.quantize(source, scale, 0, np.int8, [(linear.matmul, 0)])
+        qdq.quantize(Editor(model), source, qdq.Codes(scale, 0, np.int8), [(linear.matmul, 0)])
     vits.sound(model)
     assert not np.array_equal(*vits.peek(model, one.input, two.input))
 
@@ -74,7 +76,7 @@ def test_weights_have_one_step_an_output_channel() -> None:
     codes, scale = weight_codes(linear)
     pixels = vits.feed(ir.to_proto(model), 3)
     expected = pixels @ (codes * scale) + linear.bias
-    qdq.quantize_weight(linear, codes, scale)
+    qdq.quantize_weight(Editor(model), linear, codes, scale)
     after = vits.sound(model)
     np.testing.assert_allclose(foreign.run(after, pixels)[0], expected, rtol=1e-5, atol=1e-5)
     (node,) = [node for node in after.graph.node if node.op_type == "DequantizeLinear"]
@@ -90,10 +92,10 @@ def test_a_weight_that_two_layers_share_stays_for_the_other() -> None:
     model = vits.canonical(sketch.model(out))
     one, two = linears(model)
     before = two.weight
-    qdq.quantize_weight(one, *weight_codes(one))
+    qdq.quantize_weight(Editor(model), one, *weight_codes(one))
     vits.sound(model)
     assert (two.weight == before).all()
-    qdq.quantize_weight(two, *weight_codes(two))
+    qdq.quantize_weight(Editor(model), two, *weight_codes(two))
     assert "FLOAT" not in {str(value.dtype) for value in model.graph.initializers.values() if len(value.shape or ()) == 2}
     vits.sound(model)
 
@@ -102,7 +104,7 @@ def test_biases_are_int32_of_the_step_of_the_sum() -> None:
     model, linear = layer()
     scale = np.geomspace(1e-4, 1e-2, UNITS)
     bias = linear.bias
-    assert qdq.quantize_bias(linear, scale)
+    assert qdq.quantize_bias(Editor(model), linear, scale)
     after = vits.sound(model)
     pixels = vits.feed(after, 2)
     step = scale.astype(np.float32)
@@ -118,20 +120,20 @@ def test_a_bias_whose_code_would_overflow_stays_float(step) -> None:
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     scale = np.full(UNITS, 0.01)
     scale[3] = step
-    assert not qdq.quantize_bias(linear, scale)
+    assert not qdq.quantize_bias(Editor(model), linear, scale)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_the_largest_code_of_a_bias_is_kept_and_one_more_is_not() -> None:
     for codes, fits in ((qdq.LARGEST_BIAS, True), (qdq.LARGEST_BIAS + 128, False)):
-        _, linear = layer()
-        linear.write(bias=np.full(UNITS, codes * 2.0**-20))
-        assert qdq.quantize_bias(linear, np.full(UNITS, 2.0**-20)) == fits
+        model, linear = layer()
+        linear.write(Editor(model), bias=np.full(UNITS, codes * 2.0**-20))
+        assert qdq.quantize_bias(Editor(model), linear, np.full(UNITS, 2.0**-20)) == fits
 
 
 def test_a_layer_without_bias_has_none_to_quantize() -> None:
-    _, linear = layer(bias=False)
-    assert not qdq.quantize_bias(linear, np.ones(UNITS))
+    model, linear = layer(bias=False)
+    assert not qdq.quantize_bias(Editor(model), linear, np.ones(UNITS))
 
 
 def test_a_convolution_has_one_step_an_output_channel() -> None:
@@ -142,7 +144,7 @@ def test_a_convolution_has_one_step_an_output_channel() -> None:
     weight = np.asarray(conv.inputs[1].const_value.numpy())
     scale = np.abs(weight).max((1, 2, 3)) / 127
     codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
-    qdq.quantize_convolution(conv, codes, scale)
+    qdq.quantize_convolution(Editor(model), conv, codes, scale)
     after = vits.sound(model)
     assert [each.i for each in after.graph.node[0].attribute] == [0]
     pixels = vits.feed(proto, 2)
@@ -159,7 +161,7 @@ def test_layers_of_one_input_share_its_range_at_run_time(order) -> None:
     model = vits.canonical(proto)
     found = linears(model)
     for index in order:
-        qdq.quantize_at_run_time(found[index], *weight_codes(found[index]))
+        qdq.quantize_at_run_time(Editor(model), found[index], *weight_codes(found[index]))
     after = vits.sound(model)
     counted = vits.operators(model)
     assert counted["DynamicQuantizeLinear"] == 1 and counted["MatMulInteger"] == 3 and not counted["MatMul"]
@@ -178,7 +180,7 @@ def test_codes_of_the_run_time_form_are_exact() -> None:
     zero = int(np.clip(np.rint(-low / step), 0, 255))
     expected = rounded(pixels, float(step), zero, np.uint8) @ (codes * scale)
     name = linear.name
-    qdq.quantize_at_run_time(linear, codes, scale)
+    qdq.quantize_at_run_time(Editor(model), linear, codes, scale)
     after = vits.sound(model)
     np.testing.assert_allclose(foreign.run(after, pixels)[0], expected, rtol=1e-4, atol=1e-5)
     assert f"{name}Integer" in {node.name for node in after.graph.node}  # as the plan of the census calls it
@@ -193,14 +195,15 @@ def test_a_whole_network(form) -> None:
             (seen,) = vits.peek(model, site.value)
             high, low = max(0.0, float(seen.max())), min(0.0, float(seen.min()))
             step = (high - low) / 255
-            qdq.quantize(site.value, step, round(-low / step), np.uint8, [(linear.matmul, 0) for linear in site.linears])
+            codes = qdq.Codes(step, round(-low / step), np.uint8)
+            qdq.quantize(Editor(model), site.value, codes, [(linear.matmul, 0) for linear in site.linears])
         for linear in site.linears:
             codes, scale = weight_codes(linear)
             if form == "dynamic":
-                qdq.quantize_at_run_time(linear, codes, scale)
+                qdq.quantize_at_run_time(Editor(model), linear, codes, scale)
             else:
-                assert linear.add is None or qdq.quantize_bias(linear, scale * step)
-                qdq.quantize_weight(linear, codes, scale)
+                assert linear.add is None or qdq.quantize_bias(Editor(model), linear, scale * step)
+                qdq.quantize_weight(Editor(model), linear, codes, scale)
     after = vits.sound(model)
     pixels = vits.feed(proto, 3)
     plain, found = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
@@ -213,8 +216,8 @@ def test_8_bit_floats() -> None:
     weight, bias, value = linear.weight, linear.bias, linear.input
     scale = np.asarray(np.abs(weight).max() / qdq.LARGEST_E4M3, np.float32)
     codes = (weight / scale).astype(qdq.E4M3)
-    qdq.quantize(value, 0.01, 0, qdq.E4M3, [(linear.matmul, 0)])
-    qdq.quantize_weight(linear, codes, scale)
+    qdq.quantize(Editor(model), value, qdq.Codes(0.01, 0, qdq.E4M3), [(linear.matmul, 0)])
+    qdq.quantize_weight(Editor(model), linear, codes, scale)
     after = ir.to_proto(model)
     onnx.checker.check_model(after, full_check=True)
     pixels = vits.feed(after, 3)

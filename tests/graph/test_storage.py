@@ -10,7 +10,7 @@ import pytest
 from tests.graph import foreign, vits
 from vitdeploy.errors import MachineError
 from vitdeploy.graph import storage
-from vitdeploy.graph.layers import add_constant
+from vitdeploy.graph.editor import Editor
 
 
 def run(path, pixels: np.ndarray) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ def test_metadata_stays_when_none_is_given_and_goes_when_some_is(tmp_path) -> No
 def test_weights_that_nothing_uses_are_not_written(tmp_path) -> None:
     model = vits.canonical(vits.quick("plain"))
     storage.write(model, tmp_path / "a.onnx")
-    add_constant(model.graph.node(0), "unused", np.zeros((500, 500), np.float32))
+    Editor(model).constant("unused", np.zeros((500, 500), np.float32))
     storage.write(model, tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 

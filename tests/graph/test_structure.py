@@ -10,8 +10,9 @@ from tests.checkpoints.cases import CASES
 from tests.graph import foreign, vits
 from tests.graph.foreign import Sketch
 from vitdeploy.errors import InputError
-from vitdeploy.graph import layers
+from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold
+from vitdeploy.graph.linear import Linear
 from vitdeploy.graph.structure import Structure, recognise
 
 MADE = [
@@ -155,7 +156,7 @@ def test_a_factor_behind_the_bias_of_the_scores_stays() -> None:
     proto = sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16)))
     model = vits.canonical(proto)
     found = recognise(model)
-    assert len(fold.query_scale(found)) == 1
+    assert len(fold.fold_query_scale(Editor(model), found)) == 1
     assert vits.operators(model)["Mul"] == 1
     vits.same(proto, model)
 
@@ -174,11 +175,11 @@ def test_shared_weights_are_left_to_the_other_layer() -> None:
     first = sketch.add("MatMul", "x", weight)
     proto = sketch.model(sketch.add("MatMul", sketch.add("Relu", first), weight))
     model = vits.canonical(proto)
-    one, two = (layers.Linear(node) for node in model.graph if node.op_type == "MatMul")
+    one, two = (Linear(node) for node in model.graph if node.op_type == "MatMul")
     before = two.weight
-    one.write(2 * one.weight)
+    one.write(Editor(model), 2 * one.weight)
     assert (two.weight == before).all() and (one.weight == 2 * before).all()
-    two.write(0.5 * before, np.zeros(16))
+    two.write(Editor(model), 0.5 * before, np.zeros(16))
     vits.same(proto, model)
     assert len(model.graph.initializers) == 2
 
@@ -187,10 +188,10 @@ def test_a_bias_is_added_behind_a_layer_that_makes_an_output() -> None:
     sketch = Sketch()
     proto = sketch.model(sketch.add("MatMul", "x", sketch.weight(16, 16)))
     model = vits.canonical(proto)
-    linear = layers.Linear(model.graph.node(0))
-    linear.write(bias=np.ones(16))
+    linear = Linear(model.graph.node(0))
+    linear.write(Editor(model), bias=np.ones(16))
     after = vits.sound(model)
     assert after.graph.output[0].name == proto.graph.output[0].name
     pixels = vits.feed(proto, 2)
     np.testing.assert_allclose(foreign.run(after, pixels)[0], foreign.run(proto, pixels)[0] + 1, rtol=1e-6, atol=1e-6)
-    assert layers.Linear(linear.matmul).add is linear.add
+    assert Linear(linear.matmul).add is linear.add

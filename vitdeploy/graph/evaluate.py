@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import Array, constant, integer, sizes, whole
+from vitdeploy.graph.query import Array, constant, integer, sizes, whole
 
 LARGEST = 1 << 24
 """Elements of a result that may be larger than everything it is computed from."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import Array, constant, number, whole
 from vitdeploy.graph.evaluate import evaluate
+from vitdeploy.graph.query import Array, constant, number, whole
 
 MOVES = frozenset(("Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
 """Operators that move numbers and compute none."""

@@ -11,7 +11,7 @@ import ast
 
 import onnx_ir as ir
 
-from vitdeploy.graph.naming import free
+from vitdeploy.graph.editor import free_name
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 _ROLES = {
@@ -47,12 +47,12 @@ def name_by_module(model: ir.Model, *, root: str = "") -> None:
     paths: dict[ir.Node, str] = {}
     for node in graph:
         paths[node] = _path(node, paths, root)
-        node.name = free(f"{paths[node]}/{node.op_type}" if paths[node] else node.op_type, taken)
+        node.name = free_name(f"{paths[node]}/{node.op_type}" if paths[node] else node.op_type, taken)
         for index, value in enumerate(node.outputs):
             if value.name not in kept:
-                value.name = free(node.name + "_out" + (f"_{index}" if len(node.outputs) > 1 else ""), taken)
+                value.name = free_name(node.name + "_out" + (f"_{index}" if len(node.outputs) > 1 else ""), taken)
     for name in [name for name in graph.initializers if root and name.startswith(root + ".")]:
-        _rename(graph, graph.initializers[name], free(name[len(root) + 1 :], taken))
+        _rename(graph, graph.initializers[name], free_name(name[len(root) + 1 :], taken))
     for node in graph:
         _own_parameters(node, paths[node], graph, taken)
         _name_constants(node, paths[node], graph, taken)
@@ -90,7 +90,7 @@ def _own_parameters(node: ir.Node, path: str, graph: ir.Graph, taken: set[str]) 
         stem, dot, kind = str(value.name).rpartition(".")
         if not dot or kind not in _PARAMETERS.values() or stem == path or not path or len(value.const_value.shape) != 1:
             continue
-        name = free(f"{path}.{role}", taken)
+        name = free_name(f"{path}.{role}", taken)
         tensor = ir.Tensor(value.const_value.numpy(), name=name)
         copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
         graph.initializers[name] = copy
@@ -103,7 +103,7 @@ def _name_constants(node: ir.Node, path: str, graph: ir.Graph, taken: set[str]) 
             continue
         matrix = node.op_type in ("MatMul", "Gemm") and value.shape is not None and len(value.shape) == 2
         role = "weight" if matrix else _ROLES.get((node.op_type, index), f"constant_{index}")
-        _rename(graph, value, free(f"{path}.weight" if matrix and path else f"{node.name}.{role}", taken))
+        _rename(graph, value, free_name(f"{path}.weight" if matrix and path else f"{node.name}.{role}", taken))
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -8,14 +8,15 @@ alone both may be 8-bit floats (E4M3) instead.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.editor import Array
-from vitdeploy.graph.layers import Linear, add_constant, declare, first, insert, release, remove, substitute
+from vitdeploy.graph.editor import Editor, declare
+from vitdeploy.graph.linear import Linear
+from vitdeploy.graph.query import Array, first
 
 E4M3: np.dtype[Any] = ir.DataType.FLOAT8E4M3FN.numpy()
 """8-bit floats, 4 bits of exponent and 3 of mantissa. A cast to them rounds to even, and makes NaN of what is too large."""
@@ -25,78 +26,91 @@ LARGEST_BIAS = 1 << 30
 """Codes of an int32 bias stay below this, so that the sum of products beside it can't overflow."""
 
 
-def quantize(
-    value: ir.Value, scale: float, zero: int, dtype: type[np.generic] | np.dtype[Any], uses: Iterable[tuple[ir.Node, int]]
-) -> None:
-    """Put a Q/DQ pair into some uses of a tensor.
+class Codes(NamedTuple):
+    """What a tensor is rounded to.
 
-    Args:
-        value: The tensor.
+    Attributes:
         scale: Step.
         zero: Code of 0.
         dtype: ``np.uint8``, ``np.int8`` or `E4M3`.
+    """
+
+    scale: float
+    zero: int
+    dtype: type[np.generic] | np.dtype[Any]
+
+
+def quantize(editor: Editor, value: ir.Value, codes: Codes, uses: Iterable[tuple[ir.Node, int]]) -> None:
+    """Put a Q/DQ pair into some uses of a tensor.
+
+    Args:
+        editor: Of the graph.
+        value: The tensor.
+        codes: What it is rounded to.
         uses: Node and input index of each use that shall see the rounded tensor.
     """
     uses = list(uses)
     before, name = first(node for node, _ in uses), str(value.name)
     constants = [
-        add_constant(before, f"{name}.scale", np.array(scale, np.float32)),
-        add_constant(before, f"{name}.zero", np.array(zero, dtype)),
+        editor.constant(f"{name}.scale", np.array(codes.scale, np.float32)),
+        editor.constant(f"{name}.zero", np.array(codes.zero, codes.dtype)),
     ]
     down = ir.node("QuantizeLinear", [value, *constants], name=f"{name}/QuantizeLinear")
     up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{name}/DequantizeLinear")
     down.outputs[0].name, up.outputs[0].name = f"{name}.quantized", f"{name}.dequantized"
-    declare(down.outputs[0], ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))), value.shape)
+    declare(down.outputs[0], ir.TensorType(ir.DataType.from_numpy(np.dtype(codes.dtype))), value.shape)
     declare(up.outputs[0], value.type, value.shape)
-    insert([down, up], before)
+    editor.insert([down, up], before)
     for node, index in uses:
         node.replace_input_with(index, up.outputs[0])
 
 
-def quantize_weight(linear: Linear, codes: Array, scale: Array) -> None:
+def quantize_weight(editor: Editor, linear: Linear, codes: Array, scale: Array) -> None:
     """Store a layer's weight in 8 bits with a DequantizeLinear behind it.
 
     Args:
+        editor: Of the graph.
         linear: The layer.
         codes: int8 or `E4M3` [K, M].
         scale: Step of each output channel, float [M]; one step for all when it is 0-dimensional.
     """
-    _dequantize(linear.matmul, codes, scale, axis=1)
+    _dequantize(editor, linear.matmul, codes, scale, axis=1)
 
 
-def quantize_convolution(conv: ir.Node, codes: NDArray[np.int8], scale: Array) -> None:
+def quantize_convolution(editor: Editor, conv: ir.Node, codes: NDArray[np.int8], scale: Array) -> None:
     """Store a convolution's weight as int8 with a DequantizeLinear behind it; its bias stays float.
 
     Args:
+        editor: Of the graph.
         conv: A Conv with a constant weight.
         codes: int8 [M, C, kh, kw].
         scale: Step of each output channel, float [M].
     """
-    _dequantize(conv, codes, scale, axis=0)
+    _dequantize(editor, conv, codes, scale, axis=0)
 
 
-def _dequantize(node: ir.Node, codes: Array, scale: Array, *, axis: int) -> None:
+def _dequantize(editor: Editor, node: ir.Node, codes: Array, scale: Array, *, axis: int) -> None:
     """A DequantizeLinear of constant codes in the place of a node's second input, with one step for each index of an axis."""
     old = node.inputs[1]
     assert old is not None
     name = str(old.name)
     constants = [
-        add_constant(node, f"{name}.codes", codes),
-        add_constant(node, f"{name}.scale", scale.astype(np.float32)),
-        add_constant(node, f"{name}.zero", np.zeros(scale.shape, codes.dtype)),
+        editor.constant(f"{name}.codes", codes),
+        editor.constant(f"{name}.scale", scale.astype(np.float32)),
+        editor.constant(f"{name}.zero", np.zeros(scale.shape, codes.dtype)),
     ]
     up = ir.node("DequantizeLinear", constants, {"axis": axis} if scale.ndim else {}, name=f"{name}/DequantizeLinear")
     up.outputs[0].name = f"{name}.dequantized"
     declare(up.outputs[0], ir.TensorType(ir.DataType.FLOAT), codes.shape)
-    insert([up], node)
-    node.replace_input_with(1, up.outputs[0])
-    release(old)
+    editor.insert([up], node)
+    editor.rewire(node, 1, up.outputs[0])
 
 
-def quantize_bias(linear: Linear, scale: Array) -> bool:
+def quantize_bias(editor: Editor, linear: Linear, scale: Array) -> bool:
     """Store a layer's bias as int32 with a DequantizeLinear behind it; False, and float, where a code would be too large.
 
     Args:
+        editor: Of the graph.
         linear: The layer.
         scale: Step of the input times that of each output channel, float [M].
     """
@@ -108,23 +122,24 @@ def quantize_bias(linear: Linear, scale: Array) -> bool:
         codes = np.rint(linear.bias.astype(np.float64) / step)
     if not (np.abs(codes) <= LARGEST_BIAS).all():  # not a number is too large as well: a step that is 0 in float32
         return False
-    _dequantize(add, codes.astype(np.int32), step, axis=0)
+    _dequantize(editor, add, codes.astype(np.int32), step, axis=0)
     return True
 
 
-def quantize_at_run_time(linear: Linear, codes: NDArray[np.int8], scale: Array) -> None:
+def quantize_at_run_time(editor: Editor, linear: Linear, codes: NDArray[np.int8], scale: Array) -> None:
     """Quantize a layer's input by its own range in every run: DynamicQuantizeLinear, MatMulInteger, and the steps behind.
 
     Args:
+        editor: Of the graph.
         linear: The layer.
         codes: int8 [K, M].
         scale: Step of each output channel, float [M].
     """
     node, stem = linear.matmul, linear.name
     result, float32 = node.outputs[0], ir.TensorType(ir.DataType.FLOAT)
-    quantized, step, zero = _quantized_at_run_time(linear.input)
-    weight = add_constant(node, f"{stem}.codes", codes)
-    steps = add_constant(node, f"{stem}.scale", scale.astype(np.float32))
+    quantized, step, zero = _share_range(editor, linear.input)
+    weight = editor.constant(f"{stem}.codes", codes)
+    steps = editor.constant(f"{stem}.scale", scale.astype(np.float32))
     product = ir.node("MatMulInteger", [quantized, weight, zero], name=f"{stem}Integer")
     cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{stem}/Cast")
     whole = ir.node("Mul", [step, steps], name=f"{stem}/Mul_scale")
@@ -133,12 +148,11 @@ def quantize_at_run_time(linear: Linear, codes: NDArray[np.int8], scale: Array) 
     declare(whole.outputs[0], float32, scale.shape)
     for each in (cast, scaled):
         declare(each.outputs[0], float32, result.shape)
-    insert([product, cast, whole, scaled], node)
-    substitute(result, scaled.outputs[0])
-    remove([node])
+    editor.insert([product, cast, whole, scaled], node)
+    editor.replace(result, scaled.outputs[0])
 
 
-def _quantized_at_run_time(value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _share_range(editor: Editor, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Codes, step and zero of a tensor: one DynamicQuantizeLinear for all layers, before the first user of the tensor."""
     users = [use.node for use in value.uses()]
     node = next((user for user in users if user.op_type == "DynamicQuantizeLinear"), None)
@@ -148,5 +162,5 @@ def _quantized_at_run_time(value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Valu
         shapes = ((codes, value.shape), (ir.TensorType(ir.DataType.FLOAT), ()), (codes, ()))
         for out, (type_, shape) in zip(node.outputs, shapes, strict=True):
             declare(out, type_, shape)
-        insert([node], first(users))
+        editor.insert([node], first(users))
     return node.outputs[0], node.outputs[1], node.outputs[2]

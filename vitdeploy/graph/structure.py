@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import InputError
-from vitdeploy.graph.editor import Array, constant, integer
-from vitdeploy.graph.layers import Linear
+from vitdeploy.graph.linear import Linear, is_linear
 from vitdeploy.graph.moves import FAR, MOVES, move, path, root, scales
+from vitdeploy.graph.query import Array, constant, integer
 
 __all__ = ["Attention", "Linear", "Site", "Structure", "constant", "recognise"]
 
@@ -112,7 +112,7 @@ def recognise(model: ir.Model) -> Structure:
     Raises:
         InputError: VD3023, no attention between linear layers.
     """
-    linears = {node: Linear(node) for node in model.graph if Linear.of(node)}
+    linears = {node: Linear(node) for node in model.graph if is_linear(node)}
     attentions = [found for node in model.graph if node.op_type == "Softmax" and (found := _attention(node, linears))]
     inside: dict[Linear, None] = {}
     for attention in attentions:

@@ -129,9 +129,9 @@ class Quantizer:
             return
         if site.kind == "context":
             assert attention is not None and attention.rows is not None
-            fold.shift_values(attention, choice.factor[attention.rows], choice.shift[attention.rows])
+            fold.shift_values(self.prepared.editor, attention, choice.factor[attention.rows], choice.shift[attention.rows])
         else:
-            fold.rescale_input(site, choice.factor, choice.shift)
+            fold.rescale_input(self.prepared.editor, site, choice.factor, choice.shift)
 
     def _balance(self, attention: Attention) -> None:
         """Centre keys and values and give q, k and v of all heads one range: then one step serves all of them."""
@@ -143,8 +143,8 @@ class Quantizer:
         ratio = np.sqrt(key / query)  # q * ratio and k / ratio reach equally far
         reach = float((query * ratio).max())
         size = low[0].shape[1]
-        fold.shift_keys(attention, np.repeat(ratio[:, None], size, 1), center[0])
-        fold.shift_values(attention, np.repeat((value / reach)[:, None], size, 1), center[1])
+        fold.shift_keys(self.prepared.editor, attention, np.repeat(ratio[:, None], size, 1), center[0])
+        fold.shift_values(self.prepared.editor, attention, np.repeat((value / reach)[:, None], size, 1), center[1])
         self._moved(attention, value / reach, center[1])
         whole = np.stack([ratio, 1 / ratio, reach / value])[:, :, None]  # [3, h, 1]: what q, k and v are multiplied by
         moved = np.stack([np.zeros_like(center[0]), *center])
@@ -215,7 +215,7 @@ class Quantizer:
         start = 0
         for linear in site.linears:
             stop = start + linear.shape[1]
-            linear.write(bias=linear.bias + lost[start:stop])
+            linear.write(self.prepared.editor, bias=linear.bias + lost[start:stop])
             self.rounded[linear.name] = codes[:, start:stop], scale[start:stop]
             start = stop
 
@@ -225,6 +225,7 @@ class Quantizer:
         Args:
             pixels: Some images as the model takes them, for the weights of the patch embedding.
         """
+        editor = self.prepared.editor
         gemms: list[str] = []
         dynamic: list[str] = []
         attention: list[str] = []
@@ -239,15 +240,15 @@ class Quantizer:
             for linear in site.linears:
                 codes, scale = self.rounded[linear.name]
                 if not lane and self.layout.integer_bias:
-                    qdq.quantize_bias(linear, scale * quantizer.scale)
-                qdq.quantize_weight(linear, codes, scale[0] if self.layout.floating else scale)
+                    qdq.quantize_bias(editor, linear, scale * quantizer.scale)
+                qdq.quantize_weight(editor, linear, codes, scale[0] if self.layout.floating else scale)
                 (dynamic if lane else gemms).append(linear.name)
         for each in self.prepared.structure.attentions:
             if each.name in self.attention:
-                products.place(each, self.attention[each.name], self.layout)
+                products.place(editor, each, self.attention[each.name], self.layout)
                 attention += [str(each.scores.name), str(each.context.name)]
         if self.layout.pixels is not None:
-            gemms += quantize_patches(self.prepared.model, self.layout.pixels, pixels, codes=self.layout.codes)
+            gemms += quantize_patches(editor, self.layout.pixels, pixels, codes=self.layout.codes)
         instead = "stays FP16" if self.layout.half else "activations are quantized at run time"
         notes = [
             f"{name}: {instead}, the median token would have {self.choices[name].token_db:.0f} dB"
@@ -266,7 +267,8 @@ class Quantizer:
         dtype = qdq.E4M3 if quantizer.floating else dtype
         for value, linears in groups.items():
             zero = quantizer.zero - 128 if signed else quantizer.zero
-            qdq.quantize(value, quantizer.scale, zero, dtype, [(linear.matmul, 0) for linear in linears])
+            codes = qdq.Codes(quantizer.scale, zero, dtype)
+            qdq.quantize(self.prepared.editor, value, codes, [(linear.matmul, 0) for linear in linears])
 
 
 def _lost(parts: Sequence[Array]) -> Callable[[Step], float]:

@@ -24,7 +24,7 @@ from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.graph import qdq, storage
-from vitdeploy.graph.exact import integer_products
+from vitdeploy.graph.exact.integer_products import fuse_products
 from vitdeploy.graph.half.convert import to_half
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.progress import Progress, silent
@@ -151,7 +151,8 @@ class _Job:
         if layout.half:
             self._halve(prepared.model)
         elif find_target(config.target).integer_products:
-            self.proof["rewrites"] |= {"native-products": integer_products.fuse(prepared.model)}
+            self.proof["rewrites"] |= {"native-products": fuse_products(prepared.editor)}
+            prepared.editor.check_interface("native-products")
         return prepared.model, outcome.plan
 
     def _same(self) -> float:
@@ -371,7 +372,7 @@ def _weights_only(prepared: Prepared, config: QuantizeConfig, layout: Layout) ->
         codes = rounding.nearest(weight, scale, codes=layout.codes)
         dynamic.append(f"{linear.name}Integer" if integer else linear.name)
         if integer:
-            qdq.quantize_at_run_time(linear, codes, scale)
+            qdq.quantize_at_run_time(prepared.editor, linear, codes, scale)
         else:
-            qdq.quantize_weight(linear, codes, scale)
+            qdq.quantize_weight(prepared.editor, linear, codes, scale)
     return Plan(dynamic=tuple(dynamic))

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.graph import qdq
-from vitdeploy.graph.editor import constant, whole
-from vitdeploy.graph.layers import add_constant, own
+from vitdeploy.graph.editor import Editor, declare
+from vitdeploy.graph.query import constant, whole
 from vitdeploy.quant import rounding
 
 Array = NDArray[Any]
@@ -20,7 +20,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 _MIDDLE = 128
 
 
-def quantize_patches(model: ir.Model, contract: Normalisation, pixels: Iterable[Array], *, codes: int) -> list[str]:
+def quantize_patches(editor: Editor, contract: Normalisation, pixels: Iterable[Array], *, codes: int) -> list[str]:
     """Quantize the convolution that takes the pixels, in place.
 
     A pixel has 256 values. So the input is brought back to them and rounded with a step of 1, which loses nothing, and the
@@ -28,7 +28,7 @@ def quantize_patches(model: ir.Model, contract: Normalisation, pixels: Iterable[
     distance from it.
 
     Args:
-        model: The graph.
+        editor: Of the graph.
         contract: Mean and standard deviation that were taken from the pixels.
         pixels: Some images as the model takes them.
         codes: Greatest code of a weight.
@@ -36,7 +36,7 @@ def quantize_patches(model: ir.Model, contract: Normalisation, pixels: Iterable[
     Returns:
         The convolution's name, if there is one that can be quantized.
     """
-    conv = next((node for node in model.graph if node.op_type == "Conv"), None)
+    conv = next((node for node in editor.graph if node.op_type == "Conv"), None)
     weight = None if conv is None else constant(conv.inputs[1])
     if conv is None or weight is None or any(whole(conv, "pads") or ()):
         return []
@@ -45,19 +45,15 @@ def quantize_patches(model: ir.Model, contract: Normalisation, pixels: Iterable[
     if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
         return []
     zero = int(np.clip(np.rint(mean.mean()), 0, 255)) if np.any(mean) else _MIDDLE
-    value = _scaled(conv, value, std, mean - zero)
+    value = _scaled(editor, conv, std, mean - zero)
     shifted = (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32)
-    if len(conv.inputs) > 2:
-        own(conv, 2, shifted)
-    else:
-        conv.resize_inputs(3)
-        conv.replace_input_with(2, add_constant(conv, f"{conv.name}.bias", shifted))
+    editor.own(conv, 2, shifted)
     flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
     scale = rounding.steps(flat, codes=codes)
     second = _patch_moments(pixels, weight.shape, (std, mean - zero))
     rounded = rounding.compensated(flat, scale, second, codes=codes).T.reshape(weight.shape)
-    qdq.quantize(value, 1.0, zero, np.uint8, [(conv, 0)])
-    qdq.quantize_convolution(conv, np.ascontiguousarray(rounded), scale)
+    qdq.quantize(editor, value, qdq.Codes(1.0, zero, np.uint8), [(conv, 0)])
+    qdq.quantize_convolution(editor, conv, np.ascontiguousarray(rounded), scale)
     return [str(conv.name)]
 
 
@@ -76,15 +72,16 @@ def _patch_moments(pixels: Iterable[Array], shape: tuple[int, ...], affine: tupl
     return total / count if count else np.eye(len(total))
 
 
-def _scaled(conv: ir.Node, value: ir.Value, factor: Array, offset: Array) -> ir.Value:
-    """The tensor times a factor plus an offset, before the convolution."""
-    mul = ir.node("Mul", [value, add_constant(conv, "pixels.factor", factor.astype(np.float32))], name="pixels/Mul")
-    add = ir.node("Add", [mul.outputs[0], add_constant(conv, "pixels.offset", offset.astype(np.float32))], name="pixels/Add")
+def _scaled(editor: Editor, conv: ir.Node, factor: Array, offset: Array) -> ir.Value:
+    """The convolution's input times a factor plus an offset, which it takes from now on."""
+    value = conv.inputs[0]
+    assert value is not None
+    mul = ir.node("Mul", [value, editor.constant("pixels.factor", factor.astype(np.float32))], name="pixels/Mul")
+    add = ir.node("Add", [mul.outputs[0], editor.constant("pixels.offset", offset.astype(np.float32))], name="pixels/Add")
     for node in (mul, add):
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = f"{node.name}_out", value.shape, value.type
-    assert isinstance(conv.graph, ir.Graph)
-    conv.graph.insert_before(conv, [mul, add])
-    conv.replace_input_with(0, add.outputs[0])
+        declare(node.outputs[0], value.type, value.shape)
+    editor.insert([mul, add], conv)
+    editor.rewire(conv, 0, add.outputs[0])
     return add.outputs[0]
 
 

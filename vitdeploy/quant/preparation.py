@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph.canonical.rewrites import NAMES, canonicalise
-from vitdeploy.graph.exact import fold, residual
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.exact import fold, rotate
+from vitdeploy.graph.exact.class_token import keep_class_token
 from vitdeploy.graph.structure import Attention, Structure, recognise
 from vitdeploy.quant.equalize import Grid
 
@@ -66,11 +68,16 @@ class Layout:
 
 @dataclass
 class Prepared:
-    """A float graph after the exact rewrites."""
+    """A float graph after the exact rewrites, and the editor that all further edits go through."""
 
-    model: ir.Model
+    editor: Editor
     structure: Structure
     rewrites: dict[str, int]
+
+    @property
+    def model(self) -> ir.Model:
+        """The model that is edited."""
+        return self.editor.model
 
 
 def prepare(model: ir.Model, layout: Layout, skip: Sequence[str] = ()) -> Prepared:
@@ -84,41 +91,42 @@ def prepare(model: ir.Model, layout: Layout, skip: Sequence[str] = ()) -> Prepar
         fix = nearest(unknown[0], (*NAMES, *REWRITES)) or f"choose from: {', '.join((*NAMES, *REWRITES))}"
         raise UsageError("VD2003", f"there is no rewrite {unknown[0]!r}", fix=fix)
     ours = [name for name in skip if name in REWRITES]
-    found = {each.name: len(each.nodes) for each in canonicalise(model, skip=[name for name in skip if name not in ours])}
-    structure = recognise(model)
+    counts = {each.name: len(each.nodes) for each in canonicalise(model, skip=[name for name in skip if name not in ours])}
+    editor, structure = Editor(model), recognise(model)
     steps: dict[str, Callable[[Structure], int]] = {
-        "normalisation": lambda _: len(fold.normalisation(model)),
-        "layer-scale": lambda known: len(fold.layer_scale(known)),
-        "query-scale": lambda known: len(fold.query_scale(known)),
-        "pack": lambda known: len(fold.pack(known)),
-        "class-token": lambda known: len(residual.class_token(model, known)),
-        "norm-affine": lambda known: sum(fold.norm_affine(site) for site in known.sites),
-        "rotation": _rotate,
-        "head-rotation": lambda known: _rotate_heads(known, keys=layout.attention),
+        "normalisation": lambda _: len(fold.fold_normalisation(editor)),
+        "layer-scale": lambda known: len(fold.fold_layer_scale(editor, known)),
+        "query-scale": lambda known: len(fold.fold_query_scale(editor, known)),
+        "pack": lambda known: len(fold.pack_qkv(editor, known)),
+        "class-token": lambda known: len(keep_class_token(editor, known)),
+        "norm-affine": lambda known: sum(fold.fold_norm_affine(editor, site) for site in known.sites),
+        "rotation": lambda known: _rotate(editor, known),
+        "head-rotation": lambda known: _rotate_heads(editor, known, keys=layout.attention),
     }
     for name, apply in steps.items():
         if name not in ours and (name != "rotation" or "norm-affine" not in ours):
-            found[name] = apply(structure)
+            counts[name] = apply(structure)
+            editor.check_interface(name)
             structure = recognise(model)
-    return Prepared(model, structure, {name: count for name, count in found.items() if count})
+    return Prepared(editor, structure, {name: count for name, count in counts.items() if count})
 
 
-def _rotate(structure: Structure) -> int:
+def _rotate(editor: Editor, structure: Structure) -> int:
     norms = [site for site in structure.sites if site.kind == "norm"]
     if not norms or not all(site.only for site in norms):
         return 0
     width = norms[0].linears[0].shape[0]
-    return len(norms) if residual.rotate(structure, fold.rotation(width)) else 0
+    return len(norms) if rotate.rotate_stream(editor, structure, rotate.make_rotation(width)) else 0
 
 
-def _rotate_heads(structure: Structure, *, keys: bool) -> int:
+def _rotate_heads(editor: Editor, structure: Structure, *, keys: bool) -> int:
     count = 0
     for attention in structure.attentions:
         if plain_values(attention):
-            fold.rotate_values(attention, fold.head_rotation(head_size(attention, 2)))
+            rotate.rotate_values(editor, attention, rotate.make_head_rotation(head_size(attention, 2)))
             count += 1
         if keys and plain_keys(attention):
-            fold.rotate_keys(attention, fold.head_rotation(head_size(attention, 0), seed=1))
+            rotate.rotate_keys(editor, attention, rotate.make_head_rotation(head_size(attention, 0), seed=1))
             count += 1
     return count
 

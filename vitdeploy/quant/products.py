@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import qdq
-from vitdeploy.graph.qdq import E4M3
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.qdq import E4M3, Codes
 from vitdeploy.graph.structure import Attention, Structure
 from vitdeploy.quant.equalize import Step, step
 from vitdeploy.quant.preparation import Layout, head_size, plain_keys, plain_values
@@ -56,7 +57,7 @@ def skipped(structure: Structure, layout: Layout) -> list[str]:
     return [f"{each.name}: stays FP16, it is computed for the class token only" for each in few]
 
 
-def place(attention: Attention, steps: tuple[Step, Step, Step], layout: Layout) -> None:
+def place(editor: Editor, attention: Attention, steps: tuple[Step, Step, Step], layout: Layout) -> None:
     """Put the Q/DQ of queries, keys, values and probabilities into the graph.
 
     TensorRT wants them right before the products, each with its own step. OpenVINO takes them before the tensors are split
@@ -64,6 +65,7 @@ def place(attention: Attention, steps: tuple[Step, Step, Step], layout: Layout) 
     has its own.
 
     Args:
+        editor: Of the graph.
         attention: One that `chosen` accepts.
         steps: Of q, k and v.
         layout: What the target reads.
@@ -73,13 +75,13 @@ def place(attention: Attention, steps: tuple[Step, Step, Step], layout: Layout) 
     if layout.half:
         uses = ((attention.scores, 0), (attention.scores, 1), (attention.context, 1))
         for (node, index), quantizer in zip(uses, steps, strict=True):
-            qdq.quantize(_input(node, index), quantizer.scale, 0, dtype, [(node, index)])
+            qdq.quantize(editor, _input(node, index), Codes(quantizer.scale, 0, dtype), [(node, index)])
     else:
         outputs = [linear.output for linear in attention.linears if linear is not None]
         for value in dict.fromkeys(outputs):
-            qdq.quantize(value, steps[0].scale, 0, dtype, [(use.node, use.idx) for use in value.uses()])
+            qdq.quantize(editor, value, Codes(steps[0].scale, 0, dtype), [(use.node, use.idx) for use in value.uses()])
     kind = dtype if layout.half else np.uint8
-    qdq.quantize(attention.softmax.outputs[0], probabilities.scale, 0, kind, [(attention.context, 0)])
+    qdq.quantize(editor, attention.softmax.outputs[0], Codes(probabilities.scale, 0, kind), [(attention.context, 0)])
 
 
 def _probabilities(layout: Layout) -> Step:

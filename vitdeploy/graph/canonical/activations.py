@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import MICROSOFT, Array, Editor, maker, maker_name, number, real
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.query import MICROSOFT, Array, maker, maker_name, number, real
 
 _POINTS = np.concatenate([np.linspace(-7, 7, 29), [-0.1, 0.03, 0.3]])
 _STEPS = 8

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from vitdeploy.graph.canonical.masks import uniform
 from vitdeploy.graph.canonical.opsets import refusal
 from vitdeploy.graph.canonical.shapes import last_axis
-from vitdeploy.graph.editor import (
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.query import (
     MICROSOFT,
-    Editor,
     constant,
     integer,
     is_constant,
@@ -150,7 +150,7 @@ def _mask(editor: Editor, node: ir.Node, key: ir.Value) -> ir.Value | None:
     if allowed is None:
         raise refusal(node, "has a mask of yes and no that is computed")
     dtype = (key.dtype or ir.DataType.FLOAT).numpy()
-    return editor.derived(mask, "mask", np.where(allowed, 0, -np.inf).astype(dtype))
+    return editor.derive(mask, "mask", np.where(allowed, 0, -np.inf).astype(dtype))
 
 
 def _read_multi_head(editor: Editor, node: ir.Node) -> _Parts:
@@ -175,7 +175,7 @@ def _biased(
         raise refusal(node, "has a bias that is computed, or for a width that the file does not say")
     added = []
     for place, (tensor, part) in enumerate(zip(tensors, np.split(numbers, [width, 2 * width]), strict=True)):
-        value = editor.add(node, "Add", [tensor, editor.derived(bias, f"part {place}", part.copy())])
+        value = editor.add(node, "Add", [tensor, editor.derive(bias, f"part {place}", part.copy())])
         value.shape, value.type = tensor.shape, tensor.type
         added.append(value)
     return added[0], added[1], added[2]

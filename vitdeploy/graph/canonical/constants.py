@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import Array, Editor, constant, integer, is_constant
+from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.evaluate import LARGEST, evaluate
+from vitdeploy.graph.query import Array, constant, integer, is_constant
 
 _NUMBERS = {
     "value_int": np.int64,
@@ -108,7 +109,7 @@ def _write(editor: Editor, node: ir.Node, arrays: list[Array]) -> bool:
         if not value.uses():
             continue
         if node.op_type == "Transpose" and heavy is not None:
-            editor.replace(value, editor.derived(heavy, f"Transpose {node.attributes.get('perm')}", array))
+            editor.replace(value, editor.derive(heavy, f"Transpose {node.attributes.get('perm')}", array))
         else:
             editor.freeze(value, array)
     return True

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import Array, Editor, constant, is_constant, maker, number, sizes
+from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.evaluate import evaluate
+from vitdeploy.graph.query import Array, constant, is_constant, maker, number, sizes
 
 _SPREADS = ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Slice", "Identity")
 _POINTWISE = ("Add", "Sub", "Mul", "Cast", "Not", "And", "Or", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.canonical.shapes import last_axis
-from vitdeploy.graph.editor import (
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.query import (
     MICROSOFT,
-    Editor,
     constant,
     integer,
     is_constant,
@@ -153,7 +153,7 @@ def _flat(editor: Editor, found: ir.Value | None, node: ir.Node, width: int) -> 
         return editor.constant(f"{node.name}.weight", np.ones(width, dtype.numpy()))
     numbers = constant(found)
     assert numbers is not None
-    return found if numbers.ndim == 1 else editor.derived(found, "flat", numbers.reshape(-1))
+    return found if numbers.ndim == 1 else editor.derive(found, "flat", numbers.reshape(-1))
 
 
 def split_skip_norm(editor: Editor) -> Iterator[tuple[str, ...]]:

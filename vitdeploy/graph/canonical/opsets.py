@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass
 
 from vitdeploy.errors import InputError, library
-from vitdeploy.graph.editor import Editor, whole
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.query import whole
 
 TARGET = 20
 """The operator set of every canonical graph."""
@@ -65,9 +66,7 @@ def inline_functions(editor: Editor) -> Iterator[tuple[str, ...]]:
     names = tuple(sorted(f"{domain}::{name}" for domain, name, _ in model.functions))
     with library("onnx_ir"):
         InlinePass()(model)
-    used = {node.domain for node in model.graph} | {""}
-    for domain in [domain for domain in model.graph.opset_imports if domain not in used]:
-        model.graph.opset_imports.pop(domain)
+    RemoveUnusedOpsetsPass()(model)
     editor.refresh()
     yield names
 
@@ -105,8 +104,7 @@ def leave_domains(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain != "":
             raise refusal(node, "is of no operator set that all engines read")
-    for domain in [domain for domain in model.graph.opset_imports if domain != ""]:
-        model.graph.opset_imports.pop(domain)
+    RemoveUnusedOpsetsPass()(model)
 
 
 def _convert(editor: Editor, node: ir.Node, version: int) -> bool:

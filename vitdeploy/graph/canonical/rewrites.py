@@ -15,8 +15,8 @@ from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph.canonical.activations import fuse_gelu, split_gelu
 from vitdeploy.graph.canonical.attention import gather_scale, split_attention
 from vitdeploy.graph.canonical.constants import fold, order_operands, remove_dead, strip_inputs
-from vitdeploy.graph.canonical.linears import lead_batch, split_gemm, split_matmul, unflatten
 from vitdeploy.graph.canonical.masks import drop_masks
+from vitdeploy.graph.canonical.matmuls import lead_batch, split_gemm, split_matmul, unflatten
 from vitdeploy.graph.canonical.norms import fuse_layer_norm, split_root_norm, split_skip_norm
 from vitdeploy.graph.canonical.opsets import TARGET, check_opset, convert, inline_functions, leave_domains
 from vitdeploy.graph.canonical.shapes import infer, remove_moves, settle_shapes, turn_softmax
@@ -124,6 +124,7 @@ def canonicalise(model: ir.Model, *, skip: Collection[str] = ()) -> list[Rewrite
         for name, step in steps:
             if name not in skip:
                 done.extend(Rewrite(name, nodes) for nodes in step(editor))
+                editor.check_interface(name)
         return len(done) - before
 
     run((("functions", inline_functions),))

@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from vitdeploy.graph.editor import Array, Editor, constant, integer, maker, sizes
+from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.evaluate import follow, settled
+from vitdeploy.graph.query import Array, constant, integer, maker, sizes
 
 Sizes = tuple[int | str | None, ...]
 _BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"))

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import Array, Editor, constant, integer, maker, maker_name, only_user, other, sizes
+from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.evaluate import follow
+from vitdeploy.graph.query import Array, constant, integer, maker, maker_name, only_user, other, sizes
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

@@ -3,9 +3,7 @@
 Every rewrite holds in real numbers; what is left is float rounding. Row vectors: y = x W + b.
 
 Sources: LayerNorm's affine into its consumers: Wei et al. 2022, arXiv:2209.13325, section 4.1. Centred keys: softmax ignores
-a number added to all its logits (Zhang et al. 2024, arXiv:2410.02367, section 4.2). Rotation of the residual stream: Ashkboos et
-al. 2024, arXiv:2404.00456, section 3; the rotations here leave the vector of ones in place, so that the mean, and with it
-LayerNorm itself, stays what it was: LN(x R) = LN(x) R when R is orthogonal and R 1 = 1.
+a number added to all its logits (Zhang et al. 2024, arXiv:2410.02367, section 4.2).
 """
 
 from __future__ import annotations
@@ -16,37 +14,32 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.editor import Array, constant, integer, text, whole
-from vitdeploy.graph.layers import (
-    Linear,
-    add_constant,
-    declare,
-    first,
-    insert,
-    insert_linear,
-    insert_split,
-    own,
-    remove,
-    substitute,
-)
+from vitdeploy.graph.editor import Editor, declare
+from vitdeploy.graph.linear import Linear, insert_linear, insert_split
+from vitdeploy.graph.query import Array, constant, first, integer, only_user, other, text, whole
 from vitdeploy.graph.structure import Attention, Site, Structure
 
 Double = NDArray[np.float64]
 
 
-def normalisation(model: ir.Model) -> list[str]:
+def fold_normalisation(editor: Editor) -> list[str]:
     """(x - mean) / std of the pixels into the patch embedding's weights; the nodes that went.
 
     Understood between the input and an unpadded convolution: Sub, Add, Mul and Div by a number or by [C, 1, 1] numbers.
     """
-    conv = next((node for node in model.graph if node.op_type == "Conv"), None)
+    conv = next((node for node in editor.graph if node.op_type == "Conv"), None)
     weight = None if conv is None else constant(conv.inputs[1])
     if conv is None or weight is None or not _cuts(conv):
         return []
     factor, offset, gone = np.ones(1), np.zeros(1), list[ir.Node]()  # what the convolution sees: x * factor + offset
     for node in _upwards(conv.inputs[0]):
         flat = _channels(constant(node.inputs[1])) if len(node.inputs) == 2 else None
-        if flat is None or node.op_type not in ("Sub", "Add", "Mul", "Div") or _read_elsewhere(node) or _widens(node):
+        if (
+            flat is None
+            or node.op_type not in ("Sub", "Add", "Mul", "Div")
+            or only_user(node.outputs[0]) is None
+            or _widens(node)
+        ):
             break
         if node.op_type in ("Mul", "Div"):
             factor = factor * (flat if node.op_type == "Mul" else 1 / flat)
@@ -58,14 +51,12 @@ def normalisation(model: ir.Model) -> list[str]:
     factor, offset = (np.broadcast_to(part, weight.shape[1]) for part in (factor, offset))
     bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
     total = np.einsum("mchw,c->m", weight.astype(np.float64), offset) + (0 if bias is None else bias)
-    own(conv, 1, (weight * factor[None, :, None, None]).astype(np.float32))
-    if bias is None:
-        conv.resize_inputs(3)
-        conv.replace_input_with(2, add_constant(conv, f"{conv.name}.bias", total.astype(np.float32)))
-    else:
-        own(conv, 2, total.astype(np.float32))
-    conv.replace_input_with(0, gone[-1].inputs[0])
-    return remove(gone)
+    editor.own(conv, 1, (weight * factor[None, :, None, None]).astype(np.float32))
+    editor.own(conv, 2, total.astype(np.float32))
+    above = gone[-1].inputs[0]
+    assert above is not None
+    editor.rewire(conv, 0, above)
+    return [str(node.name) for node in gone]
 
 
 def _cuts(conv: ir.Node) -> bool:
@@ -82,10 +73,6 @@ def _upwards(value: ir.Value | None) -> Iterator[ir.Node]:
         node = node.inputs[0].producer()
 
 
-def _read_elsewhere(node: ir.Node) -> bool:
-    return len(list(node.outputs[0].uses())) != 1 or node.outputs[0].is_graph_output()
-
-
 def _widens(node: ir.Node) -> bool:
     """Whether one channel of the input may become several by broadcasting."""
     before, after = (None if value is None else value.shape for value in (node.inputs[0], node.outputs[0]))
@@ -100,26 +87,27 @@ def _channels(number: Array | None) -> Double | None:
     return number.reshape(-1).astype(np.float64) if len(shape) == 3 and shape[1:] == (1, 1) else None
 
 
-def layer_scale(structure: Structure) -> list[str]:
+def fold_layer_scale(editor: Editor, structure: Structure) -> list[str]:
     """The factors behind a layer (LayerScale) into its weight and bias; the nodes that went."""
     gone = []
     for linear in structure.linears:
-        users = list(linear.output.uses())
-        scale = users[0].node if len(users) == 1 else None
-        if scale is None or scale.op_type != "Mul" or linear.output.is_graph_output():
-            continue
-        other = scale.inputs[1 - users[0].idx]
-        gamma = constant(other)
-        if gamma is None or (gamma.size > 1 and not gamma.size == linear.shape[1] == gamma.shape[-1]) or gamma.ndim > 3:
+        scale = only_user(linear.output, "Mul")
+        gamma = None if scale is None else constant(other(scale, linear.output))
+        if (
+            scale is None
+            or gamma is None
+            or (gamma.size > 1 and not gamma.size == linear.shape[1] == gamma.shape[-1])
+            or gamma.ndim > 3
+        ):
             continue
         gamma = gamma.reshape(-1).astype(np.float64)
-        linear.write(linear.weight * gamma, linear.bias * gamma)
-        substitute(scale.outputs[0], linear.output)
-        gone += remove([scale])
+        linear.write(editor, linear.weight * gamma, linear.bias * gamma)
+        editor.replace(scale.outputs[0], linear.output)
+        gone.append(str(scale.name))
     return gone
 
 
-def query_scale(structure: Structure) -> list[str]:
+def fold_query_scale(editor: Editor, structure: Structure) -> list[str]:
     """Factors on q or on the scores (1/sqrt(d)) into q's weights; the nodes that went."""
     gone = []
     for attention in structure.attentions:
@@ -133,65 +121,60 @@ def query_scale(structure: Structure) -> list[str]:
             factor *= float(number.reshape(())) if node.op_type == "Mul" else 1 / float(number.reshape(()))
             above = node.inputs[0]
             assert above is not None
-            substitute(node.outputs[0], above)
+            editor.replace(node.outputs[0], above)
         weight, bias, chosen = query.weight, query.bias, columns.reshape(-1)
         weight[:, chosen] *= factor
         bias[chosen] *= factor
-        query.write(weight, bias)
-        gone += remove(attention.scale)
+        query.write(editor, weight, bias)
+        gone += [str(node.name) for node in attention.scale]
         attention.scale = ()
     return gone
 
 
-def pack(structure: Structure) -> list[str]:
+def pack_qkv(editor: Editor, structure: Structure) -> list[str]:
     """Three layers for q, k and v of one tensor become one layer and a Split; the layers' names."""
     packed = []
     for attention in structure.attentions:
-        found = attention.linears
-        if any(linear is None for linear in found) or len({id(linear) for linear in found}) < 3:
+        parts = [linear for linear in dict.fromkeys(attention.linears) if linear is not None]
+        if len(parts) < 3 or any(part.input is not parts[0].input or part.output.is_graph_output() for part in parts):
             continue
-        parts = [linear for linear in found if linear is not None]
-        if any(part.input is not parts[0].input or part.output.is_graph_output() for part in parts):
-            continue
-        _pack(attention, parts)
+        _pack(editor, attention, parts)
         packed.append(parts[0].name)
     return packed
 
 
-def _pack(attention: Attention, parts: list[Linear]) -> None:
+def _pack(editor: Editor, attention: Attention, parts: list[Linear]) -> None:
     widths = [part.shape[1] for part in parts]
     weight, bias = np.concatenate([part.weight for part in parts], 1), np.concatenate([part.bias for part in parts])
     before = first(part.matmul for part in parts)
     stem = f"{str(before.name).removesuffix('/MatMul')}.packed"
-    outputs, nodes = [part.output for part in parts], [node for part in parts for node in (part.add, part.matmul) if node]
-    linear = insert_linear(before, parts[0].input, weight, bias, stem)
-    for old, new in zip(outputs, insert_split(before, linear.output, widths, stem), strict=True):
-        substitute(old, new)
-    remove(nodes)
+    linear = insert_linear(editor, before, parts[0].input, (weight, bias), stem)
+    for part, new in zip(parts, insert_split(editor, before, linear.output, widths, stem), strict=True):
+        editor.replace(part.output, new)
     starts = np.cumsum([0, *widths[:-1]])
     attention.linears = (linear, linear, linear)
     columns = [None if own is None else own + start for own, start in zip(attention.columns, starts, strict=True)]
     attention.columns = (columns[0], columns[1], columns[2])
 
 
-def norm_affine(site: Site) -> bool:
+def fold_norm_affine(editor: Editor, site: Site) -> bool:
     """LayerNorm's weight and bias into the layers that take it; False when it has other users, or 1 and 0 already.
 
     W' = diag(gamma) W, b' = b + beta W; then gamma = 1 and beta = 0.
     """
     if site.kind != "norm" or not site.only or site.maker is None:
         return False
-    gamma, beta = affine(site.maker)
+    gamma, beta = read_affine(site.maker)
     if (gamma == 1).all() and not beta.any():
         return False
     for linear in site.linears:
         weight = linear.weight.astype(np.float64)
-        linear.write(gamma[:, None] * weight, linear.bias + beta @ weight)
-    write_affine(site.maker, np.ones_like(gamma), np.zeros_like(beta))
+        linear.write(editor, gamma[:, None] * weight, linear.bias + beta @ weight)
+    write_affine(editor, site.maker, np.ones_like(gamma), np.zeros_like(beta))
     return True
 
 
-def affine(norm: ir.Node) -> tuple[Double, Double]:
+def read_affine(norm: ir.Node) -> tuple[Double, Double]:
     """Weight and bias of a LayerNormalization, float64 [C] each."""
     gamma = constant(norm.inputs[1])
     assert gamma is not None
@@ -199,20 +182,18 @@ def affine(norm: ir.Node) -> tuple[Double, Double]:
     return gamma.astype(np.float64), np.zeros(gamma.shape) if beta is None else beta.astype(np.float64)
 
 
-def write_affine(norm: ir.Node, gamma: Array, beta: Array) -> None:
+def write_affine(editor: Editor, norm: ir.Node, gamma: Array, beta: Array) -> None:
     """New weight and bias of a LayerNormalization."""
-    own(norm, 1, gamma.astype(np.float32))
-    if len(norm.inputs) > 2 and norm.inputs[2] is not None:
-        own(norm, 2, beta.astype(np.float32))
-    elif np.any(beta):
-        norm.resize_inputs(3)
-        norm.replace_input_with(2, add_constant(norm, f"{norm.name}.bias", beta.astype(np.float32)))
+    editor.own(norm, 1, gamma.astype(np.float32))
+    if np.any(beta) or (len(norm.inputs) > 2 and norm.inputs[2] is not None):
+        editor.own(norm, 2, beta.astype(np.float32))
 
 
-def rescale_input(site: Site, factor: Array, shift: Array) -> None:
+def rescale_input(editor: Editor, site: Site, factor: Array, shift: Array) -> None:
     """Make a site's tensor (x - shift) / factor instead of x, and its layers undo it; free behind a norm, else one Mul.
 
     Args:
+        editor: Of the graph.
         site: Of kind ``norm``, with no other users; or any other kind, where a Mul is inserted and no shift is possible.
         factor: float [K], above 0.
         shift: float [K]; zeros unless the kind is ``norm``.
@@ -221,28 +202,29 @@ def rescale_input(site: Site, factor: Array, shift: Array) -> None:
     assert site.only if norm is not None else not np.any(shift)
     for linear in site.linears:
         weight = linear.weight.astype(np.float64)
-        linear.write(factor[:, None] * weight, linear.bias + shift @ weight)
+        linear.write(editor, factor[:, None] * weight, linear.bias + shift @ weight)
     if norm is not None:
-        gamma, beta = affine(norm)
-        write_affine(norm, gamma / factor, (beta - shift) / factor)
+        gamma, beta = read_affine(norm)
+        write_affine(editor, norm, gamma / factor, (beta - shift) / factor)
         return
     takers = [linear.matmul if linear.input is site.value else linear.input.producer() for linear in site.linears]
     users = [node for node in dict.fromkeys(takers) if node is not None]
     place = first(users)
     stem = f"{site.linears[0].name.removesuffix('/MatMul')}.equalise"
-    divisor = add_constant(place, f"{stem}.weight", (1 / factor).astype(np.float32))
+    divisor = editor.constant(f"{stem}.weight", (1 / factor).astype(np.float32))
     scaled = ir.node("Mul", [site.value, divisor], name=f"{stem}/Mul")
     declare(scaled.outputs[0], site.value.type, site.value.shape)
-    insert([scaled], place)
+    editor.insert([scaled], place)
     for node in users:
         node.replace_input_with(0, scaled.outputs[0])
     site.value = scaled.outputs[0]
 
 
-def shift_values(attention: Attention, factor: Array, shift: Array) -> None:
+def shift_values(editor: Editor, attention: Attention, factor: Array, shift: Array) -> None:
     """Values become (v - shift) / factor, and the projection undoes it: rows of probabilities sum to one.
 
     Args:
+        editor: Of the graph.
         attention: With a layer for v, columns and rows known.
         factor: float [h, d], above 0.
         shift: float [h, d].
@@ -253,17 +235,18 @@ def shift_values(attention: Attention, factor: Array, shift: Array) -> None:
     weight, bias = value.weight.astype(np.float64), value.bias.astype(np.float64)
     weight[:, columns] = weight[:, columns] / factor
     bias[columns] = (bias[columns] - shift) / factor
-    value.write(weight, bias)
+    value.write(editor, weight, bias)
     outer = projection.weight.astype(np.float64)
     total = projection.bias + shift.reshape(-1) @ outer[rows.reshape(-1)]
     outer[rows] = outer[rows] * factor[..., None]
-    projection.write(outer, total)
+    projection.write(editor, outer, total)
 
 
-def shift_keys(attention: Attention, factor: Array, shift: Array) -> None:
+def shift_keys(editor: Editor, attention: Attention, factor: Array, shift: Array) -> None:
     """Keys become (k - shift) / factor and queries q * factor: the scores change by a number a row, which softmax ignores.
 
     Args:
+        editor: Of the graph.
         attention: With layers for q and k, columns known (nothing computes between them and the scores).
         factor: float [h, d], above 0.
         shift: float [h, d].
@@ -274,65 +257,8 @@ def shift_keys(attention: Attention, factor: Array, shift: Array) -> None:
     weight, bias = key.weight.astype(np.float64), key.bias.astype(np.float64)
     weight[:, others] /= factor
     bias[others] = (bias[others] - shift) / factor
-    key.write(weight, bias)
+    key.write(editor, weight, bias)
     weight, bias = query.weight.astype(np.float64), query.bias.astype(np.float64)
     weight[:, columns] *= factor
     bias[columns] *= factor
-    query.write(weight, bias)
-
-
-def rotate_values(attention: Attention, turn: Double) -> None:
-    """V R in each head, and the projection undoes it; ``turn`` is R, orthogonal, float64 [d, d]."""
-    value, columns = attention.linears[2], attention.columns[2]
-    projection, rows = attention.projection, attention.rows
-    assert value is not None and columns is not None and projection is not None and rows is not None
-    _turn_columns(value, columns, turn)
-    weight = projection.weight.astype(np.float64)
-    weight[rows] = np.einsum("ij,hjm->him", turn.T, weight[rows])
-    projection.write(weight)
-
-
-def rotate_keys(attention: Attention, turn: Double) -> None:
-    """Q R and k R in each head: (q R)(k R)^T = q k^T; ``turn`` is R, orthogonal, float64 [d, d]."""
-    for linear, columns in zip(attention.linears[:2], attention.columns[:2], strict=True):
-        assert linear is not None and columns is not None
-        _turn_columns(linear, columns, turn)
-
-
-def _turn_columns(linear: Linear, columns: Array, turn: Double) -> None:
-    weight, bias = linear.weight.astype(np.float64), linear.bias.astype(np.float64)
-    weight[:, columns] = weight[:, columns] @ turn
-    bias[columns] = bias[columns] @ turn
-    linear.write(weight, bias)
-
-
-def rotation(width: int, seed: int = 0) -> Double:
-    """An orthogonal matrix that leaves the vector of ones in place and spreads every other direction over all channels.
-
-    R = B diag(1, D) B: B is the reflection that takes the first unit vector to 1/sqrt(C), D a cosine transform (DCT-II) with
-    random signs.
-
-    Args:
-        width: C.
-        seed: Of the signs.
-
-    Returns:
-        R, float64 [C, C], R R^T = I and R 1 = 1.
-    """
-    if width == 1:
-        return np.ones((1, 1))
-    inner = np.eye(width)
-    inner[1:, 1:] = head_rotation(width - 1, seed)
-    axis = np.full(width, -1 / np.sqrt(width))
-    axis[0] += 1
-    reflection = np.eye(width) - 2 * np.outer(axis, axis) / (axis @ axis)
-    return np.asarray(reflection @ inner @ reflection)
-
-
-def head_rotation(size: int, seed: int = 0) -> Double:
-    """An orthogonal cosine transform (DCT-II) with random signs, float64 [d, d]."""
-    place = np.arange(size)
-    cosine = np.sqrt(2 / size) * np.cos(np.pi * (2 * place[:, None] + 1) * place[None] / (2 * size))
-    cosine[:, 0] /= np.sqrt(2)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (2, size))
-    return np.asarray(signs[0][:, None] * cosine * signs[1])
+    query.write(editor, weight, bias)

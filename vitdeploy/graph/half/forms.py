@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.errors import InputError
-from vitdeploy.graph.naming import free
+from vitdeploy.graph.editor import free_name
 
 LARGEST = 65504.0
 """The largest finite FP16 number."""
@@ -200,7 +200,7 @@ def _turn_constant(graph: ir.Graph, value: ir.Value, half: Mapping[ir.Node, Form
         value.const_value = ir.tensor(rounded, name=value.name)
         value.type = ir.TensorType(_HALF)
         return
-    name = free(f"{value.name}/fp16", names)
+    name = free_name(f"{value.name}/fp16", names)
     copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(_HALF), const_value=ir.tensor(rounded, name=name))
     graph.register_initializer(copy)
     for use in turned:
@@ -230,18 +230,18 @@ def _cast(graph: ir.Graph, value: ir.Value, half: Mapping[ir.Node, Form], where:
     target = _FULL if is_half else _HALF
     suffix = "fp32" if is_half else "fp16"
     source = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else value  # never a Cast of a Cast
-    cast = ir.node("Cast", [source], {"to": target.value}, name=free(f"{value.name}/to_{suffix}", names))
+    cast = ir.node("Cast", [source], {"to": target.value}, name=free_name(f"{value.name}/to_{suffix}", names))
     result = cast.outputs[0]
     result.shape, result.type = value.shape, ir.TensorType(target)
     for use in others:
         use.node.replace_input_with(use.idx, result)
     if leaves:  # the name of an output is part of the interface
-        result.name, value.name = value.name, free(f"{value.name}/fp16", names)
+        result.name, value.name = value.name, free_name(f"{value.name}/fp16", names)
         for place, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[place] = result
     else:
-        result.name = free(f"{value.name}/{suffix}", names)
+        result.name = free_name(f"{value.name}/{suffix}", names)
     if maker is None:
         graph.insert_before(first, cast)
     else:

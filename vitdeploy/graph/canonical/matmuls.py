@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.editor import MICROSOFT, Editor, constant, integer, is_constant, maker, maker_name, only_user, real, sizes
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.linear import Linear, is_linear
+from vitdeploy.graph.query import MICROSOFT, constant, integer, is_constant, maker, maker_name, only_user, real, sizes
 
 
 def split_gemm(editor: Editor) -> Iterator[tuple[str, ...]]:
@@ -91,7 +93,7 @@ def _weight(editor: Editor, node: ir.Node) -> ir.Value:
     assert weight is not None
     weight = weight.T if turned else weight
     scaled = np.ascontiguousarray(weight if alpha == 1 else (weight * alpha).astype(weight.dtype))
-    return editor.derived(value, f"Gemm {turned} {alpha}", scaled)
+    return editor.derive(value, f"Gemm {turned} {alpha}", scaled)
 
 
 def _bias(editor: Editor, node: ir.Node, value: ir.Value) -> ir.Value | None:
@@ -105,7 +107,7 @@ def _bias(editor: Editor, node: ir.Node, value: ir.Value) -> ir.Value | None:
     if beta == 1 and bias.ndim == 1:
         return value
     flat = bias.reshape(-1)
-    return editor.derived(value, f"Gemm {beta}", flat if beta == 1 else (flat * beta).astype(bias.dtype))
+    return editor.derive(value, f"Gemm {beta}", flat if beta == 1 else (flat * beta).astype(bias.dtype))
 
 
 def unflatten(editor: Editor) -> Iterator[tuple[str, ...]]:
@@ -115,11 +117,11 @@ def unflatten(editor: Editor) -> Iterator[tuple[str, ...]]:
         The MatMul.
     """
     for node in list(editor.graph):
-        flat, add = (maker(node.inputs[0], "Reshape"), _bias_of(node)) if is_linear(node) else (None, None)
+        flat = maker(node.inputs[0], "Reshape") if is_linear(node) else None
         rows = None if flat is None else sizes(flat.outputs[0])
         if flat is None or rows is None or len(rows) != 2:
             continue
-        last = node.outputs[0] if add is None else add.outputs[0]
+        last = Linear(node).output
         back = only_user(last, "Reshape")
         shape = None if back is None else sizes(back.outputs[0])
         columns = sizes(node.outputs[0])
@@ -151,24 +153,10 @@ def lead_batch(editor: Editor) -> Iterator[tuple[str, ...]]:
             continue
         turned = editor.add(node, "Transpose", [source], perm=(1, 0, 2))
         turned.shape, turned.type = ir.Shape([shape[1], shape[0], shape[2]]), source.type
-        add = _bias_of(node)
+        end = Linear(node).add or node
         editor.rewire(node, 0, turned)
-        end = node if add is None else add
         editor.turn(end, (1, 0, 2))
         for each in {node, end}:
             columns = sizes(each.outputs[0])
             each.outputs[0].shape = ir.Shape([shape[1], shape[0], None if columns is None else columns[-1]])
         yield (str(node.name),)
-
-
-def is_linear(node: ir.Node) -> bool:
-    """Whether a node multiplies an activation with a constant matrix."""
-    return node.op_type == "MatMul" and node.domain == "" and is_constant(node.inputs[1]) and not is_constant(node.inputs[0])
-
-
-def _bias_of(node: ir.Node) -> ir.Node | None:
-    """The Add of a constant vector behind a product."""
-    add = only_user(node.outputs[0], "Add")
-    shape = None if add is None else sizes(add.inputs[1])
-    vector = add is not None and is_constant(add.inputs[1]) and shape is not None and all(size == 1 for size in shape[:-1])
-    return add if vector else None

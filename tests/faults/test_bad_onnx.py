@@ -54,8 +54,8 @@ def outside(model: onnx.ModelProto) -> TensorProto:
 
 def say(tensor: TensorProto, **entries: str) -> None:
     for key, value in entries.items():
-        found = [entry for entry in tensor.external_data if entry.key == key]
-        (found[0] if found else tensor.external_data.add(key=key)).value = value
+        said = [entry for entry in tensor.external_data if entry.key == key]
+        (said[0] if said else tensor.external_data.add(key=key)).value = value
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Changed ViTs by number: a pure function, so that a graph that was found once is found again."""
+"""Changed ViTs by number: a pure function, so that a graph that was seen once is seen again."""
 
 from __future__ import annotations
 

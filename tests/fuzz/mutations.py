@@ -42,8 +42,8 @@ def node_of(model: Model, dice: Dice) -> onnx.NodeProto:
 
 def values_of(model: Model) -> list[str]:
     graph = model.graph
-    found = [name for node in graph.node for name in node.output]
-    return found + [each.name for each in graph.initializer] + [each.name for each in graph.input]
+    outputs = [name for node in graph.node for name in node.output]
+    return outputs + [each.name for each in graph.initializer] + [each.name for each in graph.input]
 
 
 def array_of(tensor: TensorProto) -> np.ndarray:
@@ -98,10 +98,10 @@ def input_repeated(model: Model, dice: Dice) -> None:
 @mutation
 def inputs_swapped(model: Model, dice: Dice) -> None:
     node = node_of(model, dice)
-    found = list(node.input)
-    dice.shuffle(found)
+    inputs = list(node.input)
+    dice.shuffle(inputs)
     del node.input[:]
-    node.input.extend(found)
+    node.input.extend(inputs)
 
 
 @mutation
@@ -154,9 +154,11 @@ def attribute_changed(model: Model, dice: Dice) -> None:
 @mutation
 def attribute_resized(model: Model, dice: Dice) -> None:
     attribute = dice.choice([each for node in model.graph.node for each in node.attribute if each.ints])
-    found = list(attribute.ints)
+    numbers = list(attribute.ints)
     del attribute.ints[:]
-    attribute.ints.extend(dice.choice((found[:-1], [*found, 1], [], found * 2, found[::-1], found[:1] * len(found), found * 20)))
+    attribute.ints.extend(
+        dice.choice((numbers[:-1], [*numbers, 1], [], numbers * 2, numbers[::-1], numbers[:1] * len(numbers), numbers * 20))
+    )
 
 
 @mutation

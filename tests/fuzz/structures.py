@@ -87,9 +87,9 @@ def quantized_again(model: Model, dice: Dice) -> None:
         helper.make_node("DequantizeLinear", [f"{name}/q", *parts], [f"{name}/dq"], **options),
     ]
     user.input[place] = f"{name}/dq"
-    found = [*nodes, *model.graph.node]
+    nodes = [*nodes, *model.graph.node]
     del model.graph.node[:]
-    model.graph.node.extend(found)
+    model.graph.node.extend(nodes)
 
 
 @mutation

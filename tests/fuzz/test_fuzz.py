@@ -77,10 +77,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 
     with ThreadPoolExecutor(LANES) as pool:
         lanes = pool.map(lane, [range(FIRST + n, FIRST + COUNT, LANES) for n in range(LANES)])
-        found = [outcome for part in lanes for outcome in part]
+        outcomes = [outcome for part in lanes for outcome in part]
     for place in Outcome._fields[1:]:
-        print(place, dict(Counter(getattr(outcome, place)[:6] for outcome in found)))
-    return found
+        print(place, dict(Counter(getattr(outcome, place)[:6] for outcome in outcomes)))
+    return outcomes
 
 
 def test_all_went_through(outcomes: list[Outcome]) -> None:

@@ -79,15 +79,15 @@ def test_the_crash_of_onnxruntime_is_repaired(tmp_path: Path) -> None:
     for node in norms(model)[:2]:
         node.input[2] = ""
     path = save(model, tmp_path / "a.onnx")
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("2 LayerNormalization with empty last inputs repaired: it would crash onnxruntime",)
-    assert found == tmp_path / "new" / "a.onnx"
+    assert shown == tmp_path / "new" / "a.onnx"
     for node in norms(model)[:2]:
         del node.input[2]
-    assert onnx.load(found) == model
-    assert check.sanitize(found, tmp_path / "again") == (found, ())
+    assert onnx.load(shown) == model
+    assert check.sanitize(shown, tmp_path / "again") == (shown, ())
     pixels = np.zeros((1, 3, 16, 16), np.float32)
-    assert onnxruntime.InferenceSession(found).run(None, {"pixels": pixels})[0].shape == (1, 4)
+    assert onnxruntime.InferenceSession(shown).run(None, {"pixels": pixels})[0].shape == (1, 4)
 
 
 def test_equal_files_give_equal_copies(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_only_those_inputs_are_stripped(model: onnx.ModelProto, tmp_path: Path) 
     path = tmp_path / "a.onnx"
     path.write_bytes(model.SerializeToString())
     shutil.rmtree(tmp_path / "new", ignore_errors=True)
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     count = strip(model.graph.node) + sum(strip(function.node) for function in model.functions)
     assert sum(int(note.split()[0]) for note in notes) == count
-    assert onnx.ModelProto.FromString(found.read_bytes()) == model
-    assert check.check_file(found).repairs == ()
+    assert onnx.ModelProto.FromString(shown.read_bytes()) == model
+    assert check.check_file(shown).repairs == ()
 
 
 # data beside the model
@@ -174,14 +174,14 @@ def test_small_tensors_come_inside(tmp_path: Path) -> None:
     path = beside(tmp_path / "a.onnx", 0)
     with pytest.raises(Exception, match=r"[Ss]hape"):  # what onnxruntime makes of it
         onnxruntime.InferenceSession(path)
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("19 small tensors beside the model repaired: engines need shapes inside of it",)
-    assert loaded(found) == vit()
+    assert loaded(shown) == vit()
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["a.onnx", "weights.data"]
-    onnxruntime.InferenceSession(found)
-    kept = [tensor for tensor in onnx.load(found, load_external_data=False).graph.initializer if tensor.data_location == 1]
+    onnxruntime.InferenceSession(shown)
+    kept = [tensor for tensor in onnx.load(shown, load_external_data=False).graph.initializer if tensor.data_location == 1]
     assert {tensor.name for tensor in kept} < {tensor.name for tensor in vit().graph.initializer}
-    assert all(len(numpy_helper.to_array(tensor, str(found.parent)).tobytes()) >= check.TINY for tensor in kept)
+    assert all(len(numpy_helper.to_array(tensor, str(shown.parent)).tobytes()) >= check.TINY for tensor in kept)
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink], ids=["hard link", "symbolic link"])
@@ -189,12 +189,12 @@ def test_links_are_copied(link, tmp_path: Path) -> None:
     path = beside(tmp_path / "a.onnx")
     (tmp_path / "weights.data").rename(tmp_path / "blob")
     link(tmp_path / "blob", tmp_path / "weights.data")
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("external data weights.data behind links repaired: engines disagree on them",)
     copy = tmp_path / "new" / "weights.data"
     assert not copy.is_symlink() and copy.stat().st_nlink == 1
-    assert loaded(found) == vit()
-    assert found.read_bytes() == path.read_bytes()
+    assert loaded(shown) == vit()
+    assert shown.read_bytes() == path.read_bytes()
 
 
 def cache(tmp_path: Path) -> Path:
@@ -212,17 +212,17 @@ def cache(tmp_path: Path) -> Path:
 
 def test_the_cache_of_hugging_face_is_copied(tmp_path: Path) -> None:
     path = cache(tmp_path)
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     assert notes == ("external data weights.data behind links repaired: engines disagree on them",)
-    assert loaded(found) == vit()
+    assert loaded(shown) == vit()
 
 
 def test_a_link_to_the_model_alone(tmp_path: Path) -> None:
     beside(tmp_path / "there" / "a.onnx")
     (tmp_path / "here.onnx").symlink_to(tmp_path / "there" / "a.onnx")
-    found, notes = check.sanitize(tmp_path / "here.onnx", tmp_path / "new")
+    shown, notes = check.sanitize(tmp_path / "here.onnx", tmp_path / "new")
     assert len(notes) == 1
-    assert loaded(found) == vit()
+    assert loaded(shown) == vit()
 
 
 def test_folders_of_data(tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ def test_folders_of_data(tmp_path: Path) -> None:
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="parts/w.data", size_threshold=1024)
     assert check.check_file(path).repairs == ()
     os.link(tmp_path / "parts" / "w.data", tmp_path / "other")
-    found, _ = check.sanitize(path, tmp_path / "new")
+    shown, _ = check.sanitize(path, tmp_path / "new")
     assert (tmp_path / "new" / "parts" / "w.data").is_file()
-    assert loaded(found) == vit()
+    assert loaded(shown) == vit()
 
 
 def placed(path: Path) -> tuple[onnx.ModelProto, list[TensorProto]]:
@@ -249,10 +249,10 @@ def test_one_file_in_two_spellings(tmp_path: Path) -> None:
     location.value = "././weights.data"
     norms(model)[0].input[2] = ""
     path.write_bytes(model.SerializeToString())
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     assert len(notes) == 1
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["a.onnx", "weights.data"]
-    again = loaded(found)
+    again = loaded(shown)
     del norms(model)[0].input[2]
     assert list(again.graph.node) == list(model.graph.node)
     assert list(again.graph.initializer) == list(vit().graph.initializer)
@@ -268,10 +268,10 @@ def test_a_base_path_that_says_nothing_is_cut(base: str, tmp_path: Path) -> None
     path.write_bytes(model.SerializeToString())
     with pytest.raises(Exception, match="model format error"):  # what onnxruntime makes of it
         onnxruntime.InferenceSession(path)
-    found, notes = check.sanitize(path, tmp_path / "new")
+    shown, notes = check.sanitize(path, tmp_path / "new")
     assert notes[0].startswith(f"{len(tensors)} tensor") and "base path" in notes[0]
-    assert onnx.load(found, load_external_data=False) == onnx.ModelProto.FromString(whole)
-    onnxruntime.InferenceSession(found)
+    assert onnx.load(shown, load_external_data=False) == onnx.ModelProto.FromString(whole)
+    onnxruntime.InferenceSession(shown)
 
 
 def test_small_tensors_with_a_base_path_come_inside(tmp_path: Path) -> None:
@@ -280,9 +280,9 @@ def test_small_tensors_with_a_base_path_come_inside(tmp_path: Path) -> None:
     for tensor in model.graph.initializer:
         tensor.external_data.add(key="basepath")
     path.write_bytes(model.SerializeToString())
-    found, _ = check.sanitize(path, tmp_path / "new")
-    assert loaded(found) == vit()
-    onnxruntime.InferenceSession(found)
+    shown, _ = check.sanitize(path, tmp_path / "new")
+    assert loaded(shown) == vit()
+    onnxruntime.InferenceSession(shown)
 
 
 def test_empty_raw_data_beside_external_data(tmp_path: Path) -> None:

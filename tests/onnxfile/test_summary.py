@@ -17,6 +17,8 @@ from vitdeploy.errors import InputError, VitdeployError
 from vitdeploy.onnxfile import wire
 from vitdeploy.onnxfile.model import DTYPES, Port
 from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
+from vitdeploy.onnxfile.wire import encode_field as message
+from vitdeploy.onnxfile.wire import encode_varint
 
 
 def by_onnx(path: Path) -> OnnxGraph:
@@ -73,23 +75,23 @@ def by_onnx(path: Path) -> OnnxGraph:
 
 
 def same(path: Path) -> OnnxGraph:
-    found = read_graph(path)
-    assert msgspec.structs.replace(found, external=()) == msgspec.structs.replace(by_onnx(path), external=())
-    assert set(found.external) == set(by_onnx(path).external)
-    assert list(found.operators.values()) == sorted(found.operators.values(), reverse=True)
-    assert msgspec.json.decode(msgspec.json.encode(found), type=OnnxGraph) == found
-    return found
+    graph = read_graph(path)
+    assert msgspec.structs.replace(graph, external=()) == msgspec.structs.replace(by_onnx(path), external=())
+    assert set(graph.external) == set(by_onnx(path).external)
+    assert list(graph.operators.values()) == sorted(graph.operators.values(), reverse=True)
+    assert msgspec.json.decode(msgspec.json.encode(graph), type=OnnxGraph) == graph
+    return graph
 
 
 @pytest.mark.parametrize("fixture", ["tiny_artifact", "tiny_static", "tiny_headless", "tiny_bytes"])
 def test_our_exports(fixture: str, request: pytest.FixtureRequest) -> None:
     artifact = request.getfixturevalue(fixture)
-    found = same(artifact.model)
-    assert found.dynamic_batch == (fixture != "tiny_static")
-    assert not found.quantization
-    assert not found.external
-    assert found.inputs[0].name == "pixels"
-    assert found.outputs[0].name == artifact.spec.output
+    graph = same(artifact.model)
+    assert graph.dynamic_batch == (fixture != "tiny_static")
+    assert not graph.quantization
+    assert not graph.external
+    assert graph.inputs[0].name == "pixels"
+    assert graph.outputs[0].name == artifact.spec.output
 
 
 def build(tmp_path: Path, nodes: list[onnx.NodeProto], initializers: list[TensorProto], **options: object) -> Path:
@@ -122,13 +124,13 @@ def everything(tmp_path: Path) -> Path:
 
 
 def test_everything_at_once(tmp_path: Path) -> None:
-    found = same(everything(tmp_path))
-    assert found.quantization == {"DequantizeLinear": 1, "MatMulInteger": 1, "com.microsoft::QLinearAdd": 1}
-    assert (found.subgraphs, found.functions, found.nodes) == (2, 1, 9)
-    assert found.elements == {"float16": 24, "int8": 20, "int64": 7, "float32": 3}
-    assert found.parameters == 47
-    assert found.inputs == (Port("x", "float32", ("batch", 3, "")),)
-    assert found.outputs == (Port("y", "float32", None),)
+    graph = same(everything(tmp_path))
+    assert graph.quantization == {"DequantizeLinear": 1, "MatMulInteger": 1, "com.microsoft::QLinearAdd": 1}
+    assert (graph.subgraphs, graph.functions, graph.nodes) == (2, 1, 9)
+    assert graph.elements == {"float16": 24, "int8": 20, "int64": 7, "float32": 3}
+    assert graph.parameters == 47
+    assert graph.inputs == (Port("x", "float32", ("batch", 3, "")),)
+    assert graph.outputs == (Port("y", "float32", None),)
 
 
 def test_external_data_is_not_needed(tmp_path: Path) -> None:
@@ -136,9 +138,9 @@ def test_external_data_is_not_needed(tmp_path: Path) -> None:
     path = build(tmp_path, [helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.data", size_threshold=0)
     (tmp_path / "model.data").unlink()
-    found = same(path)
-    assert found.external == ("model.data",)
-    assert found.parameters == 4096
+    graph = same(path)
+    assert graph.external == ("model.data",)
+    assert graph.parameters == 4096
 
 
 def test_initializers_among_the_inputs(tmp_path: Path) -> None:
@@ -148,17 +150,6 @@ def test_initializers_among_the_inputs(tmp_path: Path) -> None:
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3]))
     onnx.save(model, path)
     assert [port.name for port in same(path).inputs] == ["x"]
-
-
-def varint(value: int) -> bytes:
-    found = b""
-    while value > 127:
-        found, value = found + bytes([value & 127 | 128]), value >> 7
-    return found + bytes([value])
-
-
-def message(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 HEAD = b"\x08\x0a"  # ir_version 10
@@ -173,7 +164,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "group": (HEAD + message(7, b"\x0b"), "unknown wire type 3"),
     "long name": (HEAD + message(7, message(2, b"n" * 5000)), "a name of 5,000 bytes"),
     "name that is no text": (HEAD + message(7, message(1, message(4, b"\xff\xfe"))), "utf-8"),
-    "impossible sizes": (HEAD + message(7, message(5, b"\x08" + varint(1 << 62) + b"\x10\x01")), "impossible"),
+    "impossible sizes": (HEAD + message(7, message(5, b"\x08" + encode_varint(1 << 62) + b"\x10\x01")), "impossible"),
     "negative size": (HEAD + message(7, message(5, b"\x08" + b"\xff" * 9 + b"\x01")), "impossible"),
     "axes": (HEAD + message(7, message(5, b"\x08\x01" * 65)), "more than 64 axes"),
     "packed axes": (HEAD + message(7, message(5, message(1, b"\x01" * 700))), "more than 64 axes"),
@@ -218,9 +209,9 @@ def test_numbers_in_the_place_of_messages_are_passed_over(tmp_path: Path) -> Non
     path = tmp_path / "model.onnx"
     graph = b"\x08\x01\x28\x01\x10\x01" + message(11, b"\x0a\x01?\x10\x01") + message(5, b"\x40\x01\x68\x01")
     path.write_bytes(HEAD + message(7, graph))
-    found = read_graph(path)
-    assert found.inputs == (Port("?", "", None),)
-    assert found.tensors == 1
+    graph = read_graph(path)
+    assert graph.inputs == (Port("?", "", None),)
+    assert graph.tensors == 1
 
 
 def test_other_files(tmp_path: Path) -> None:

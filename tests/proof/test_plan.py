@@ -31,10 +31,10 @@ def test_a_float_model_plans_nothing(tiny_artifact):
 def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, precision, target, part):
     config = QuantizeConfig(precision=precision, target=target, calibration="random", limit=16, verify=False, threads=1)
     made = quantize(tiny_artifact, config, tmp_path / "made")
-    found = msgspec.structs.asdict(read_plan(made.model))
-    names = found.pop(part)
+    parts = msgspec.structs.asdict(read_plan(made.model))
+    names = parts.pop(part)
     assert len(names) >= 4 * BLOCKS
-    assert not any(found.values())
+    assert not any(parts.values())
     for engine, counted in made.record.proof["census"].items():
         assert counted["planned"][part] == len(names), engine
 

@@ -64,27 +64,19 @@ def _settle(edits: list[Edit]) -> list[Edit]:
     grown: dict[Message, int] = defaultdict(int)
     for edit in edits:
         grown[edit.message] += len(edit.new) - (edit.end - edit.start)
-    lengths, waiting = list[Edit](), dict[int, set[Message]]()
+    around, lengths = set[Message](), list[Edit]()
     for edit in edits:
         message: Message | None = edit.message
-        while message is not None:
-            waiting.setdefault(_depth(message), set()).add(message)
+        while message is not None and message not in around:
+            around.add(message)
             message = message.parent
-    for depth in sorted(waiting, reverse=True):
-        for message in waiting[depth]:
-            field = message.field
-            header = encode_head(field.number, field.end - field.start + grown[message])
-            if message.parent is not None:
-                grown[message.parent] += grown[message] + len(header) - (field.start - field.head)
-            lengths.append(Edit(field.head, field.start, header, message))
+    for message in sorted(around, key=lambda message: message.field.head, reverse=True):  # those inside begin later
+        field = message.field
+        header = encode_head(field.number, field.end - field.start + grown[message])
+        if message.parent is not None:
+            grown[message.parent] += grown[message] + len(header) - (field.start - field.head)
+        lengths.append(Edit(field.head, field.start, header, message))
     return sorted([*edits, *lengths], key=lambda edit: edit[:2])
-
-
-def _depth(message: Message) -> int:
-    depth, above = 0, message.parent
-    while above is not None:
-        depth, above = depth + 1, above.parent
-    return depth
 
 
 def _copy(model: Model, source: BinaryIO, out: BinaryIO, count: int) -> None:

@@ -51,10 +51,10 @@ def locate(model: Model) -> dict[Tensor, Range]:
     Raises:
         InputError: VD3027, a place that can't be, or of another length than the tensor's sizes say.
     """
-    return {tensor: _range(model, tensor) for tensor in model.tensors if tensor.outside == 1}
+    return {tensor: _locate_tensor(model, tensor) for tensor in model.tensors if tensor.outside == 1}
 
 
-def _range(model: Model, tensor: Tensor) -> Range:
+def _locate_tensor(model: Model, tensor: Tensor) -> Range:
     said = {entry.key: entry.value for entry in tensor.external}
     if len(said) != len(tensor.external) or not set(said) <= _KEYS or "location" not in said:
         keys = ", ".join(repr(entry.key) for entry in tensor.external) or "nothing"
@@ -83,7 +83,7 @@ def find(model: Model, wanted: dict[Tensor, Range]) -> dict[str, Beside]:
     need: dict[str, int] = {}
     for location, offset, length in wanted.values():
         need[location] = max(need.get(location, 0), offset + length)
-    files = {location: _file(model, location, size) for location, size in need.items()}
+    files = {location: _find_file(model, location, size) for location, size in need.items()}
     shared = defaultdict[Path, list[tuple[Tensor, Range]]](list)  # a file has many spellings
     for tensor, place in wanted.items():
         location, offset, length = place
@@ -93,11 +93,11 @@ def find(model: Model, wanted: dict[Tensor, Range]) -> dict[str, Beside]:
             raise refuse(model.path, f"{message}", "download or write both files again")
         shared[files[location].file].append((tensor, place))
     for used in shared.values():
-        _reuse(model, files[used[0][1].location].size, used)
+        _check_reuse(model, files[used[0][1].location].size, used)
     return files
 
 
-def _reuse(model: Model, size: int, used: list[tuple[Tensor, Range]]) -> None:
+def _check_reuse(model: Model, size: int, used: list[tuple[Tensor, Range]]) -> None:
     """Tensors share their bytes of a file whole or not at all, and not too often."""
     location, end, last = used[0][1].location, 0, Range("", 0, 0)
     for tensor, place in sorted(used, key=lambda each: each[1][1:]):
@@ -110,10 +110,10 @@ def _reuse(model: Model, size: int, used: list[tuple[Tensor, Range]]) -> None:
         raise refuse(model.path, f"{total:,} bytes are made of {location!r}, which holds {size:,}")
 
 
-def _file(model: Model, location: str, need: int) -> Beside:
+def _find_file(model: Model, location: str, need: int) -> Beside:
     parts = PurePosixPath(location).parts
     if not parts or "\0" in location or "\\" in location or "*" in location or ".." in parts or location.startswith("/"):
-        raise _outside(model, location, "lies outside its folder")
+        raise _refuse_place(model, location, "lies outside its folder")
     path, home = model.path, model.path.parent.resolve()
     named = home.joinpath(*parts)
     if not os.path.lexists(named) and path.is_symlink():  # a link to the model alone: its data is where the model is
@@ -124,24 +124,24 @@ def _file(model: Model, location: str, need: int) -> Beside:
         status = real.stat()
     except (OSError, RuntimeError) as exc:
         if os.path.lexists(named) and not isinstance(exc, FileNotFoundError):
-            raise _outside(model, location, "is a loop of links or can't be read") from exc
+            raise _refuse_place(model, location, "is a loop of links or can't be read") from exc
         message = f"its external data {location!r} is missing ({need:,} bytes)"
         raise refuse(model.path, message, "put the file beside the model, under this name") from exc
-    if home not in real.parents and not _cached(home, real):
-        raise _outside(model, location, "is a link that leads out of its folder")
+    if home not in real.parents and not _is_cached(home, real):
+        raise _refuse_place(model, location, "is a link that leads out of its folder")
     if not stat.S_ISREG(status.st_mode):
-        raise _outside(model, location, "is not a plain file")
+        raise _refuse_place(model, location, "is not a plain file")
     if real == path.resolve():
         raise refuse(path, f"names itself as its external data ({location!r})")
     return Beside(real, status.st_size, real != named or status.st_nlink > 1 or path.is_symlink())
 
 
-def _cached(home: Path, real: Path) -> bool:
+def _is_cached(home: Path, real: Path) -> bool:
     """Whether a file is a blob of the Hugging Face repository whose snapshot the folder is in."""
     return any(above.name == "snapshots" and real.parent == above.parent / "blobs" for above in (home, *home.parents))
 
 
-def _outside(model: Model, location: str, why: str) -> VitdeployError:
+def _refuse_place(model: Model, location: str, why: str) -> VitdeployError:
     return TrustError("VD7001", f"its external data {location!r} {why}", file=model.path, fix="put plain files beside the model")
 
 

@@ -40,7 +40,7 @@ class Nodes:
             value = node.inputs[0]
         return None
 
-    def constant(self, value: str) -> bool:
+    def is_constant(self, value: str) -> bool:
         """Whether a value is the same in every run: a constant, or one that is only dequantized, cast or moved."""
         for _ in range(len(self.all)):  # a damaged graph may have a loop
             node = self.maker(value)

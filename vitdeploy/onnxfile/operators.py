@@ -74,7 +74,7 @@ def enforce(model: Model) -> None:
         if not node.type:
             raise refuse(model.path, f"{node.title} does not say its operator")
         if node.key not in own:
-            _known(model, node)
+            _check_known(model, node)
     for graph in (*model.graphs, *model.functions):
         for node in graph.nodes:
             if node.domain in ONNX and node.key not in own and (rule := _RULES.get(node.type)):
@@ -86,7 +86,7 @@ def enforce(model: Model) -> None:
             _require(model, node, needs)
 
 
-def _known(model: Model, node: Node) -> None:
+def _check_known(model: Model, node: Node) -> None:
     if node.domain not in KNOWN or (node.domain == MICROSOFT and node.type in FOREIGN):
         name, operator, domain = node.name[:100], node.type[:100], node.domain[:100]
         message = f"the node {name!r} asks for {operator} of the domain {domain!r}: that would be foreign code"
@@ -103,7 +103,7 @@ def _require(model: Model, node: Node, needs: int) -> None:
         raise refuse(model.path, f"{node.title} lacks an input: it needs {needs}, and has {list(node.inputs)}")
 
 
-def _split(model: Model, graph: Graph, node: Node) -> None:
+def _check_split(model: Model, graph: Graph, node: Node) -> None:
     """Split says its number of parts up to three times: by its outputs, an attribute, and a list of sizes."""
     parts = list(node.integers.get("num_outputs", []))
     if len(node.inputs) > 1 and node.inputs[1] in graph.constants:
@@ -113,7 +113,7 @@ def _split(model: Model, graph: Graph, node: Node) -> None:
         raise refuse(model.path, f"{node.title} says that it has {wrong} parts, and has {len(node.outputs)}")
 
 
-def _reshape(model: Model, graph: Graph, node: Node) -> None:
+def _check_reshape(model: Model, graph: Graph, node: Node) -> None:
     """With `allowzero` a size of 0 means a tensor without numbers, not the size that was there."""
     if "allowzero" not in node.attributes or len(node.inputs) < 2:
         return
@@ -124,7 +124,7 @@ def _reshape(model: Model, graph: Graph, node: Node) -> None:
         raise refuse(model.path, f"{node.title} makes a tensor without numbers: {list(sizes)} with allowzero")
 
 
-def _quantize(model: Model, graph: Graph, node: Node) -> None:
+def _check_codes(model: Model, graph: Graph, node: Node) -> None:
     """Activations have eight bits or more; weights of four come quantized, with nothing but a DequantizeLinear."""
     kinds = [graph.tensors[name].kind for name in node.inputs[2:3] if name in graph.tensors]
     kinds += node.integers.get("output_dtype", [])
@@ -133,4 +133,8 @@ def _quantize(model: Model, graph: Graph, node: Node) -> None:
         raise refuse(model.path, f"{node.title} makes activations of {DTYPES[small]}, which engines don't compute with")
 
 
-_RULES: dict[str, Callable[[Model, Graph, Node], None]] = {"Split": _split, "Reshape": _reshape, "QuantizeLinear": _quantize}
+_RULES: dict[str, Callable[[Model, Graph, Node], None]] = {
+    "Split": _check_split,
+    "Reshape": _check_reshape,
+    "QuantizeLinear": _check_codes,
+}

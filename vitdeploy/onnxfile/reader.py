@@ -21,7 +21,7 @@ from typing import BinaryIO
 from vitdeploy.errors import InputError
 from vitdeploy.files import expect
 from vitdeploy.onnxfile.model import DTYPES, Entry, Graph, Message, Model, Node, Port, Tensor
-from vitdeploy.onnxfile.wire import MOST_AXES, Field, Wire
+from vitdeploy.onnxfile.wire import MOST_AXES, Field, Wire, decode_signed
 
 MOST_NODES = 100_000
 """Nodes, tensors, and graphs; a ViT of 40 blocks has about five thousand nodes."""
@@ -122,7 +122,7 @@ class _Reader(Wire):
             elif part.number == 7:
                 self._add_graph(Graph(Message(None, part)))
             elif part.number == 8:
-                model.opsets.append(self._opset(part))
+                model.opsets.append(self._read_opset(part))
             elif part.number == 14 and part.end - part.start <= LONGEST_METADATA:
                 key, value = self.pair(part, LONGEST_METADATA)
                 model.metadata[key] = value
@@ -132,12 +132,12 @@ class _Reader(Wire):
             raise ValueError(f"holds {len(model.graphs)} graphs")
         model.producer = " ".join(name for name in names if name)
         for function in functions:
-            self._function(function)
+            self._read_function(function)
         while self.waiting:
-            self._graph(self.waiting.popleft())
+            self._read_graph(self.waiting.popleft())
         return model
 
-    def _opset(self, whole: Field) -> tuple[str, int]:
+    def _read_opset(self, whole: Field) -> tuple[str, int]:
         domain, version = "", 0
         for part in self.fields(whole.start, whole.end):
             if part.number == 1 and part.value < 0:
@@ -152,43 +152,43 @@ class _Reader(Wire):
         self._limit(len(self.model.graphs), "graphs")
         return graph
 
-    def _graph(self, graph: Graph) -> None:
+    def _read_graph(self, graph: Graph) -> None:
         whole = graph.message.field
         for part in self.fields(whole.start, whole.end):
             if part.value >= 0:
                 continue
             if part.number == 1:
-                self._node(graph, Message(graph.message, part))
+                self._read_node(graph, Message(graph.message, part))
             elif part.number == 2:
                 graph.name = self.text(part)
             elif part.number == 5:
-                tensor = self._tensor(Message(graph.message, part), "the initializer")
+                tensor = self._read_tensor(Message(graph.message, part), "the initializer")
                 graph.initializers.append(tensor.name)
                 self._name_tensor(graph, tensor.name, tensor)
             elif part.number == 15:
-                graph.initializers.append(self._sparse(Message(graph.message, part), "a sparse initializer"))
+                graph.initializers.append(self._read_sparse(Message(graph.message, part), "a sparse initializer"))
             elif part.number in _OF_GRAPH:
-                getattr(graph, _OF_GRAPH[part.number]).append(self._port(part))
+                getattr(graph, _OF_GRAPH[part.number]).append(self._read_port(part))
 
     def _name_tensor(self, graph: Graph, name: str, tensor: Tensor) -> None:
         graph.tensors[name] = tensor
         if tensor.integers is not None:
             graph.constants[name] = tensor.integers
 
-    def _function(self, message: Message) -> None:
+    def _read_function(self, message: Message) -> None:
         function = Graph(message)
         for part in self.fields(message.field.start, message.field.end):
             if part.value >= 0:
                 continue
             if part.number == 7:
-                self._node(function, Message(message, part))
+                self._read_node(function, Message(message, part))
             elif part.number in (4, 5):
                 (function.inputs if part.number == 4 else function.outputs).append(Port(self.text(part)))
             elif part.number in _OF_FUNCTION:
                 setattr(function, _OF_FUNCTION[part.number], self.text(part))
         self.model.functions.append(function)
 
-    def _port(self, whole: Field) -> Port:
+    def _read_port(self, whole: Field) -> Port:
         """ValueInfoProto."""
         name, dtype, shape = "", "", None
         for field in self.fields(whole.start, whole.end):
@@ -199,10 +199,10 @@ class _Reader(Wire):
                     if part.number == 1 and part.value >= 0:
                         dtype = DTYPES.get(part.value, f"type {part.value}")
                     elif part.number == 2 and part.value < 0:
-                        shape = self._shape(part)
+                        shape = self._read_shape(part)
         return Port(name, dtype, shape)
 
-    def _shape(self, whole: Field) -> tuple[int | str, ...]:
+    def _read_shape(self, whole: Field) -> tuple[int | str, ...]:
         """TensorShapeProto: a number, a name, or "" for each axis."""
         sizes: list[int | str] = []
         for axis in self.fields(whole.start, whole.end):
@@ -219,7 +219,7 @@ class _Reader(Wire):
                 raise ValueError(f"an input or output has more than {MOST_AXES} axes")
         return tuple(sizes)
 
-    def _node(self, graph: Graph, message: Message) -> None:
+    def _read_node(self, graph: Graph, message: Message) -> None:
         """NodeProto; what a Constant says is known from now on."""
         node, attributes = Node(message), list[Message]()
         inputs, outputs = list[str](), list[str]()
@@ -240,7 +240,7 @@ class _Reader(Wire):
         graph.nodes.append(node)
         self.model.nodes.append(node)
         self._limit(len(self.model.nodes), "nodes")
-        tensors = [tensor for attribute in attributes for tensor in self._attribute(node, attribute, graph.depth)]
+        tensors = [tensor for attribute in attributes for tensor in self._read_attribute(node, attribute, graph.depth)]
         if node.type == "Constant" and outputs:
             for tensor in tensors:
                 self._name_tensor(graph, outputs[0], tensor)
@@ -248,13 +248,13 @@ class _Reader(Wire):
                 if name in node.integers:
                     graph.constants[outputs[0]] = tuple(node.integers[name])
 
-    def _attribute(self, node: Node, message: Message, depth: int) -> list[Tensor]:
+    def _read_attribute(self, node: Node, message: Message, depth: int) -> list[Tensor]:
         """AttributeProto; the tensors that it holds in its field ``t``."""
         name, held, alone = "", list[Message](), Counter[int]()
         numbers, known, kind = list[int](), True, 0
         for part in self.fields(message.field.start, message.field.end):
             if part.number in (3, 8):  # i, ints
-                integers = self._integers(part)
+                integers = self._read_integers(part)
                 numbers += integers or ()
                 known = known and integers is not None
             elif part.number == 20 and part.value >= 0:
@@ -274,9 +274,9 @@ class _Reader(Wire):
             if number in (6, 11):
                 node.graphs.append(self._add_graph(Graph(inner, depth + 1)))
             elif number in (22, 23):
-                self._sparse(inner, where)
+                self._read_sparse(inner, where)
             else:
-                tensor = self._tensor(inner, where)
+                tensor = self._read_tensor(inner, where)
                 tensors += [tensor] if number == 5 else []
                 numbers += tensor.integers or ()
                 known = known and tensor.integers is not None
@@ -284,20 +284,20 @@ class _Reader(Wire):
             node.integers[name] = numbers
         return tensors
 
-    def _sparse(self, message: Message, where: str) -> str:
+    def _read_sparse(self, message: Message, where: str) -> str:
         """SparseTensorProto: the name of its values is its own."""
         name = ""
         for part in self.fields(message.field.start, message.field.end):
             if part.number in (1, 2) and part.value < 0:
-                tensor = self._tensor(Message(message, part), where)
+                tensor = self._read_tensor(Message(message, part), where)
                 name = tensor.name if part.number == 1 else name
         return name
 
-    def _tensor(self, message: Message, where: str) -> Tensor:
+    def _read_tensor(self, message: Message, where: str) -> Tensor:
         tensor = Tensor(message, where)
         for part in self.fields(message.field.start, message.field.end, fixed=True):
             if part.number == 1 and part.value != -2:
-                tensor.sizes += [part.value] if part.value >= 0 else self.packed(part)
+                tensor.sizes += [part.value] if part.value >= 0 else self.unpack(part)
                 if len(tensor.sizes) > MOST_AXES:
                     raise ValueError(f"a tensor has more than {MOST_AXES} axes")
             elif part.number == 2 and part.value >= 0:
@@ -312,17 +312,17 @@ class _Reader(Wire):
                 tensor.cut.append(part)
             elif part.number in _DATA:
                 before = tensor.stored.get(part.number, 0) if part.number != _RAW else 0
-                tensor.stored[part.number] = before + self._entries(part)
+                tensor.stored[part.number] = before + self._count_entries(part)
                 tensor.data += [part] if len(tensor.data) <= MOST_AXES else []
         tensor.where = f"{where} {tensor.name!r}" if where.endswith("initializer") else where
         if tensor.kind == _INT64 and not tensor.outside and [part.number for part in tensor.data] in ([7], [_RAW]):
-            integers = self._integers(tensor.data[0])
+            integers = self._read_integers(tensor.data[0])
             tensor.integers = None if integers is None else tuple(integers)
         self.model.tensors.append(tensor)
         self._limit(len(self.model.tensors), "tensors")
         return tensor
 
-    def _entries(self, part: Field) -> int:
+    def _count_entries(self, part: Field) -> int:
         """How many bytes of raw data, else how many numbers or texts, a field of a tensor holds."""
         length = part.end - part.start
         if part.value >= 0 or part.number == 6 or part.value == -2:
@@ -338,22 +338,17 @@ class _Reader(Wire):
             length -= len(chunk)
         return numbers
 
-    def _integers(self, part: Field) -> list[int] | None:
+    def _read_integers(self, part: Field) -> list[int] | None:
         """Whole numbers: one, or packed, or eight bytes each; None, so not known, when they are many."""
         if part.value >= 0:
-            return [_signed(part.value)]
+            return [decode_signed(part.value)]
         if part.end - part.start > _FEW:
             return None
         if part.number != _RAW:
-            return [_signed(value) for value in self.packed(part)]
+            return [decode_signed(value) for value in self.unpack(part)]
         raw = self.read(part)
         return [int.from_bytes(raw[at : at + 8], "little", signed=True) for at in range(0, len(raw), 8)]
 
     def _limit(self, number: int, what: str) -> None:
         if number > MOST_NODES:
             raise refuse(self.model.path, f"holds more than {MOST_NODES:,} {what}")
-
-
-def _signed(value: int) -> int:
-    """An int64 as protobuf writes it."""
-    return (value & (1 << 64) - 1) - (1 << 64 if value >> 63 & 1 else 0)

@@ -14,8 +14,6 @@ from vitdeploy.onnxfile.model import Model, Tensor
 from vitdeploy.onnxfile.rules import count_trailing
 from vitdeploy.onnxfile.wire import encode_field
 
-_CHUNK = 1 << 20
-
 
 def cut_trailing(model: Model) -> list[Edit]:
     """Cuts the empty names at the end of nodes' inputs."""
@@ -63,4 +61,4 @@ def copy(files: dict[Path, Beside], folder: Path) -> None:
         with library("file system", target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with beside.file.open("rb") as source, target.open("xb") as out:
-                shutil.copyfileobj(source, out, _CHUNK)
+                shutil.copyfileobj(source, out)

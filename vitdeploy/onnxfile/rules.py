@@ -6,11 +6,13 @@ Source: onnx.proto3 of ONNX for the field that holds each element type, and docs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 
 from vitdeploy.onnxfile import operators
 from vitdeploy.onnxfile.model import BITS, DTYPES, ONNX, Graph, Key, Model, Node, Tensor
 from vitdeploy.onnxfile.reader import refuse
+from vitdeploy.onnxfile.wire import decode_signed
 
 STRING = 8
 RAW = 9
@@ -37,23 +39,23 @@ def enforce(model: Model) -> None:
         InputError: VD3027.
         TrustError: VD7005, an operator of an unknown domain, or one that loads code.
     """
-    _versions(model)
-    _nesting(model)
-    _functions(model)
+    _check_versions(model)
+    _check_nesting(model)
+    _check_functions(model)
     operators.enforce(model)
     for tensor in model.tensors:
-        _tensor(model, tensor)
-    _names(model)
+        _check_tensor(model, tensor)
+    _check_names(model)
 
 
-def _versions(model: Model) -> None:
+def _check_versions(model: Model) -> None:
     versions = [("IR", model.version), *((f"operator set {domain!r}", version) for domain, version in model.opsets)]
     for what, version in versions:
         if not 1 <= version <= NEWEST:
-            raise refuse(model.path, f"asks for version {_signed(version)} of the {what}, which can't exist")
+            raise refuse(model.path, f"asks for version {decode_signed(version)} of the {what}, which can't exist")
 
 
-def _nesting(model: Model) -> None:
+def _check_nesting(model: Model) -> None:
     """Graphs do not lie too deep, and nothing is said twice that protobuf would merge, because readers disagree on it."""
     if any(graph.depth > DEEPEST for graph in model.graphs):
         raise refuse(model.path, f"holds graphs inside graphs, more than {DEEPEST} deep")
@@ -63,11 +65,7 @@ def _nesting(model: Model) -> None:
         raise refuse(model.path, message)
 
 
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >> 63 else number
-
-
-def _functions(model: Model) -> None:
+def _check_functions(model: Model) -> None:
     """No function stands for an operator of ONNX, comes twice, calls itself, or grows beyond all measure."""
     bodies: dict[Key, Graph] = {}
     for function in model.functions:
@@ -75,35 +73,19 @@ def _functions(model: Model) -> None:
             how = "has two functions" if function.key in bodies else "has a function in the place of ONNX's operator"
             raise refuse(model.path, f"{how} {function.name!r}")
         bodies[function.key] = function
-    calls = {key: Counter(node.key for node in _all(body.nodes)) for key, body in bodies.items()}
-    sizes = _sizes(calls)
-    missing = next((key[1] for key in calls if key not in sizes), None)
-    if missing is not None:
-        raise refuse(model.path, f"its function {missing!r} calls itself")
-    total = sum(sizes.get(node.key, 1) for node in _all(model.main.nodes))
+    calls = {key: Counter(node.key for node in _walk(body.nodes)) for key, body in bodies.items()}
+    sizes = dict[Key, int]()
+    try:
+        for key in TopologicalSorter({key: times.keys() & calls.keys() for key, times in calls.items()}).static_order():
+            sizes[key] = sum(times * sizes.get(called, 1) for called, times in calls[key].items())
+    except CycleError as exc:
+        raise refuse(model.path, f"its function {exc.args[1][0][1]!r} calls itself") from None
+    total = sum(sizes.get(node.key, 1) for node in _walk(model.main.nodes))
     if total > MOST_EXPANDED:
         raise refuse(model.path, f"its functions, written out, are {total:,} nodes")
 
 
-def _sizes(calls: Mapping[Key, Counter[Key]]) -> dict[Key, int]:
-    """Nodes of every function when the functions that it calls are written out; without those that call themselves."""
-    waits = {key: {called for called in times if called in calls} for key, times in calls.items()}
-    callers: dict[Key, list[Key]] = {}
-    for key, called in waits.items():
-        for each in called:
-            callers.setdefault(each, []).append(key)
-    ready, sizes = [key for key, called in waits.items() if not called], dict[Key, int]()
-    while ready:
-        key = ready.pop()
-        sizes[key] = sum(times * sizes.get(called, 1) for called, times in calls[key].items())
-        for caller in callers.get(key, ()):
-            waits[caller].discard(key)
-            if not waits[caller]:
-                ready.append(caller)
-    return sizes
-
-
-def _all(nodes: Iterable[Node]) -> Iterator[Node]:
+def _walk(nodes: Iterable[Node]) -> Iterator[Node]:
     """Nodes, and those of the graphs inside of them."""
     waiting = list(nodes)
     while waiting:
@@ -113,8 +95,8 @@ def _all(nodes: Iterable[Node]) -> Iterator[Node]:
             waiting += graph.nodes
 
 
-def _tensor(model: Model, tensor: Tensor) -> None:
-    sizes = " x ".join(str(_signed(size)) for size in tensor.sizes)
+def _check_tensor(model: Model, tensor: Tensor) -> None:
+    sizes = " x ".join(str(decode_signed(size)) for size in tensor.sizes)
     if tensor.kind not in BITS and tensor.kind != STRING:
         raise refuse(model.path, f"{tensor.where} has the element type {tensor.kind}, which does not exist")
     if any(size >> 63 for size in tensor.sizes):
@@ -129,10 +111,10 @@ def _tensor(model: Model, tensor: Tensor) -> None:
         if any(tensor.stored.values()):
             raise refuse(model.path, f"{tensor.where} has data both inside and beside the model")
         return
-    _stored(model, tensor, sizes)
+    _check_stored(model, tensor, sizes)
 
 
-def _stored(model: Model, tensor: Tensor, sizes: str) -> None:
+def _check_stored(model: Model, tensor: Tensor, sizes: str) -> None:
     """The data inside the file is as long as the sizes say, and in the field that its type has."""
     held = {number: entries for number, entries in tensor.stored.items() if entries}
     if len(held) > 1:
@@ -153,14 +135,14 @@ def _stored(model: Model, tensor: Tensor, sizes: str) -> None:
         raise refuse(model.path, f"{tensor.where} is {shape}, {need:,} {unit}, but holds {entries:,}")
 
 
-def _names(model: Model) -> None:
+def _check_names(model: Model) -> None:
     """In every graph each name is made once, all that is read is made, and nothing waits for itself."""
-    _ports(model)
+    _check_ports(model)
     waiting: list[tuple[Graph, frozenset[str]]] = [(model.main, frozenset())]
     waiting += [(function, frozenset()) for function in model.functions]
     while waiting:
         graph, outer = waiting.pop()
-        known = outer | _made(model, graph)
+        known = outer | _collect_made(model, graph)
         for node in graph.nodes:
             for name in node.inputs:
                 if name and name not in known:
@@ -169,10 +151,10 @@ def _names(model: Model) -> None:
         for port in graph.outputs:
             if port.name not in known:
                 raise refuse(model.path, f"its output {port.name!r} is made by nothing")
-        _ordered(model, graph)
+        _check_order(model, graph)
 
 
-def _ports(model: Model) -> None:
+def _check_ports(model: Model) -> None:
     """The model takes something, and says how many axes it has."""
     if not model.main.taken:
         raise refuse(model.path, "its graph has no inputs")
@@ -182,7 +164,7 @@ def _ports(model: Model) -> None:
             raise refuse(model.path, message, "export the model again")
 
 
-def _made(model: Model, graph: Graph) -> frozenset[str]:
+def _collect_made(model: Model, graph: Graph) -> frozenset[str]:
     """Names of inputs, initializers and outputs of nodes; old writers list initializers among the inputs."""
     made, taken = set(graph.initializers), [port.name for port in graph.inputs]
     for names, what in ((graph.initializers, "initializers"), (taken, "inputs")):
@@ -199,28 +181,18 @@ def _made(model: Model, graph: Graph) -> frozenset[str]:
     return frozenset(made - {""})
 
 
-def _ordered(model: Model, graph: Graph) -> None:
+def _check_order(model: Model, graph: Graph) -> None:
     """Nodes can be brought into an order in which each reads what is made; the file's own order does not matter."""
     makers = {name: index for index, node in enumerate(graph.nodes) for name in node.outputs if name}
-    needs = [{makers[name] for name in _read(node) if name in makers} for node in graph.nodes]
-    users: list[list[int]] = [[] for _ in graph.nodes]
-    for index, waits in enumerate(needs):
-        for maker in waits:
-            users[maker].append(index)
-    ready, done = [index for index, waits in enumerate(needs) if not waits], 0
-    while ready:
-        maker = ready.pop()
-        done += 1
-        for user in users[maker]:
-            needs[user].discard(maker)
-            if not needs[user]:
-                ready.append(user)
-    if done != len(graph.nodes):
-        stuck = next(node for node, waits in zip(graph.nodes, needs, strict=True) if waits)
-        raise refuse(model.path, f"its graph has a loop: {stuck.title} waits for its own output")
+    needs = {index: {makers[name] for name in _collect_read(node) if name in makers} for index, node in enumerate(graph.nodes)}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as exc:
+        stuck = graph.nodes[exc.args[1][0]]
+        raise refuse(model.path, f"its graph has a loop: {stuck.title} waits for its own output") from None
 
 
-def _read(node: Node) -> set[str]:
+def _collect_read(node: Node) -> set[str]:
     """All names that a node reads, and those that graphs inside of it read from outside; what they make is theirs alone.
 
     Recurses as deep as graphs lie inside graphs, which has a cap.
@@ -228,7 +200,7 @@ def _read(node: Node) -> set[str]:
     names = set(node.inputs)
     for graph in node.graphs:
         own = {*graph.initializers, *(port.name for port in graph.inputs)}.union(*(inner.outputs for inner in graph.nodes))
-        names |= {port.name for port in graph.outputs}.union(*map(_read, graph.nodes)) - own
+        names |= {port.name for port in graph.outputs}.union(*map(_collect_read, graph.nodes)) - own
     return names
 
 

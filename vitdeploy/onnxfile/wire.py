@@ -106,7 +106,7 @@ class Wire:
                 texts[part.number - 1] = self.text(part, longest)
         return texts[0], texts[1]
 
-    def packed(self, field: Field) -> list[int]:
+    def unpack(self, field: Field) -> list[int]:
         """Numbers written one behind the other."""
         if field.end - field.start > 10 * MOST_AXES:
             raise ValueError(f"a tensor has more than {MOST_AXES} axes")
@@ -125,6 +125,11 @@ def decode_varint(raw: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + used + 1
     raise EOFError("cut off inside a number" if len(raw) - at < 10 else "number too long")
+
+
+def decode_signed(value: int) -> int:
+    """An int64, which protobuf writes as a varint of 64 bits."""
+    return (value & (1 << 64) - 1) - (1 << 64 if value >> 63 & 1 else 0)
 
 
 def encode_varint(value: int) -> bytes:

@@ -32,31 +32,31 @@ def read_plan(path: Path) -> Plan:
     graph = read_nodes(path)
     parts: dict[str, list[str]] = {"gemms": [], "dynamic": [], "attention": []}
     for node in graph.all:
-        if part := _part(node, graph):
+        if part := _choose_part(node, graph):
             parts[part].append(node.name)
     return Plan(**{part: tuple(names) for part, names in parts.items()})
 
 
-def _part(node: Node, graph: Nodes) -> str:
+def _choose_part(node: Node, graph: Nodes) -> str:
     """The part of the plan that a node belongs to, "" for none."""
-    if node.operator in _DYNAMIC or (node.operator == "MatMulInteger" and _ranged(node, graph)):
+    if node.operator in _DYNAMIC or (node.operator == "MatMulInteger" and _is_ranged(node, graph)):
         return "dynamic"
     if node.operator in _STATIC or node.operator == "MatMulInteger":
-        return "dynamic" if _ranged(node, graph) else "gemms"
+        return "dynamic" if _is_ranged(node, graph) else "gemms"
     if node.operator not in _PRODUCTS or len(node.inputs) < 2:
         return ""
-    quantized = [_quantized(value, graph) for value in node.inputs[:2]]
-    weights = any(graph.constant(value) for value in node.inputs[:2])
+    quantized = [_is_quantized(value, graph) for value in node.inputs[:2]]
+    weights = any(graph.is_constant(value) for value in node.inputs[:2])
     if all(quantized):
         return "gemms" if weights else "attention"
     return "dynamic" if weights and any(quantized) else ""
 
 
-def _quantized(value: str, graph: Nodes) -> bool:
+def _is_quantized(value: str, graph: Nodes) -> bool:
     maker = graph.origin(value)
     return maker is not None and maker.operator == _DEQUANTIZED
 
 
-def _ranged(node: Node, graph: Nodes) -> bool:
+def _is_ranged(node: Node, graph: Nodes) -> bool:
     maker = graph.origin(node.inputs[0]) if node.inputs else None
     return maker is not None and maker.operator == _RANGED

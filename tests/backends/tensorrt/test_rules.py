@@ -238,8 +238,8 @@ def test_attention_without_a_quantized_result_is_a_part_too(tiny_static, tmp_pat
 def test_none_or_all_of_attention_is_fine(way, tiny_artifact, tmp_path):
     file = written(way(tiny_artifact), tmp_path).model
     assert check(file, Target()) == ()
-    found = Graph(read(file)).attentions
-    assert [each.places for each in found] == [1 if way is linear else 5] * 2
+    attentions = Graph(read(file)).attentions
+    assert [each.places for each in attentions] == [1 if way is linear else 5] * 2
 
 
 @pytest.mark.parametrize(
@@ -358,20 +358,20 @@ def test_zero_is_what_numpy_says(kind, numbers, raw, tmp_path_factory):
     model = helper.make_model(helper.make_graph([], "g", [], [output], [tensor]))
     file = tmp_path_factory.mktemp("zeros") / "model.onnx"
     onnx.save(model, file)
-    found = Tensors(read(file))
-    assert found.is_zero("c") == (not array.any())
-    assert found.shape("c") == array.shape
-    assert found.is_zero("absent") is None
+    tensors = Tensors(read(file))
+    assert tensors.is_zero("c") == (not array.any())
+    assert tensors.shape("c") == array.shape
+    assert tensors.is_zero("absent") is None
 
 
 def test_shapes_and_types_are_those_that_onnx_reads(tiny_artifact):
-    truth, found = onnx.load(tiny_artifact.model).graph, Tensors(read(tiny_artifact.model))
+    truth, tensors = onnx.load(tiny_artifact.model).graph, Tensors(read(tiny_artifact.model))
     for value in (*truth.value_info, *truth.input, *truth.output):
         sizes = tuple(size.dim_value or size.dim_param for size in value.type.tensor_type.shape.dim)
-        assert found.shape(value.name) == sizes
+        assert tensors.shape(value.name) == sizes
     for tensor in truth.initializer:
-        assert found.shape(tensor.name) == tuple(tensor.dims)
-        assert found.is_zero(tensor.name) == (not numpy_helper.to_array(tensor).any())
+        assert tensors.shape(tensor.name) == tuple(tensor.dims)
+        assert tensors.is_zero(tensor.name) == (not numpy_helper.to_array(tensor).any())
 
 
 def test_a_value_that_the_file_does_not_declare_is_followed(tmp_path, tiny_static):

@@ -85,7 +85,7 @@ def _source(name: str, names: frozenset[str]) -> str:
 def _role(kind: str, factors: list[str], graph: Nodes) -> Role:
     if "Conv" in kind:
         return "conv"
-    weights = "Attention" not in kind and any(graph.constant(factor) for factor in factors)
+    weights = "Attention" not in kind and any(graph.is_constant(factor) for factor in factors)
     return "gemm" if weights else "attention"
 
 

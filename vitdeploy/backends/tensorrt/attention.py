@@ -53,21 +53,21 @@ def find_attentions(nodes: Nodes) -> tuple[Attention, ...]:
     for node in nodes.all:
         for value in node.inputs:
             users.setdefault(value, []).append(node)
-    candidates = (_attention(node, nodes, users) for node in nodes.all if node.operator == "Softmax" and node.inputs)
+    candidates = (_read_attention(node, nodes, users) for node in nodes.all if node.operator == "Softmax" and node.inputs)
     return tuple(attention for attention in candidates if attention is not None)
 
 
-def _attention(softmax: Node, nodes: Nodes, users: dict[str, list[Node]]) -> Attention | None:
-    first, second = _above(softmax, nodes), _below(softmax, users, _MOVES | _POINTWISE | _PAIR, "MatMul")
+def _read_attention(softmax: Node, nodes: Nodes, users: dict[str, list[Node]]) -> Attention | None:
+    first, second = _find_above(softmax, nodes), _find_below(softmax, users, _MOVES | _POINTWISE | _PAIR, "MatMul")
     if first is None or second is None or len(first.inputs) < 2 or len(second.inputs) < 2:
         return None
     factors = (*first.inputs[:2], *second.inputs[:2])
-    makers = tuple(_dequantizes(value, nodes) for value in factors)
-    follows = _below(second, users, _MOVES, "QuantizeLinear") is not None
+    makers = tuple(_find_dequantizer(value, nodes) for value in factors)
+    follows = _find_below(second, users, _MOVES, "QuantizeLinear") is not None
     return Attention(softmax.name, first.inputs[0], first.outputs[0], makers, int(follows))
 
 
-def _above(node: Node, nodes: Nodes) -> Node | None:
+def _find_above(node: Node, nodes: Nodes) -> Node | None:
     """The product whose result reaches a node point by point."""
     queue, seen = [value for value in node.inputs], 0
     while queue and seen < 2 * _FAR:
@@ -82,7 +82,7 @@ def _above(node: Node, nodes: Nodes) -> Node | None:
     return None
 
 
-def _below(node: Node, users: dict[str, list[Node]], through: frozenset[str], wanted: str) -> Node | None:
+def _find_below(node: Node, users: dict[str, list[Node]], through: frozenset[str], wanted: str) -> Node | None:
     """The first node of an operator below, with only some operators between."""
     queue, seen = list(users.get(node.outputs[0], ())), 0
     while queue and seen < 2 * _FAR:
@@ -95,7 +95,7 @@ def _below(node: Node, users: dict[str, list[Node]], through: frozenset[str], wa
     return None
 
 
-def _dequantizes(value: str, nodes: Nodes) -> Node | None:
+def _find_dequantizer(value: str, nodes: Nodes) -> Node | None:
     """The DequantizeLinear that a factor comes from, straight or through moves."""
     for _ in range(_FAR):
         maker = nodes.maker(value)

@@ -198,7 +198,7 @@ def roles(onnx: Path) -> dict[str, Role]:
     graph, found = read_nodes(onnx), dict[str, Role]()
     for node in graph.all:
         if node.operator in _PRODUCTS:
-            weights = any(graph.constant(value) for value in node.inputs[:2])
+            weights = any(graph.is_constant(value) for value in node.inputs[:2])
             found[node.name] = "conv" if node.operator.startswith("Conv") else "gemm" if weights else "attention"
     return found
 

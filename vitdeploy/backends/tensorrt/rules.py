@@ -1,4 +1,4 @@
-"""What TensorRT refuses, computes differently from what the file says, or runs badly: found before its parser sees the file.
+"""What TensorRT refuses, computes differently from what the file says, or runs badly: told before its parser sees the file.
 
 NVIDIA's own messages name neither the cause nor a remedy, some come only after minutes, and some files build and are wrong in
 silence: unsigned codes are read as signed ones.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from vitdeploy.backends.tensorrt.attention import Attention, find_attentions
 from vitdeploy.backends.tensorrt.tensors import Tensors
 from vitdeploy.errors import InputError
-from vitdeploy.onnxfile.model import Model, Node
+from vitdeploy.onnxfile.model import DTYPES, Model, Node
 from vitdeploy.onnxfile.nodes import Nodes
 from vitdeploy.onnxfile.reader import read
 
@@ -69,7 +69,7 @@ class Graph:
         if node.operator == "DequantizeLinear":
             maker = self.nodes.maker(node.inputs[0])
             return self.codes(maker) if maker is not None and maker.operator == "QuantizeLinear" else self.dtype(node.inputs[0])
-        return _NAMES.get(node.numbers.get("output_dtype", 0), "uint8")  # what ONNX says where nothing is said
+        return DTYPES.get(node.numbers.get("output_dtype", 0), "uint8")  # what ONNX says where nothing is said
 
     @property
     def products(self) -> list[Node]:
@@ -77,7 +77,6 @@ class Graph:
         return [node for node in self.nodes.all if node.operator in _PRODUCTS]
 
 
-_NAMES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 17: "float8e4m3fn", 21: "uint4", 22: "int4", 23: "float4e2m1"}
 Breaches = Iterator[tuple[Node, str, str]]
 """A node, what is wrong with it and the remedy."""
 
@@ -139,7 +138,7 @@ def _zeros(graph: Graph) -> Breaches:
 def _scales(graph: Graph) -> Breaches:
     """Activations with a scale each channel: a product over channels can't be done in integers."""
     for node in graph.nodes.all:
-        if node.operator != "QuantizeLinear" or len(node.inputs) < 2 or graph.nodes.constant(node.inputs[0]):
+        if node.operator != "QuantizeLinear" or len(node.inputs) < 2 or graph.nodes.is_constant(node.inputs[0]):
             continue
         shape = graph.tensors.shape(node.inputs[1])
         if shape is not None and any(size != 1 for size in shape):
@@ -169,7 +168,7 @@ def _bytes(graph: Graph) -> Breaches:
     nodes = graph.nodes
     for node in nodes.all:
         raw = [value for value in node.inputs if nodes.dtypes.get(value) == "uint8" and nodes.maker(value) is None]
-        if node.operator not in ("Cast", *_QDQ) and any(not nodes.constant(value) for value in raw):
+        if node.operator not in ("Cast", *_QDQ) and any(not nodes.is_constant(value) for value in raw):
             fix = "export the model with --input uint8-nchw or float32-nchw"
             yield node, "takes bytes, of which TensorRT knows no more than to cast them", fix
 

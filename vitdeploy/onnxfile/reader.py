@@ -138,13 +138,8 @@ class _Reader(Wire):
         return model
 
     def _read_opset(self, whole: Field) -> tuple[str, int]:
-        domain, version = "", 0
-        for part in self.fields(whole.start, whole.end):
-            if part.number == 1 and part.value < 0:
-                domain = self.text(part)
-            elif part.number == 2 and part.value >= 0:
-                version = part.value
-        return domain, version
+        parts = {part.number: part for part in self.fields(whole.start, whole.end)}
+        return self.text(parts[1]) if 1 in parts else "", max(parts[2].value, 0) if 2 in parts else 0
 
     def _add_graph(self, graph: Graph) -> Graph:
         self.model.graphs.append(graph)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
 from pathlib import Path
 
 import msgspec
@@ -95,7 +94,8 @@ def summarize(model: Model) -> OnnxGraph:
     operators = Counter(node.operator for node in model.nodes)
     external = {entry.value: None for tensor in model.tensors for entry in tensor.external if entry.key == "location"}
     inputs, outputs = tuple(model.main.taken), tuple(model.main.outputs)
-    _limit(operators, elements, external, inputs, outputs)
+    if any(len(names) > MOST_NAMES for names in (operators, elements, external, inputs, outputs)):
+        raise ValueError(f"more than {MOST_NAMES:,} names of one kind")
     return OnnxGraph(
         name=model.main.name,
         inputs=inputs,
@@ -124,8 +124,3 @@ def stored_bytes(path: Path) -> int:
 
 def _order(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _limit(*names: Sized) -> None:
-    if any(len(each) > MOST_NAMES for each in names):
-        raise ValueError(f"more than {MOST_NAMES:,} names of one kind")

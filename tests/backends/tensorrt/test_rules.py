@@ -22,8 +22,8 @@ from vitdeploy.backends.tensorrt import builder, rules
 from vitdeploy.backends.tensorrt.backend import TensorRtRtx
 from vitdeploy.backends.tensorrt.place import Place
 from vitdeploy.backends.tensorrt.rules import Graph, Target, check
-from vitdeploy.backends.tensorrt.tensors import Tensors
 from vitdeploy.errors import InputError, MachineError
+from vitdeploy.onnxfile.nodes import read_nodes
 from vitdeploy.onnxfile.reader import read
 from vitdeploy.recipe import CompileConfig
 
@@ -358,14 +358,14 @@ def test_zero_is_what_numpy_says(kind, numbers, raw, tmp_path_factory):
     model = helper.make_model(helper.make_graph([], "g", [], [output], [tensor]))
     file = tmp_path_factory.mktemp("zeros") / "model.onnx"
     onnx.save(model, file)
-    tensors = Tensors(read(file))
+    tensors = read_nodes(file)
     assert tensors.is_zero("c") == (not array.any())
     assert tensors.shape("c") == array.shape
     assert tensors.is_zero("absent") is None
 
 
 def test_shapes_and_types_are_those_that_onnx_reads(tiny_artifact):
-    truth, tensors = onnx.load(tiny_artifact.model).graph, Tensors(read(tiny_artifact.model))
+    truth, tensors = onnx.load(tiny_artifact.model).graph, read_nodes(tiny_artifact.model)
     for value in (*truth.value_info, *truth.input, *truth.output):
         sizes = tuple(size.dim_value or size.dim_param for size in value.type.tensor_type.shape.dim)
         assert tensors.shape(value.name) == sizes
@@ -380,7 +380,7 @@ def test_a_value_that_the_file_does_not_declare_is_followed(tmp_path, tiny_stati
     model.graph.ClearField("value_info")
     onnx.save(model, file)
     after = Graph(read(file))
-    assert [after.dtype(node.outputs[0]) for node in after.products] == [
-        before.dtype(node.outputs[0]) for node in before.products
+    assert [after.nodes.dtype(node.outputs[0]) for node in after.products] == [
+        before.nodes.dtype(node.outputs[0]) for node in before.products
     ]
     assert check(file, Target()) == rules.check(file, Target(rtx=True)) == ()

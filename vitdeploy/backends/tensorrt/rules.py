@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitdeploy.backends.tensorrt.attention import Attention, find_attentions
-from vitdeploy.backends.tensorrt.tensors import Tensors
 from vitdeploy.errors import InputError
 from vitdeploy.onnxfile.model import DTYPES, Model, Node
 from vitdeploy.onnxfile.nodes import Nodes
@@ -55,20 +54,17 @@ class Graph:
 
     def __init__(self, model: Model) -> None:
         self.nodes = Nodes(model)
-        self.tensors = Tensors(model)
         self.attentions: tuple[Attention, ...] = find_attentions(self.nodes)
-
-    def dtype(self, value: str) -> str:
-        """Element type of a value, declared or followed through the graph; "" when unknown."""
-        return self.tensors.dtypes.get(value) or self.nodes.dtype(value)
 
     def codes(self, node: Node) -> str:
         """Element type on the quantized side of a QuantizeLinear or DequantizeLinear."""
         if len(node.inputs) > 2 and node.inputs[2]:
-            return self.dtype(node.inputs[2])
+            return self.nodes.dtype(node.inputs[2])
         if node.operator == "DequantizeLinear":
             maker = self.nodes.maker(node.inputs[0])
-            return self.codes(maker) if maker is not None and maker.operator == "QuantizeLinear" else self.dtype(node.inputs[0])
+            if maker is None or maker.operator != "QuantizeLinear":
+                return self.nodes.dtype(node.inputs[0])
+            return self.codes(maker)
         return DTYPES.get(node.numbers.get("output_dtype", 0), "uint8")  # what ONNX says where nothing is said
 
     @property
@@ -128,7 +124,7 @@ def _zeros(graph: Graph) -> Breaches:
     """Zero points."""
     for node in graph.nodes.all:
         if node.operator in _QDQ and len(node.inputs) > 2 and node.inputs[2]:
-            zero = graph.tensors.is_zero(node.inputs[2])
+            zero = graph.nodes.is_zero(node.inputs[2])
             if zero is None:
                 yield node, f"has a zero point {node.inputs[2]!r} that is not a readable constant; TensorRT takes 0", _QUANTIZE
             elif not zero:
@@ -140,7 +136,7 @@ def _scales(graph: Graph) -> Breaches:
     for node in graph.nodes.all:
         if node.operator != "QuantizeLinear" or len(node.inputs) < 2 or graph.nodes.is_constant(node.inputs[0]):
             continue
-        shape = graph.tensors.shape(node.inputs[1])
+        shape = graph.nodes.shape(node.inputs[1])
         if shape is not None and any(size != 1 for size in shape):
             sizes = " x ".join(map(str, shape))
             yield node, f"quantizes an activation with {sizes} scales; integer products need a single one", _QUANTIZE
@@ -149,7 +145,7 @@ def _scales(graph: Graph) -> Breaches:
 def _attention(graph: Graph) -> Breaches:
     """The operator Attention: there are fused kernels for it in half precision alone."""
     for node in graph.nodes.all:
-        if node.operator == "Attention" and graph.dtype(node.inputs[0]) == "float32":
+        if node.operator == "Attention" and graph.nodes.dtype(node.inputs[0]) == "float32":
             yield node, "is in FP32: TensorRT reads it, and then has no kernel for it", f"export it with opset 20, or {_HALVE}"
 
 
@@ -157,7 +153,7 @@ def _norms(graph: Graph) -> Breaches:
     """Means of squares in FP16: the square of 256 is infinite there."""
     for node in graph.nodes.all:
         square = graph.nodes.maker(node.inputs[0]) if node.operator == "ReduceMean" and node.inputs else None
-        if square is None or square.operator not in _SQUARES or graph.dtype(node.inputs[0]) != "float16":
+        if square is None or square.operator not in _SQUARES or graph.nodes.dtype(node.inputs[0]) != "float16":
             continue
         if square.operator == "Pow" or len(set(square.inputs)) == 1:
             yield node, "averages squares in FP16, where 256 x 256 is infinite: a norm must be FP32 inside", _HALVE
@@ -179,7 +175,8 @@ def _capabilities(graph: Graph, onnx: Path, target: Target) -> None:
         return
     lowest = min(target.capabilities)
     for node in graph.nodes.all:
-        dtype = graph.codes(node) if node.operator in _QDQ else graph.dtype(node.outputs[0]) if node.operator in _PRODUCTS else ""
+        dtype = graph.codes(node) if node.operator in _QDQ else ""
+        dtype = graph.nodes.dtype(node.outputs[0]) if node.operator in _PRODUCTS else dtype
         needed = _NEEDS.get(dtype, (0, 0))
         if target.rtx and dtype == "float32" and node.operator in _PRODUCTS and not _quantized(graph, node):
             needed = _FP32_RTX
@@ -212,7 +209,7 @@ def _large_attention(graph: Graph) -> str:
     """INT8 attention that has no fused kernel."""
     whole = [each for each in graph.attentions if each.places == PLACES and each.dtype(graph.codes) == "int8"]
     for each in whole:
-        queries, scores = graph.tensors.shape(each.queries), graph.tensors.shape(each.scores)
+        queries, scores = graph.nodes.shape(each.queries), graph.nodes.shape(each.scores)
         size, tokens = (queries or ("",))[-1], (scores or ("",))[-1]
         if isinstance(size, int) and size not in HEAD_SIZES:
             reason = f"heads of {size} numbers; INT8 attention is fused for {', '.join(map(str, HEAD_SIZES))}"
@@ -228,7 +225,7 @@ def _float_parts(graph: Graph) -> str:
     """Integer products among FP32."""
     if not any(node.operator == "DequantizeLinear" for node in graph.nodes.all):
         return ""
-    floats = [graph.dtype(node.outputs[0]) for node in graph.products]
+    floats = [graph.nodes.dtype(node.outputs[0]) for node in graph.products]
     if 2 * floats.count("float32") <= len(floats):
         return ""
     return f"float parts are FP32: INT8 will be slower than FP16; {_QUANTIZE}"

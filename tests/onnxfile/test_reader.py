@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.fuzz.seeds import FORMS, seed
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import isolated
+from vitdeploy.backends.child import open_in_child
 from vitdeploy.errors import InputError
 from vitdeploy.onnxfile import check, reader, rules
 from vitdeploy.onnxfile.model import DTYPES, Graph, Model, Node, Port, Tensor
@@ -167,7 +167,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_is_walked_and_checked_once_for_all_steps(tiny_artifact: Artifact, counts: dict[str, int]) -> None:
     artifact = Artifact.open(tiny_artifact.folder)
     Artifact.open(tiny_artifact.model)
-    with closing(isolated("onnxruntime").open(artifact, OpenConfig())) as runner:
+    with closing(open_in_child("onnxruntime", artifact, OpenConfig())) as runner:
         golden.of(runner, artifact)
     golden.make(artifact)
     read_graph(artifact.model)

@@ -285,7 +285,7 @@ CODES: dict[str, Code] = {
         "Make them again: --calibration DIR --save-statistics FOLDER.",
     ),
     "VD3110": Code(
-        "An activation is NaN or infinite on a calibration image.",
+        "An activation or the output is NaN or infinite on an image.",
         "the tensor 'blocks.3.mlp/Gelu_out' is nan on the image 'cat/7.jpg' (token 5, channel 12); check the weights, and that "
         "the image is prepared as the model wants",
         "Run `vitdeploy validate` on the FP32 model with these images; if it fails too, the weights or the contract are wrong.",
@@ -297,24 +297,27 @@ CODES: dict[str, Code] = {
         "Run the command that is named, in the same environment. `vitdeploy doctor` says what is there.",
     ),
     "VD4002": Code(
-        "Out of disk space.",
+        "Out of disk space, or a child process wrote a larger file than it may.",
         "runs/vit: needs 1,400 MiB, 310 MiB are free; free some disk, or choose another place",
         "Free some disk, or name another place with -o; TMPDIR says where temporary files go.",
     ),
     "VD4003": Code(
-        "The export does not compute the same as the PyTorch original, or its batch is not truly dynamic.",
+        "What was written computes something else than its source: the export than the PyTorch original, in some batch or beside "
+        "other images too, or the graph that is to be quantized than the model that was given.",
         "the rewritten graph differs from the source by 0.02 of the output's standard deviation; leave a rewrite out with "
         "--skip, and report this model",
-        "Nothing was written. Update torch and onnxruntime to the versions in constraints.txt; if it stays, report the spec.",
+        "Nothing was written. Export: take the versions of torch and onnxruntime in constraints.txt; quantize: leave out a rewrite "
+        "with --skip. Report the model.",
     ),
     "VD4004": Code(
-        "A library that vitdeploy calls (torch, onnxruntime, openvino, tensorrt) failed.",
+        "A library that vitdeploy calls (torch, onnx, safetensors, an engine), the file system, or the user's own module failed; "
+        "the message holds its words.",
         "no CUDA graph: operation not permitted when stream is capturing",
         "Read its words; --debug shows the traceback. Try the version in constraints.txt, or another engine.",
     ),
     "VD4006": Code(
         "Out of memory.",
-        "out of memory; use a smaller batch or model",
+        "onnxruntime ran out of memory; use a smaller batch or model",
         "Use a smaller batch, end other programs, or raise the container's limit.",
     ),
     "VD4007": Code(

@@ -8,6 +8,9 @@ A failed gate is a result, not an error: it exits 1, so that CI tells "the model
     ├── InputError         3  corrupt, empty, unsupported, wrong kind
     ├── MachineError       4  missing package, provider, memory, disk, time-out, native crash
     └── TrustError         7  signature, traversal, pickle with code, foreign engine
+
+Another library's exceptions are translated at one seam each, `library`: those that it is known to raise, with the cause kept.
+Anything else is a mistake of ours, which passes through and ends the program with `INTERNAL`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+INTERNAL = 8
+"""Exit status of a mistake of ours."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
 
@@ -33,7 +38,7 @@ class VitdeployError(Exception):
         fix: What to do about it, in the imperative.
     """
 
-    exit_code: ClassVar[int] = 70
+    exit_code: ClassVar[int] = INTERNAL
 
     def __init__(self, code: str, message: str, *, file: str | PathLike[str] | None = None, fix: str = "") -> None:
         super().__init__(message)
@@ -115,25 +120,79 @@ def needs(extra: str) -> Iterator[None]:
         raise MachineError("VD4001", f"needs the package {exc.name!r}, which is not installed", fix=fix) from exc
 
 
+class Seam(NamedTuple):
+    """What a library raises by itself.
+
+    Attributes:
+        packages: Top packages of its own exception classes, which are told by name: nothing is imported for it.
+        plain: Python's own exceptions that it uses.
+    """
+
+    packages: tuple[str, ...] = ()
+    plain: tuple[type[Exception], ...] = ()
+
+
+SEAMS: dict[str, Seam] = {
+    "torch": Seam(("torch",), (RuntimeError,)),
+    "torch.compile": Seam(("torch", "subprocess"), (RuntimeError, OSError)),  # its C++ compiler is another program
+    "torch.onnx": Seam(("torch", "onnxscript", "onnx_ir", "onnx"), (RuntimeError,)),
+    "safetensors": Seam(("safetensors", "safetensors_rust"), (RuntimeError, ValueError, OSError)),
+    "onnx": Seam(("onnx", "onnx_ir", "google"), (RuntimeError, ValueError, OSError)),  # google: protobuf
+    "onnxruntime": Seam(("onnxruntime",), (RuntimeError, ValueError)),  # ValueError: inputs that are missing
+    "openvino": Seam(("openvino",), (RuntimeError,)),
+    "tensorrt": Seam(("tensorrt", "tensorrt_rtx"), (RuntimeError,)),
+    "numpy": Seam(("numpy",)),
+    "file system": Seam(plain=(OSError,)),
+    "starting a child process": Seam(("subprocess",), (OSError,)),
+}
+"""Each library that is called, and what it is known to raise."""
+LOADING = Seam(plain=(ImportError, OSError, RuntimeError))
+"""An engine that is installed, and can't be imported: a shared library is missing, or was built for something else."""
+FOREIGN = Seam(plain=(Exception,))
+"""Code that is not ours: the user's module, or a pickle, which is a program. It may raise anything."""
+
+
 @contextmanager
-def library(name: str, file: str | PathLike[str] | None = None) -> Iterator[None]:
-    """The one seam to another library: whatever it raises inside the block becomes a VD4004 (or VD4002, VD4006).
+def library(name: str, file: str | PathLike[str] | None = None, *, seam: Seam | None = None) -> Iterator[None]:
+    """The seam to another library: what it is known to raise inside the block becomes a VD4004 (or VD4002, VD4006).
+
+    Args:
+        name: A key of `SEAMS`; any name for people with a ``seam``.
+        file: The file that it works on, if any.
+        seam: `LOADING` or `FOREIGN`.
 
     Raises:
         MachineError: The library failed; its own exception is the ``__cause__``.
     """
+    seam = SEAMS[name] if seam is None else seam
     try:
         yield
     except VitdeployError:
         raise
-    except MemoryError as exc:
-        raise MachineError("VD4006", f"{name} ran out of memory", file=file, fix="use a smaller batch") from exc
-    except OSError as exc:
+    except Exception as exc:  # what is not of the seam goes on as it is
+        if exhaustion := explain_exhaustion(exc, name, file):
+            raise exhaustion from exc
+        packages = {kind.__module__.partition(".")[0] for kind in type(exc).__mro__}
+        if not isinstance(exc, seam.plain) and not packages & set(seam.packages):
+            raise
+        raise MachineError("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
+
+
+def explain_exhaustion(exc: BaseException, who: str = "", file: str | PathLike[str] | None = None) -> MachineError | None:
+    """What any code may meet: memory or disk is full, or a file grew beyond the limit of a child process.
+
+    Returns:
+        The error to raise instead, or None when it is something else.
+    """
+    if isinstance(exc, MemoryError):
+        return MachineError("VD4006", f"{who} ran out of memory".strip(), file=file, fix="use a smaller batch or model")
+    if isinstance(exc, OSError):
+        file = file or exc.filename
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError("VD4002", "no space left on the device", file=file, fix="free some disk") from exc
-        raise MachineError("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
-    except Exception as exc:  # the seam: everything of theirs becomes one of ours, cause kept
-        raise MachineError("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
+            return MachineError("VD4002", "no space left on the device", file=file, fix="free some disk")
+        if exc.errno == errno.EFBIG:
+            return MachineError("VD4002", "File too large: it grew beyond the limit of this process", file=file)
+    return None
 
 
 def first_line(exc: BaseException) -> str:
@@ -144,5 +203,5 @@ def first_line(exc: BaseException) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """``did you mean 'x'?`` for a mistyped word, or "" when nothing is near."""
-    found = difflib.get_close_matches(word, list(words), 1, 0.6)
-    return f"did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(word, list(words), 1, 0.6)
+    return f"did you mean {matches[0]!r}?" if matches else ""

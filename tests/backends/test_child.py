@@ -232,7 +232,6 @@ def test_a_death_names_engine_signal_memory_and_model_and_is_final(when, what, c
         ("trust", TrustError, "VD7004", "foreign"),
         ("MemoryError", MachineError, "VD4006", "out of memory: it had used"),
         ("bad_alloc", MachineError, "VD4006", "had used"),
-        ("KeyError", MachineError, "VD4004", "KeyError: 'theirs'"),
     ],
 )
 def test_errors_cross_as_themselves_and_the_engine_lives_on(what, kind, code, says, tiny_artifact, tiny_pixels):

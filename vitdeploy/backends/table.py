@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest, needs
+from vitdeploy.errors import LOADING, InputError, MachineError, UsageError, library, nearest, needs
 from vitdeploy.words import PORTABLE
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def load(name: str) -> Backend:
 
 def load_row(row: Engine) -> Backend:
     """The backend of a row; see `load`."""
-    with library(row.package), needs(row.extra):
+    with library(row.package, seam=LOADING), needs(row.extra):
         return cast("Backend", _find_class(row.backend)())
 
 
@@ -226,7 +226,7 @@ def open_observer(*given: Any, **settings: Any) -> Observer:  # noqa: ANN401 (as
         MachineError: VD4001, the engine is not installed; and what `Observer` raises.
     """
     row = TABLE[PROVER]
-    with library(row.package), needs(row.extra):
+    with library(row.package, seam=LOADING), needs(row.extra):
         observer = _find_class(row.observer)
     return cast("Observer", observer(*given, **settings))
 

@@ -27,7 +27,7 @@ from vitdeploy import isolate
 from vitdeploy.checkpoints import opcodes, safetensors
 from vitdeploy.checkpoints.table import State
 from vitdeploy.checkpoints.unwrap import SKIPPED, Name, choose
-from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError, first_line, library
+from vitdeploy.errors import FOREIGN, InputError, MachineError, TrustError, UsageError, VitdeployError, first_line, library
 from vitdeploy.files import need_space, sniff
 
 DEEPEST = 32
@@ -146,7 +146,7 @@ def _safe(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
     names = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
     try:
-        with torch.serialization.safe_globals([*kinds, *names]), library("torch", path):
+        with torch.serialization.safe_globals([*kinds, *names]), library("torch", path, seam=FOREIGN):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=sniff(path) == "zip")
     except MachineError as exc:
         if exc.code != "VD4004":
@@ -168,7 +168,7 @@ def _trusted(path: Path, trust: str) -> Any:  # noqa: ANN401
             message = f"has the SHA-256 {digest.hexdigest()}, trusted is {trust}"
             raise TrustError("VD7003", message, file=path, fix="find out which file you have before you trust it")
         stream.seek(0)
-        with library("its own code", path):
+        with library("its own code", path, seam=FOREIGN):
             return torch.load(stream, map_location="cpu", weights_only=False)
 
 

@@ -7,12 +7,12 @@ Commands return an `Outcome`; only this file prints it, and only this file turns
 
 from __future__ import annotations
 
-import errno
 import inspect
 import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,9 +23,9 @@ import typer
 from typer.core import TyperGroup
 
 from vitdeploy import __version__
-from vitdeploy.errors import INTERRUPTED, MachineError, UsageError, VitdeployError, first_line, printable
+from vitdeploy.errors import INTERNAL, INTERRUPTED, UsageError, VitdeployError, explain_exhaustion, first_line, printable
 
-INTERNAL, PIPE_CLOSED = 8, 141
+PIPE_CLOSED = 141
 GROUPS = BUILD, PROVE, SHIP, LOOK = "Build", "Prove", "Ship", "Look"
 _CLICK: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """click's own error. typer carries click inside or depends on it, as its version will; this name is right for both."""
@@ -129,7 +129,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     ending = _Ending("--json" in given, "--debug" in given)
     try:
-        with _treat_sigterm_as_interrupt():
+        with _treat_signals_as_interrupt():
             result = typer.main.get_command(app).main(given, "vitdeploy", standalone_mode=False)
             if not isinstance(result, _Result):  # --help, --version, or Ctrl-C as typer reports it
                 return ending.report_interrupt() if result == INTERRUPTED else int(result or 0)
@@ -143,7 +143,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     except _CLICK as error:
         return ending.report_misuse(error)
     except Exception as error:  # noqa: BLE001 (the last door: what gets here is a mistake of ours)
-        return ending.report(translated) if (translated := _translate(error)) else ending.report_crash(error, given)
+        return ending.report(full) if (full := explain_exhaustion(error)) else ending.report_crash(error, given)
 
 
 def _print_result(result: _Result) -> int:
@@ -205,15 +205,6 @@ class _Ending(NamedTuple):
             sys.stdout.flush()
 
 
-def _translate(error: Exception) -> VitdeployError | None:
-    """A full disk or memory, met where no seam translated it; None for a mistake of ours."""
-    if isinstance(error, MemoryError):
-        return MachineError("VD4006", "out of memory", fix="use a smaller batch or model")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError("VD4002", "no space left on the device", file=error.filename, fix="free some disk")
-    return None
-
-
 def _say(line: str) -> None:
     """A line on stderr; when nobody listens there any more, that is no error."""
     with suppress(BrokenPipeError):
@@ -229,18 +220,20 @@ def _close_pipe() -> int:
 
 
 @contextmanager
-def _treat_sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: temporary files are removed, finished stages stay."""
+def _treat_signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files are removed, finished stages stay."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
+    if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
         yield
         return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's wish is kept
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

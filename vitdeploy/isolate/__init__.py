@@ -10,7 +10,7 @@ This contains accidents and bombs. It is no sandbox: the child is the same user 
 
 from vitdeploy.isolate.frames import LARGEST_ANSWER, LARGEST_ARRAYS
 from vitdeploy.isolate.memory import machine_mib, peak_mib
-from vitdeploy.isolate.process import GRACE_S, KEPT, Child, ChildTraceback, Limits, environment, run
+from vitdeploy.isolate.process import GRACE_S, KEPT, Child, ChildCrash, ChildTraceback, Limits, environment, run
 from vitdeploy.isolate.service import inside, told
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "told",
     "inside",
     "Child",
+    "ChildCrash",
     "ChildTraceback",
     "Limits",
     "environment",

@@ -59,6 +59,18 @@ class ChildTraceback(Exception):
     """The traceback of an error that crossed over from the child, as its ``__cause__``."""
 
 
+class ChildCrash(Exception):
+    """A mistake of ours in the child: an exception that is none of our errors, with its traceback as the ``__cause__``.
+
+    Args:
+        what: What the child is.
+        said: Class and first line of the exception.
+    """
+
+    def __init__(self, what: str, said: str) -> None:
+        super().__init__(f"{what}: {printable(said)}")
+
+
 class Limits(TypedDict, total=False):
     """What a child may use, and the words for its failures. Each may be left out.
 
@@ -98,7 +110,8 @@ def run(function: str, argument: object = None, *, seconds: float, progress: Pro
 
     Raises:
         VitdeployError: Whatever the function raised, by class, code and text.
-        MachineError: VD4004 it raised anything else; VD4006 out of memory; VD4007 the child died of a signal or gave
+        ChildCrash: It raised anything else.
+        MachineError: VD4002 it wrote too much; VD4006 out of memory; VD4007 the child died of a signal or gave
             no answer; VD4008 it took too long.
     """
     given: Limits = {"cpu_s": seconds, **limits}
@@ -177,10 +190,10 @@ class Child:
                 if self._error is None:  # Ctrl-C, or the listener's own: half an answer is of no use
                     self._interrupt()
                 raise
-            if "error" not in answer:
+            if not answer.keys() & {"error", "crash"}:
                 return answer.get("result"), received
             with self._judged(seconds):
-                error = _rebuilt(**answer["error"])
+                error = _rebuilt(**answer["error"]) if "error" in answer else ChildCrash(self.limits["what"], answer["crash"])
         raise error from ChildTraceback(f"\n{answer.get('traceback', '')}")
 
     def close(self) -> None:

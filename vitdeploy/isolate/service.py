@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from vitdeploy.errors import MachineError, VitdeployError, first_line
+from vitdeploy.errors import INTERRUPTED, MachineError, VitdeployError, explain_exhaustion, first_line
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
 
-_INTERRUPTED = 130
 _channel: socket.socket | None = None
 _sending = threading.Lock()
 
@@ -59,7 +58,7 @@ def serve(channel: int, life: int) -> None:
     except (EOFError, ConnectionError):  # nobody asks any more
         status = 0
     except KeyboardInterrupt:
-        status = _INTERRUPTED
+        status = INTERRUPTED
     except SystemExit as exc:
         status = exc.code if isinstance(exc.code, int) else 0 if exc.code is None else 1
     os._exit(status)  # libraries' exit handlers may crash or hang, and have nothing to save
@@ -78,27 +77,27 @@ class _Desk:
 
     def answer(self, request: dict[str, Any], arrays: list[bytearray]) -> None:
         """Call what was asked for, and send what it returned or raised."""
-        found: Sequence[memoryview] = ()
+        outputs: Sequence[memoryview] = ()
         try:
-            result, found = self._called(request["call"], request["argument"], arrays)
-            frame = framed({"result": result}, found)
+            result, outputs = self._call(request["call"], request["argument"], arrays)
+            frame = framed({"result": result}, outputs)
         except VitdeployError as exc:
-            frame, found = _failure(exc), ()
+            frame, outputs = _failure(exc), ()
         except MemoryError:
             message = f"a child process ran out of memory: it had used {memory.used(memory.peak_mib(), self._cap)}"
-            frame, found = _failure(MachineError("VD4006", message, fix=self._smaller)), ()
+            frame, outputs = _failure(MachineError("VD4006", message, fix=self._smaller)), ()
         except Exception as exc:  # noqa: BLE001 (the child's outermost handler: nobody above could say it)
-            message = f"a child process failed: {type(exc).__name__}: {first_line(exc)}"
-            frame, found = _failure(MachineError("VD4004", message)), ()
-        _send(frame, found)
+            error = explain_exhaustion(exc)
+            frame, outputs = (_failure(error) if error else _crash(exc)), ()
+        _send(frame, outputs)
 
-    def _called(self, call: str, argument: object, arrays: list[bytearray]) -> tuple[Any, Sequence[memoryview]]:
+    def _call(self, call: str, argument: object, arrays: list[bytearray]) -> tuple[Any, Sequence[memoryview]]:
         if ":" in call:
             return _named(call)(argument), ()
         if self._subject is None:
             self._subject = _named(self._name)()
-        result, found = getattr(self._subject, call)(argument, arrays)
-        return result, found
+        result, outputs = getattr(self._subject, call)(argument, arrays)
+        return result, outputs
 
 
 def _named(name: str) -> Any:  # noqa: ANN401 (a function or a class)
@@ -108,6 +107,10 @@ def _named(name: str) -> Any:  # noqa: ANN401 (a function or a class)
 
 def _failure(error: VitdeployError) -> bytes:
     return framed({"error": error.record(), "traceback": traceback.format_exc()[-20_000:]})
+
+
+def _crash(exc: Exception) -> bytes:
+    return framed({"crash": f"{type(exc).__name__}: {first_line(exc)}", "traceback": traceback.format_exc()[-20_000:]})
 
 
 def _send(frame: bytes, arrays: Sequence[memoryview] = ()) -> None:

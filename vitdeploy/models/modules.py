@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError, library, nearest
+from vitdeploy.errors import FOREIGN, InputError, MachineError, UsageError, VitdeployError, library, nearest
 from vitdeploy.spec import InputContract
 
 TOLERANCE = 1e-4
@@ -149,7 +149,7 @@ def _here() -> Iterator[None]:
 def _theirs(what: str) -> Iterator[None]:
     """The user's code runs inside; whatever it raises is a VD4004, and `sys.exit` does not end this program unheard."""
     try:
-        with library(what):
+        with library(what, seam=FOREIGN):
             yield
     except SystemExit as exc:
         raise MachineError("VD4004", f"{what} called sys.exit", fix="leave out what ends the program") from exc

@@ -168,6 +168,8 @@ def _tried(name: str) -> tuple[bool, str]:
         return bool(answer["usable"]), str(answer["detail"])
     except VitdeployError as exc:
         return False, exc.message
+    except isolate.ChildCrash as exc:  # an engine that breaks in a way of its own is what a doctor is for
+        return False, str(exc)
 
 
 def probe(argument: tuple[str, list[Any]]) -> dict[str, Any]:

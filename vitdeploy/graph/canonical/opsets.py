@@ -64,7 +64,7 @@ def inline_functions(editor: Editor) -> Iterator[tuple[str, ...]]:
     if not model.functions:
         return
     names = tuple(sorted(f"{domain}::{name}" for domain, name, _ in model.functions))
-    with library("onnx_ir"):
+    with library("onnx"):
         InlinePass()(model)
     RemoveUnusedOpsetsPass()(model)
     editor.refresh()

@@ -1,0 +1,135 @@
+"""The seam to other libraries: what each is known to raise becomes one line of ours, everything else stays our mistake."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitdeploy.errors import FOREIGN, LOADING, SEAMS, MachineError, library
+
+
+def fail_torch(_: Path) -> None:
+    import torch
+
+    torch.ones(2) @ torch.ones(3)
+
+
+def fail_torch_compile(_: Path) -> None:
+    subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=True)
+
+
+def fail_torch_onnx(_: Path) -> None:
+    import torch
+
+    class Branch(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    torch.onnx.export(Branch(), (torch.ones(2),), dynamo=True, verbose=False)
+
+
+def fail_safetensors(path: Path) -> None:
+    import safetensors
+
+    safetensors.safe_open(path, "np")
+
+
+def fail_onnx(path: Path) -> None:
+    import onnx_ir
+
+    onnx_ir.load(path)
+
+
+def fail_onnxruntime(path: Path) -> None:
+    import onnxruntime
+
+    onnxruntime.InferenceSession(str(path))
+
+
+def fail_openvino(path: Path) -> None:
+    import openvino
+
+    openvino.Core().read_model(path)
+
+
+def fail_tensorrt(_: Path) -> None:
+    kind = type("Refusal", (Exception,), {"__module__": "tensorrt_rtx.tensorrt_rtx"})  # as its bindings define them
+    raise kind("no engine")
+
+
+def fail_numpy(_: Path) -> None:
+    np.linalg.cholesky(-np.eye(2))
+
+
+def fail_file_system(path: Path) -> None:
+    path.mkdir()
+
+
+def fail_starting_a_child_process(path: Path) -> None:
+    subprocess.Popen([str(path / "nothing")])
+
+
+def fail_of_memory(_: Path) -> None:
+    np.empty(1 << 50)
+
+
+@pytest.fixture
+def nonsense(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\x07junkjunk")
+    return path
+
+
+@pytest.mark.parametrize("name", SEAMS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_error_of_each_library_is_one_line(name: str, nonsense: Path) -> None:
+    cause = globals()[f"fail_{name.replace('.', '_').replace(' ', '_')}"]
+    with pytest.raises(MachineError, match=f"VD4004.*{name}: ") as caught, library(name, nonsense):
+        cause(nonsense)
+    assert caught.value.file == str(nonsense)
+    assert caught.value.__cause__ is not None
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, KeyError, AssertionError, IndexError, RecursionError])
+@pytest.mark.parametrize("name", SEAMS)
+def test_mistakes_of_ours_pass_through(name: str, kind: type[Exception]) -> None:
+    planted = kind("planted")
+    if isinstance(planted, SEAMS[name].plain):  # Python counts a recursion among the RuntimeErrors
+        return
+    with pytest.raises(kind) as caught, library(name):
+        raise planted
+    assert caught.value is planted
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_a_full_machine_is_told_as_such_everywhere(name: str) -> None:
+    with pytest.raises(MachineError, match=f"VD4006.*{name} ran out of memory"), library(name):
+        fail_of_memory(Path())
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with pytest.raises(MachineError, match=r"VD4002.*x\.bin"), library(name):
+            raise OSError(number, "full", "x.bin")
+
+
+def test_our_errors_are_not_wrapped() -> None:
+    error = MachineError("VD4010", "no such device")
+    with pytest.raises(MachineError) as caught, library("torch"):
+        raise error
+    assert caught.value is error
+
+
+def test_foreign_code_may_raise_anything_but_an_interrupt() -> None:
+    with pytest.raises(MachineError, match=r"VD4004.*the user's module: 'planted'"), library("the user's module", seam=FOREIGN):
+        raise KeyError("planted")
+    with pytest.raises(KeyboardInterrupt), library("the user's module", seam=FOREIGN):
+        raise KeyboardInterrupt
+
+
+def test_an_engine_that_can_not_be_loaded() -> None:
+    with pytest.raises(MachineError, match=r"VD4004.*engine: libcuda\.so"), library("engine", seam=LOADING):
+        raise ImportError("libcuda.so: cannot open shared object file")
+    with pytest.raises(AttributeError), library("engine", seam=LOADING):
+        raise AttributeError("planted")

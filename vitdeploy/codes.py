@@ -306,8 +306,8 @@ CODES: dict[str, Code] = {
         "other images too, or the graph that is to be quantized than the model that was given.",
         "the rewritten graph differs from the source by 0.02 of the output's standard deviation; leave a rewrite out with "
         "--skip, and report this model",
-        "Nothing was written. Export: take the versions of torch and onnxruntime in constraints.txt; quantize: leave out a rewrite "
-        "with --skip. Report the model.",
+        "Nothing was written. Export: take the versions of torch and onnxruntime in constraints.txt; quantize: leave a rewrite "
+        "out with --skip. Report the model.",
     ),
     "VD4004": Code(
         "A library that vitdeploy calls (torch, onnx, safetensors, an engine), the file system, or the user's own module failed; "

@@ -48,13 +48,18 @@ class Silent:
     pass
 
 
+class Broken:
+    def __init__(self):
+        raise ImportError("libnvinfer.so: cannot open shared object file")
+
+
 @pytest.mark.parametrize(
     ("kind", "usable", "words"),
     [
         ("Engine", True, "on a GPU"),
         ("Stranded", False, "loads, but can't run here: no CUDA device"),
         ("Silent", False, "is not known"),
-        ("Missing", False, "Missing"),
+        ("Broken", False, "libnvinfer.so"),
     ],
 )
 def test_an_engine_that_only_compiles_is_asked_for_its_device(kind, usable, words, monkeypatch):
@@ -82,7 +87,12 @@ def test_instruction_sets():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("crash", "openvino was ended by SIGILL"), ("leave", "openvino ended with status 3"), ("stall", "took longer than 2 s")],
+    [
+        ("crash", "openvino was ended by SIGILL"),
+        ("leave", "openvino ended with status 3"),
+        ("stall", "took longer than 2 s"),
+        ("stumble", "openvino: KeyError: 'planted'"),
+    ],
 )
 def test_a_child_that_fails_is_an_answer(monkeypatch, name, words):
     """The engine is tried in a child process, which here does something else."""
@@ -105,6 +115,10 @@ def crash(_):
 
 def leave(_):
     sys.exit(3)
+
+
+def stumble(_):
+    raise KeyError("planted")
 
 
 def stall(_):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,39 @@ def test_temporaries_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path
         (new / "record").write_text("x")
     assert not dead.exists()
     assert living.exists()
+
+
+def test_a_sweep_takes_the_leases_of_the_dead_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "vitdeploy-models").mkdir()  # a user's own
+    (tmp_path / "vitdeploy-crash-1.txt").touch()
+    (tmp_path / "vitdeploy-link").symlink_to("elsewhere/vitdeploy-dead")
+    for folder in (tmp_path / "vitdeploy-dead", tmp_path / "elsewhere" / "vitdeploy-dead"):
+        (folder / "deep").mkdir(parents=True)
+        (folder / ".lock").touch()
+        (folder / "deep" / "log").touch()
+    kept = {path.name for path in tmp_path.iterdir()} - {"vitdeploy-dead"}
+    with files.temporary_folder() as first, files.temporary_folder() as second:
+        (first / "deep").mkdir()
+        (first / "link").symlink_to(tmp_path / "elsewhere")
+        assert {path.name for path in tmp_path.iterdir()} == {*kept, first.name, second.name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / "elsewhere" / "vitdeploy-dead" / "deep" / "log").exists()
+
+
+def test_a_folder_that_is_just_being_made_is_not_swept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    take, met = files._take, []
+
+    def meanwhile(lock: int) -> bool:
+        if not met:
+            met.append(lock)
+            files._sweep_leases(tmp_path)  # another process begins
+        return take(lock)
+
+    monkeypatch.setattr(files, "_take", meanwhile)
+    with files.temporary_folder() as folder:
+        assert (folder / ".lock").exists()
 
 
 def test_a_full_disk_is_said_in_our_words(tmp_path, monkeypatch) -> None:

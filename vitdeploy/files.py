@@ -13,13 +13,16 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, library
 
 LFS = b"version https://git-lfs.github.com/spec/"
+_LOCK = ".lock"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -95,17 +98,17 @@ def expect(path: Path, kind: str, *, what: str) -> None:
     Raises:
         InputError: VD3001 to VD3005.
     """
-    found = sniff(path)
-    if found == kind:
+    real = sniff(path)
+    if real == kind:
         return
-    if found == "empty":
+    if real == "empty":
         raise InputError("VD3002", "is empty", file=path, fix="download or write it again")
-    if found == "lfs":
+    if real == "lfs":
         raise InputError("VD3003", "is a git-lfs pointer, not the file itself", file=path, fix="run: git lfs pull")
-    if found == "html":
+    if real == "html":
         raise InputError("VD3004", "is an HTML page", file=path, fix="download the file itself, perhaps after logging in")
     named = {"zip": "a zip archive (a PyTorch .pt file?)", "pickle": "a Python pickle", "unknown": "of an unknown kind"}
-    raise InputError("VD3005", f"is {named.get(found, 'a ' + found + ' file')}, expected {what}", file=path)
+    raise InputError("VD3005", f"is {named.get(real, 'a ' + real + ' file')}, expected {what}", file=path)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -239,10 +242,14 @@ def _sweep(path: Path) -> None:
     for left in path.absolute().parent.glob(f".{glob.escape(path.absolute().name)}.tmp-*-*"):
         pid = left.name.rsplit("-", 2)[1]
         if pid.isdigit() and not _alive(int(pid)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -273,6 +280,73 @@ def _writable(path: Path) -> Iterator[None]:
     except OSError as exc:
         with library("file system", path):
             raise exc from None
+
+
+class Lease(NamedTuple):
+    """A folder below TMPDIR, and the lock that says that its process lives.
+
+    Attributes:
+        folder: It holds the file of the lock only.
+        lock: File descriptor; the kernel frees the lock when the process ends, even by kill -9.
+    """
+
+    folder: Path
+    lock: int
+
+    def end(self) -> None:
+        """Remove the folder, the lock last, so that a removal that is killed is finished by a later sweep."""
+        with suppress(OSError):  # somebody else removed it
+            for path in self.folder.iterdir():
+                if path.name != _LOCK:
+                    _remove(path)
+        _remove(self.folder)
+        os.close(self.lock)
+
+
+def lease_folder() -> Lease:
+    """A new, empty folder below TMPDIR for this process alone; what dead processes left there is removed.
+
+    It takes its name when it is locked: a sweep never meets one that is just being made.
+    """
+    place = Path(tempfile.gettempdir())
+    _sweep_leases(place)
+    bare = Path(tempfile.mkdtemp(prefix=".vitdeploy-", dir=place))
+    lock = os.open(bare / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    _take(lock)
+    return Lease(bare.rename(place / bare.name.removeprefix(".")), lock)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder as `lease_folder` makes it, which is removed with the block."""
+    lease = lease_folder()
+    try:
+        yield lease.folder
+    finally:
+        lease.end()
+
+
+def _sweep_leases(place: Path) -> None:
+    for folder in place.glob("vitdeploy-*"):
+        with suppress(OSError):  # another user's, not a folder of ours, or just removed by its owner
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            if _take(lock):
+                Lease(folder, lock).end()
+            else:
+                os.close(lock)
+
+
+def _take(lock: int) -> bool:
+    """Whether the lock is ours now; it is not while another process, or this one, holds it."""
+    import fcntl  # Unix only
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def need_space(path: Path, size: int) -> None:

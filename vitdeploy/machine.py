@@ -1,19 +1,36 @@
-"""The CPU, as far as an engine's settings and its cached files depend on it."""
+"""Every fact about this machine, once: cores, instruction sets, memory, limits, load.
+
+What the system does not tell is "" or None.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_DEVICES = Path("/sys/devices/system/cpu")
-_INFORMATION = Path("/proc/cpuinfo")
+if TYPE_CHECKING:
+    import resource
+
+_CPUINFO, _MEMINFO = "/proc/cpuinfo", "/proc/meminfo"
+_CPUS = "/sys/devices/system/cpu"
+_GROUP = "/sys/fs/cgroup"
+"""Control groups, version 2, as a container sees its own."""
+_UNIT = 1 << 20 if sys.platform == "darwin" else 1024
+"""``ru_maxrss`` is in bytes there, in KiB elsewhere."""
 _SETS = (
     *("sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx_vnni_int8", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
     *("asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2", "sme", "sme2"),
 )
 """Instruction sets, as Linux names them, by which engines choose their kernels."""
+_TELLING = {
+    "x86_64": {name: name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")},
+    "aarch64": {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"},
+}
+"""Those that decide how fast (and in INT8 how exactly) a ViT runs: architecture, name for people, Linux's name."""
 
 
 def logical_cores() -> int:
@@ -25,20 +42,104 @@ def physical_cores() -> int:
     """Cores that this process may use; two threads of one core count once. All threads, where the system does not tell."""
     if not hasattr(os, "sched_getaffinity"):
         return logical_cores()
-    cores = set()
-    for number in os.sched_getaffinity(0):
-        try:
-            cores.add((_DEVICES / f"cpu{number}" / "topology" / "thread_siblings_list").read_text().strip())
-        except OSError:
-            return logical_cores()
-    return len(cores)
+    cores = {_read(f"{_CPUS}/cpu{number}/topology/thread_siblings_list") for number in os.sched_getaffinity(0)}
+    return logical_cores() if "" in cores else len(cores)
+
+
+def quota_cores() -> float | None:
+    """Cores' worth of time that a container may use; None without a limit."""
+    quota, period, *_ = [*_read(f"{_GROUP}/cpu.max").split(), "", ""]
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def load() -> float:
+    """Processes that ran or waited to run, on average in the last minute."""
+    return os.getloadavg()[0]
+
+
+def cpu_name() -> str:
+    """The processor's name, else its architecture."""
+    return _cpu_field("model name", "Model") or platform.processor() or platform.machine()
+
+
+def governor() -> str:
+    """Frequency governor of the first core."""
+    return _read(f"{_CPUS}/cpu0/cpufreq/scaling_governor")
 
 
 def instruction_sets() -> str:
     """Architecture and the instruction sets that matter, as one text: ``x86_64 avx avx2 ...``. Equal texts, equal kernels."""
-    try:
-        lines = _INFORMATION.read_text().splitlines()
-    except OSError:  # not Linux
-        return f"{platform.machine()} {platform.processor()}".strip()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    flags = _cpu_field("flags", "Features").split()
     return " ".join([platform.machine(), *(name for name in _SETS if name in flags)])
+
+
+def telling_instruction_sets() -> dict[str, bool]:
+    """Those that decide how fast a ViT runs, and whether this processor has them; empty where the system does not say."""
+    flags = _cpu_field("flags", "Features").split()
+    return {name: flag in flags for name, flag in _TELLING.get(platform.machine(), {}).items()} if flags else {}
+
+
+def physical_mib() -> float:
+    """Memory that is built into this machine, in MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+
+
+def limit_mib() -> float | None:
+    """Memory that a container may use, in MiB; None without a limit."""
+    allowed = _read(f"{_GROUP}/memory.max")
+    return int(allowed) / 2**20 if allowed.isdigit() else None
+
+
+def machine_mib() -> float:
+    """Memory of this machine, or what its container may use of it, in MiB."""
+    limit = limit_mib()
+    return physical_mib() if limit is None else min(physical_mib(), limit)
+
+
+def available_mib() -> float | None:
+    """Memory that can be had without swapping, in MiB."""
+    return _kib_field(_MEMINFO, "MemAvailable")
+
+
+def peak_mib(pid: int | None = None) -> float:
+    """Largest resident memory of a process so far, in MiB.
+
+    Args:
+        pid: Its number, or None for this process.
+
+    Returns:
+        0 for another process where the system does not say.
+    """
+    peak = _kib_field(f"/proc/{pid or 'self'}/status", "VmHWM")
+    if peak is not None or pid is not None:
+        return peak or 0.0
+    import resource  # Unix only
+
+    return counted_mib(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def counted_mib(usage: resource.struct_rusage) -> float:
+    """Peak of memory in the kernel's account of a process, in MiB: its parent's, where that was larger when it started."""
+    return usage.ru_maxrss / _UNIT
+
+
+def _cpu_field(*starts: str) -> str:
+    """The first field of ``/proc/cpuinfo`` whose name starts so: all cores are alike in what is read here."""
+    lines = (line for line in _read(_CPUINFO).splitlines() if line.startswith(starts))
+    return next(lines, "").partition(":")[2].strip()
+
+
+def _kib_field(path: str, name: str) -> float | None:
+    """A field that is written in KiB, in MiB."""
+    for line in _read(path).splitlines():
+        field, _, rest = line.partition(":")
+        if field == name and rest.split()[:1] and rest.split()[0].isdigit():
+            return int(rest.split()[0]) / 1024
+    return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:  # another system, a container that hides it, or a process that is gone
+        return ""

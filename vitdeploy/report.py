@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from vitdeploy import machine
 from vitdeploy.artifact import versions
 
 SCHEMA = 1
@@ -85,22 +84,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def this_machine() -> Machine:
     """The machine this process runs on; cores are those it may use."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
-        cpu=_cpu(),
-        cores=cores,
-        memory_gib=round(memory, 1),
+        cpu=machine.cpu_name(),
+        cores=machine.logical_cores(),
+        memory_gib=round(machine.physical_mib() / 1024, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions("torch", "onnx", "onnxruntime", "openvino", "numpy", "pillow"),
     )
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

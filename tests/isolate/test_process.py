@@ -189,7 +189,7 @@ def test_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found["environment"]) <= {*isolate.KEPT, "TMPDIR"}
     assert found["environment"]["LANG"] == "C.UTF-8"
     assert found["folder"] == found["temporary"] != str(Path.cwd())
-    assert found["files"] == ["log"]
+    assert found["files"] == [".lock", "log"]
     assert not Path(found["folder"]).exists()  # cleaned up
     assert found["session"]
     assert found["stdin"] == ""
@@ -430,10 +430,13 @@ def is_inside(_: object) -> bool:
     return isolate.inside()
 
 
-def test_the_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+def test_neither_the_child_nor_its_folder_outlives_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform != "linux":
         pytest.skip("needs prctl")
-    marker = tmp_path / "marker"
+    marker, place = tmp_path / "marker", tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
     path = [str(Path(entry).absolute()) for entry in sys.path]
     code = f"import sys; sys.path[:] = {path!r}; from vitdeploy import isolate; "
     code += f"isolate.run({here('wait')!r}, {str(marker)!r}, seconds=60)"
@@ -441,10 +444,17 @@ def test_the_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     while not Path(f"{marker}.started").exists():
         assert parent.poll() is None
         time.sleep(0.02)
-    parent.kill()
-    parent.wait()
-    time.sleep(2.5)
-    assert not marker.exists()
+    (left,) = place.iterdir()
+    with isolate.Child():
+        assert left.exists()
+        parent.kill()
+        parent.wait()
+        time.sleep(2.5)
+        assert not marker.exists()
+        with isolate.Child():
+            assert not left.exists()
+            assert len(list(place.iterdir())) == 2
+    assert not list(place.iterdir())
 
 
 def wait(marker: str) -> None:

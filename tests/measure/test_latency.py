@@ -115,7 +115,7 @@ def test_an_artifact_of_another_engine_is_refused_before_anything_is_started(tin
 
 def test_noise_and_load_are_noted(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 2.0, 1.0))
-    monkeypatch.setattr(latency, "threads", lambda config: 2)
+    monkeypatch.setattr(latency.machine, "logical_cores", lambda: 2)
     assert latency._busy(BenchConfig(threads=8)) == [
         "WARNING: the machine was busy: load 3.1 on 2 cores before the first run",
         "WARNING: 8 threads were asked for, this process may use 2 cores",

@@ -65,24 +65,14 @@ class Broken:
 def test_an_engine_that_only_compiles_is_asked_for_its_device(kind, usable, words, monkeypatch):
     entry = table.Engine("tensorrt", f"{__name__}:{kind}", "numpy", "tensorrt", compiled_only=True)
     monkeypatch.setitem(table.TABLE, "tensorrt", entry)
-    found = doctor.probe(("tensorrt", share_table()))
-    assert found["usable"] is usable
-    assert words in found["detail"]
+    state = doctor.probe(("tensorrt", share_table()))
+    assert state["usable"] is usable
+    assert words in state["detail"]
 
 
 def test_the_tiny_model_is_valid_onnx():
     onnx = pytest.importorskip("onnx")
     onnx.checker.check_model(onnx.load_from_string(doctor._onnx()), full_check=True)
-
-
-def test_instruction_sets():
-    x86 = "processor : 0\nflags : fpu avx2 avx512f avx512_vnni\nprocessor : 1\n"
-    assert doctor.instruction_sets(x86, "x86_64")["avx512_vnni"]
-    assert not doctor.instruction_sets(x86, "x86_64")["amx_int8"]
-    arm = "processor : 0\nFeatures : fp asimd asimddp i8mm\n"
-    assert doctor.instruction_sets(arm, "aarch64")["dotprod"]
-    assert doctor.instruction_sets("", "x86_64") == {}
-    assert doctor.instruction_sets(x86, "riscv64") == {}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, UsageError
+from vitdeploy.machine import logical_cores
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.spec import InputContract
 from vitdeploy.words import FloatPrecision, Hint
@@ -221,7 +221,7 @@ def threads(config: OpenConfig) -> int:
     """The number of threads to ask an engine for: the config's, or the cores that this process may use."""
     if config.threads is not None:
         return config.threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return logical_cores()
 
 
 def only_cpu(name: str, config: OpenConfig) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from contextlib import ExitStack, suppress
 from importlib import metadata
@@ -24,8 +23,9 @@ from vitdeploy.artifact import Artifact, Record, sanitized
 from vitdeploy.backends import table
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, checked
 from vitdeploy.errors import MachineError, VitdeployError
-from vitdeploy.isolate import Child, Limits, peak_mib
-from vitdeploy.isolate.memory import physical_mib
+from vitdeploy.files import temporary_folder
+from vitdeploy.isolate import Child, Limits
+from vitdeploy.machine import peak_mib, physical_mib
 from vitdeploy.onnxfile import check
 
 PATIENCE_S = 1800.0
@@ -89,8 +89,7 @@ def repair(artifact: Artifact, stack: ExitStack) -> Artifact:
     """
     if artifact.record.kind != "onnx" or not check.check_file(artifact.model).repairs:
         return artifact
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True))
-    return sanitized(artifact, Path(folder))[0]
+    return sanitized(artifact, stack.enter_context(temporary_folder()))[0]
 
 
 class Opened(NamedTuple):
@@ -275,6 +274,8 @@ class Session:
             outputs = self.runner.run(_array(header, arrays[0]))
         except VitdeployError as exc:
             raise _explain_memory(exc) from exc
+        if odd := [name for name, array in outputs.items() if array.dtype.hasobject]:
+            raise _nonsense(TypeError(f"{odd[0]!r} holds Python objects"))
         whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in outputs.items()}
         headers = [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)} for name, array in whole.items()]
         return headers, [_bytes(array) for array in whole.values()]

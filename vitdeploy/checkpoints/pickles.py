@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from vitdeploy.checkpoints import opcodes, safetensors
 from vitdeploy.checkpoints.table import State
 from vitdeploy.checkpoints.unwrap import SKIPPED, Name, choose
 from vitdeploy.errors import FOREIGN, InputError, MachineError, TrustError, UsageError, VitdeployError, first_line, library
-from vitdeploy.files import need_space, sniff
+from vitdeploy.files import need_space, sniff, temporary_folder
 
 DEEPEST = 32
 MOST_ENTRIES = 200_000
@@ -69,8 +68,8 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
         raise UsageError("VD2003", f"the trusted SHA-256 is {trust!r}, not 64 hexadecimal digits", fix="run: sha256sum FILE")
     opcodes.check(path, trusted=trust is not None)
     size = path.stat().st_size
-    with tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True) as folder:
-        out = Path(folder) / "weights.safetensors"
+    with temporary_folder() as folder:
+        out = folder / "weights.safetensors"
         need_space(out, size)
         argument = {"path": str(path.absolute()), "out": str(out), "trust": trust and trust.lower(), "prefer": prefer}
         try:

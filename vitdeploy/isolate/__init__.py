@@ -9,7 +9,6 @@ This contains accidents and bombs. It is no sandbox: the child is the same user 
 """
 
 from vitdeploy.isolate.frames import LARGEST_ANSWER, LARGEST_ARRAYS
-from vitdeploy.isolate.memory import machine_mib, peak_mib
 from vitdeploy.isolate.process import GRACE_S, KEPT, Child, ChildCrash, ChildTraceback, Limits, environment, run
 from vitdeploy.isolate.service import inside, told
 
@@ -22,8 +21,6 @@ __all__ = [
     "ChildTraceback",
     "Limits",
     "environment",
-    "machine_mib",
-    "peak_mib",
     "KEPT",
     "GRACE_S",
     "LARGEST_ANSWER",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -18,8 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
+from vitdeploy import machine
 from vitdeploy.codes import CODES
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError, library, printable
+from vitdeploy.files import Lease, lease_folder
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
 from vitdeploy.progress import Progress, silent
@@ -135,15 +135,16 @@ class Child:
         self.limits: Limits = {"memory_mib": None, "file_mib": 64, "what": "a child process", "smaller": _SMALLER, **limits}
         self._lock = threading.Lock()
         self._error: VitdeployError | None = None
-        self._peak_mib, self._least_mib = 0.0, memory.peak_mib()
-        self._folder = Path(tempfile.mkdtemp(prefix="vitdeploy-"))
-        try:
-            with library("starting a child process"):
-                self._process, self._channel, life = _started(self._folder)
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
-        self._close = weakref.finalize(self, _clean, os.getpid(), self._process, (self._channel, life), self._folder)
+        self._peak_mib, self._least_mib = 0.0, machine.peak_mib()
+        with library("starting a child process"):
+            lease = lease_folder()
+            try:
+                self._process, self._channel, life = _start(lease.folder)
+            except BaseException:
+                lease.end()
+                raise
+        self._folder = lease.folder
+        self._close = weakref.finalize(self, _clean, os.getpid(), self._process, (self._channel, life), lease)
         bounds = {name: self.limits.get(name) for name in ("memory_mib", "file_mib", "cpu_s", "smaller")}
         with suppress(OSError):  # it is dead already: the first question says so
             self._channel.sendall(framed({"subject": subject, **bounds}))
@@ -234,7 +235,7 @@ class Child:
                 answer, received = self._heard(deadline)
                 steps = _steps(answer["progress"]) if "progress" in answer else None
             if steps is None:
-                self._peak_mib = max(self._peak_mib, memory.peak_mib(self.pid))  # a dead one tells no more
+                self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))  # a dead one tells no more
                 return answer, received
             progress(*steps)
 
@@ -277,12 +278,12 @@ class Child:
                 try:
                     return self._channel.recv_into(view)
                 except TimeoutError:
-                    self._peak_mib = max(self._peak_mib, memory.peak_mib(self.pid))
+                    self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))
 
         return received(fill)
 
 
-def _started(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
+def _start(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
     """The process, our end of the socket, and our end of the pipe whose end ends the child."""
     path = [str(Path(entry).absolute()) for entry in sys.path]
     ours, theirs = socket.socketpair()
@@ -315,13 +316,13 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in KEPT if name in os.environ}
 
 
-def _clean(owner: int, process: subprocess.Popen[bytes], ends: tuple[socket.socket, int], folder: Path) -> None:
+def _clean(owner: int, process: subprocess.Popen[bytes], ends: tuple[socket.socket, int], lease: Lease) -> None:
     if os.getpid() != owner:  # a fork of the parent ends: the child is not its own
         return
     _ended(process)
     ends[0].close()
     os.close(ends[1])
-    shutil.rmtree(folder, ignore_errors=True)
+    lease.end()
 
 
 def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
@@ -338,12 +339,12 @@ def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
             process.returncode = 0
         else:
             process.returncode = os.waitstatus_to_exitcode(status)
-            peak = memory.counted_mib(usage)
+            peak = machine.counted_mib(usage)
     return process.returncode, peak
 
 
 def _figures(before: str, peak: float, cap: int | None) -> str:
-    return f"{before} it had used {memory.used(peak, cap)}" if peak else ""
+    return f"{before} it had used {memory.format_use(peak, cap)}" if peak else ""
 
 
 def _obituary(status: int | None, peak: float, cap: int | None) -> tuple[str, bool]:
@@ -353,7 +354,7 @@ def _obituary(status: int | None, peak: float, cap: int | None) -> tuple[str, bo
     if status >= 0:
         return f"ended with status {status} before it answered", False
     names = {number.value: number.name for number in signal.Signals}
-    full = status == -signal.SIGKILL or peak > _FULL * memory.most_mib(cap)
+    full = status == -signal.SIGKILL or peak > _FULL * memory.usable_mib(cap)
     message = f"was ended by {names.get(-status, f'signal {-status}')}{_figures(':', peak, cap)}"
     return message + (" (out of memory?)" if full else ""), full
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from vitdeploy import machine
 from vitdeploy.errors import INTERRUPTED, MachineError, VitdeployError, explain_exhaustion, first_line
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import framed, received
@@ -84,7 +85,7 @@ class _Desk:
         except VitdeployError as exc:
             frame, outputs = _failure(exc), ()
         except MemoryError:
-            message = f"a child process ran out of memory: it had used {memory.used(memory.peak_mib(), self._cap)}"
+            message = f"a child process ran out of memory: it had used {memory.format_use(machine.peak_mib(), self._cap)}"
             frame, outputs = _failure(MachineError("VD4006", message, fix=self._smaller)), ()
         except Exception as exc:  # noqa: BLE001 (the child's outermost handler: nobody above could say it)
             error = explain_exhaustion(exc)
@@ -145,7 +146,7 @@ def _limit(start: dict[str, Any]) -> None:
     _lower(resource.RLIMIT_CORE, 0, 0)
     _lower(resource.RLIMIT_FSIZE, start["file_mib"] << 20, start["file_mib"] << 20)
     if start["cpu_s"] is not None:
-        seconds = math.ceil(start["cpu_s"]) * (os.cpu_count() or 1) + 1
+        seconds = math.ceil(start["cpu_s"]) * machine.logical_cores() + 1
         _lower(resource.RLIMIT_CPU, seconds, seconds + 5)  # SIGXCPU, and SIGKILL if it is ignored
     if start["memory_mib"] is not None:
         _lower(resource.RLIMIT_AS, start["memory_mib"] << 20, start["memory_mib"] << 20)

@@ -9,7 +9,6 @@ What is timed is `Runner.run`: a prepared tensor in, arrays out, copies included
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,8 +18,9 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from vitdeploy import machine
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, threads
+from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.child import Opened
 from vitdeploy.measure.statistics import median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
@@ -169,7 +169,7 @@ def _speedup(reference: list[float], own: list[float], same: bool) -> Metric:
 
 def _busy(config: BenchConfig) -> list[str]:
     """A note if others used the machine in the minute before."""
-    load, cores = os.getloadavg()[0], threads(OpenConfig())
+    load, cores = machine.load(), machine.logical_cores()
     found = []
     if load > cores / 2:
         found.append(f"WARNING: the machine was busy: load {load:.1f} on {cores} cores before the first run")

@@ -16,7 +16,7 @@ from vitdeploy.backends.base import OpenConfig, Tensor
 from vitdeploy.backends.child import PATIENCE_S, Opened, Session, enter, repair, start
 from vitdeploy.backends.table import require_fit
 from vitdeploy.data import images, synthetic
-from vitdeploy.isolate import peak_mib
+from vitdeploy.machine import peak_mib
 
 
 class Worker:

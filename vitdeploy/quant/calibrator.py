@@ -8,7 +8,6 @@ memory does not grow with the number of images.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from vitdeploy import files
 from vitdeploy.backends.base import Observer
 from vitdeploy.backends.table import open_observer
 from vitdeploy.errors import InputError, MachineError, UsageError, library
+from vitdeploy.machine import logical_cores
 from vitdeploy.progress import Progress, silent
 from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.sketch import MOST_ROWS, Sketch, image_key
@@ -125,17 +125,13 @@ def calibrate(
         raise UsageError("VD2003", f"tensors wanted twice: {', '.join(sorted(doubled))}" if doubled else "no tensor is wanted")
     digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else files.sha256(model)
     statistics = _resumed(digest, wants, config)
-    observer = open_observer(model, [want.tensor for want in wants], threads=config.threads or _cores(), batch=config.batch)
+    observer = open_observer(model, [want.tensor for want in wants], threads=config.threads or logical_cores(), batch=config.batch)
     calibration = _Calibration(observer, statistics, config)
     try:
         calibration.run(batches, progress)
     finally:
         calibration.close()
     return statistics
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _resumed(digest: str, wants: Sequence[Want], config: CalibrateConfig) -> Statistics:

@@ -8,7 +8,6 @@ where even an illegal instruction is an answer.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from vitdeploy import isolate
+from vitdeploy import isolate, machine
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
 from vitdeploy.backends.child import share_table, take_table
@@ -30,10 +29,6 @@ from vitdeploy.spec import InputContract, ModelSpec
 SCHEMA = 1
 PACKAGES = ("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript")
 """What is looked for beside the engines' own packages."""
-_SETS = {  # name for people to the kernel's flag; those that decide how fast (and in INT8 how exactly) a ViT runs
-    "x86_64": {name: name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")},
-    "aarch64": {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"},
-}
 _PATIENCE_S = 120
 _SPEC = ModelSpec(
     name="probe",
@@ -110,41 +105,17 @@ def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checku
         progress(f"doctor: {name}", done, len(chosen))
         states.append(_state(name))
     progress("doctor", len(chosen), len(chosen))
-    quota, limit = _container()
+    limit = machine.limit_mib()
     return Checkup(
         machine=this_machine(),
-        instruction_sets=instruction_sets(_read("/proc/cpuinfo"), platform.machine()),
-        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
-        quota_cores=quota,
-        memory_limit_gib=limit,
+        instruction_sets=machine.telling_instruction_sets(),
+        governor=machine.governor(),
+        quota_cores=machine.quota_cores(),
+        memory_limit_gib=None if limit is None else round(limit / 1024, 1),
         disk_free_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         packages={name: _version(name) for name in (*PACKAGES, *table.list_packages())},
         backends=tuple(states),
     )
-
-
-def instruction_sets(cpuinfo: str, architecture: str) -> dict[str, bool]:
-    """Which of the sets that matter the processor has, from the text of ``/proc/cpuinfo``."""
-    lines = [line.partition(":")[2] for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
-    if not lines:
-        return {}
-    flags = set(lines[0].split())
-    return {name: flag in flags for name, flag in _SETS.get(architecture, {}).items()}
-
-
-def _container() -> tuple[float | None, float | None]:
-    """Cores and GiB that control groups (version 2) allow this process."""
-    quota, period, *_ = [*_read("/sys/fs/cgroup/cpu.max").split(), "max", "max"]
-    memory = _read("/sys/fs/cgroup/memory.max").strip()
-    cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
-    return cores, round(int(memory) / 2**30, 1) if memory.isdigit() else None
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:  # another system, or a container that hides it: not knowing is an answer here
-        return ""
 
 
 def _version(name: str) -> str | None:
@@ -157,11 +128,11 @@ def _version(name: str) -> str | None:
 def _state(name: str) -> BackendState:
     if not table.is_installed(name):
         return BackendState(name=name, installed=False, usable=False, detail=f"not installed; {table.TABLE[name].fix}")
-    usable, detail = _tried(name)
+    usable, detail = _try(name)
     return BackendState(name=name, installed=True, usable=usable, detail=detail)
 
 
-def _tried(name: str) -> tuple[bool, str]:
+def _try(name: str) -> tuple[bool, str]:
     """Whether the backend ran in a child process, and its version or what went wrong."""
     try:
         answer = isolate.run(f"{__name__}:probe", [name, share_table()], seconds=_PATIENCE_S, what=name, smaller="")
@@ -184,7 +155,7 @@ def probe(argument: tuple[str, list[Any]]) -> dict[str, Any]:
     name, rows = argument
     take_table(rows)
     try:
-        usable, detail = _device(name) if table.TABLE[name].compiled_only else _opened(name)
+        usable, detail = _device(name) if table.TABLE[name].compiled_only else _open(name)
     except VitdeployError as exc:
         usable, detail = False, exc.message
     except ImportError as exc:  # there, but broken: a wrong wheel, a missing system library
@@ -192,7 +163,7 @@ def probe(argument: tuple[str, list[Any]]) -> dict[str, Any]:
     return {"usable": usable, "detail": detail}
 
 
-def _opened(name: str) -> tuple[bool, str]:
+def _open(name: str) -> tuple[bool, str]:
     """Open a tiny model and run it."""
     import numpy as np
 

@@ -29,7 +29,7 @@ from vitdeploy.backends.tensorrt import builder, library, rules, timings
 from vitdeploy.backends.tensorrt.backend import PLAN, SHEET, SOURCE, TensorRtRtx
 from vitdeploy.backends.tensorrt.device import Device
 from vitdeploy.backends.tensorrt.key import EngineKey
-from vitdeploy.backends.tensorrt.place import Place, available, look
+from vitdeploy.backends.tensorrt.place import Place, look
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
 from vitdeploy.recipe import CompileConfig, QuantizeConfig
 from vitdeploy.verbs.quantizer import quantize
@@ -458,13 +458,6 @@ def test_a_logger_never_raises(caplog):
         log.take(SimpleNamespace(value=0), "internal")
         log.take(SimpleNamespace(value=4), "verbose")
     assert [message.severity for message in said] == ["info", "info", "error"]
-
-
-def test_available_memory():
-    text = "MemTotal:       16000 kB\nMemFree:  1 kB\nMemAvailable:    8000 kB\n"
-    assert available(text) == 8000 * 1024
-    assert available("MemTotal: 1 kB") is None
-    assert available("MemAvailable:\n") is None
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

@@ -23,6 +23,7 @@ from vitdeploy.backends.tensorrt.place import Place, ordinal
 from vitdeploy.backends.tensorrt.profile import profile, target_capabilities
 from vitdeploy.errors import MachineError, UsageError, VitdeployError
 from vitdeploy.errors import library as seam
+from vitdeploy.machine import peak_mib
 from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
 from vitdeploy.recipe import CompileConfig
 
@@ -128,7 +129,7 @@ def build(trt: Any, onnx: Path, config: CompileConfig, place: Place, cache: Path
         notes += (f"{skipped} kernels were not tried for want of memory: the engine may be slower; {_LESS_MEMORY}",)
     facts |= {
         "seconds": round(time.monotonic() - start, 2),
-        "peak_host_mib": _peak_mib(),
+        "peak_host_mib": round(peak_mib()),
         "plan_bytes": len(plan),
         "skipped_tactics": skipped,
         "warnings": _distinct(message.text for message in said if message.severity == "warning"),
@@ -298,15 +299,6 @@ def _parser_error(error: Any) -> str:  # noqa: ANN401
     operator, node = error.node_operator(), error.node_name()
     where = f"{operator} {node!r}" if operator else "the file"
     return f"{_name(error.code())} at {where}: {_line(_CONSEQUENCE.split(error.desc(), maxsplit=1)[0])}"
-
-
-def _peak_mib() -> int | None:
-    """Most memory that this process has had so far; None where the system does not say."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows, where TensorRT-RTX compiles too
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def _first_error(said: list[Message]) -> str:

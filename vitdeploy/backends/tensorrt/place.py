@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy import machine
 from vitdeploy.backends.tensorrt import cuda
 from vitdeploy.backends.tensorrt.device import Device
 from vitdeploy.errors import UsageError
@@ -63,19 +64,10 @@ def look(number: int = 0) -> Place:
     device, versions = found.cuda.describe(number), found.cuda.versions()
     free = found.cuda.memory().free
     if device.integrated:  # the GPU's figure leaves out what the kernel would give back from its caches
-        free = available(_read(Path("/proc/meminfo"))) or free
+        free = int((machine.available_mib() or 0) * 2**20) or free
     release = _read(Path("/sys/module/nvidia/version")).strip()
     driver = f"{release} (CUDA {versions.driver})" if release else f"CUDA {versions.driver}"
     return Place(device, driver, versions.runtime, free)
-
-
-def available(meminfo: str) -> int | None:
-    """Bytes that can be had without swapping, from the text of ``/proc/meminfo``; None when it does not say."""
-    for line in meminfo.splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable" and rest.split()[:1] and rest.split()[0].isdigit():
-            return int(rest.split()[0]) << 10
-    return None
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,122 @@
+"""What the machine tells of itself, from the system's own texts and from none."""
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitdeploy import machine
+
+X86 = """processor\t: 0
+model name\t: Intel(R) Xeon(R) @ 2.80GHz
+flags\t\t: fpu sse4_1 avx2 fma avx512f avx512_vnni
+
+processor\t: 1
+model name\t: another
+"""
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\nModel\t\t: Raspberry Pi 5\n"
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Texts of the system by path; a path that is not in them can't be read."""
+    held: dict[str, str] = {}
+    monkeypatch.setattr(machine, "_read", lambda path: held.get(path, "").strip())
+    return held
+
+
+@pytest.mark.parametrize(
+    ("architecture", "text", "name", "sets", "telling"),
+    [
+        (
+            "x86_64",
+            X86,
+            "Intel(R) Xeon(R) @ 2.80GHz",
+            "x86_64 sse4_1 avx2 fma avx512f avx512_vnni",
+            {"avx2", "avx512f", "avx512_vnni"},
+        ),
+        ("aarch64", ARM, "Raspberry Pi 5", "aarch64 asimd asimddp", {"neon", "dotprod"}),
+        ("riscv64", "hart : 0\nisa : rv64imafdc\n", "riscv64", "riscv64", set()),
+        ("x86_64", "", "x86_64", "x86_64", set()),
+    ],
+)
+def test_the_processor(texts, monkeypatch, architecture, text, name, sets, telling):
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    texts["/proc/cpuinfo"] = text
+    assert machine.cpu_name() == name
+    assert machine.instruction_sets() == sets
+    named = machine.telling_instruction_sets()
+    assert {name for name, there in named.items() if there} == telling
+    assert bool(named) == bool(telling)  # not knowing is not the same as having none
+
+
+def test_cores_that_this_process_may_use():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from vitdeploy import machine; "
+    code += "print(machine.logical_cores(), machine.physical_cores())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1 1\n"
+
+
+def test_two_threads_of_a_core_count_once(texts, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert (machine.logical_cores(), machine.physical_cores()) == (4, 4)  # the system tells of no siblings
+    texts |= {f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n // 2 * 2}-{n // 2 * 2 + 1}" for n in range(4)}
+    assert (machine.logical_cores(), machine.physical_cores()) == (4, 2)
+
+
+@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None), ("100000", None)])
+def test_a_containers_share_of_the_cores(texts, text, cores):
+    texts["/sys/fs/cgroup/cpu.max"] = text
+    assert machine.quota_cores() == cores
+
+
+@pytest.mark.parametrize(("text", "limit"), [("1073741824\n", 1024.0), ("max\n", None), ("", None)])
+def test_a_containers_share_of_the_memory(texts, monkeypatch, text, limit):
+    monkeypatch.setattr(machine, "physical_mib", lambda: 4096.0)
+    texts["/sys/fs/cgroup/memory.max"] = text
+    assert machine.limit_mib() == limit
+    assert machine.machine_mib() == (limit or 4096.0)
+    texts["/sys/fs/cgroup/memory.max"] = str(1 << 50)  # more than there is
+    assert machine.machine_mib() == 4096.0
+
+
+def test_memory_that_is_available(texts):
+    assert machine.available_mib() is None
+    texts["/proc/meminfo"] = "MemTotal: 9000 kB\nMemAvailable:    8192 kB\n"
+    assert machine.available_mib() == 8.0
+    for odd in ("MemAvailable:\n", "MemAvailable: many kB", "MemTotal: 1 kB"):
+        texts["/proc/meminfo"] = odd
+        assert machine.available_mib() is None
+
+
+def test_this_machine_has_memory_and_uses_less():
+    total = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 1024
+    assert machine.physical_mib() == pytest.approx(total, rel=0.02)
+    assert 5 < machine.peak_mib() < total
+
+
+def test_the_peak_of_another_process_and_of_one_that_is_gone():
+    code = "held = bytearray(b'1') * (100 << 20); print(flush=True); del held; input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert 100 < machine.peak_mib(other.pid) < 200
+        other.stdin.close()
+    assert machine.peak_mib(other.pid) == 0
+
+
+def test_without_proc_the_kernels_account_is_taken(texts):
+    assert machine.peak_mib() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert machine.peak_mib(1) == 0
+
+
+def test_load_and_governor(texts, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.5, 2.0, 1.0))
+    assert machine.load() == 3.5
+    assert machine.governor() == ""
+    texts["/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"] = "performance\n"
+    assert machine.governor() == "performance"

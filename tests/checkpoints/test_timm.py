@@ -106,6 +106,7 @@ def test_equals_timm(case: Case) -> None:
         ("vit_base_patch32_clip_224", (128, 128), (96, 96), None),
         ("vit_base_patch16_siglip_224", (64, 64), (80, 80), None),
         ("flexivit_small", (96, 96), (128, 128), None),
+        ("beit_base_patch16_224", (64, 96), (64, 96), [3, 64, 96]),
     ],
 )
 def test_equals_timm_at_another_size(name: str, side: tuple[int, int], other: tuple[int, int], config: list[int] | None) -> None:
@@ -125,6 +126,12 @@ def test_dinov3_at_another_size() -> None:
     given = checkpoint(theirs.state_dict())
     model = SOURCE.spec(given, "vit_small_patch16_dinov3").resized(96, 160)
     close(safetensors.assemble(model, convert(given.state, SOURCE.rules(given, model)).state), theirs)
+
+
+def test_older_files_of_beit_hold_the_index_too() -> None:
+    theirs = created(peer("timm"), Case("beit_base_patch16_224", "", 64))
+    index = {f"blocks.{i}.attn.relative_position_index": torch.zeros(17, 17) for i in range(2)}
+    close(loaded(SOURCE, checkpoint({**theirs.state_dict(), **index}), "beit_base_patch16_224"), theirs)
 
 
 OTHER_CROP = {  # the first weights in timm's list are fine-tuned ones, or timm crops where the authors of CLIP do not

@@ -69,6 +69,12 @@ CASES: tuple[Case, ...] = (
     Case("eva02_large_patch14_clip_336", "EVA-02 CLIP", 56, depth=1),
     Case("eva_giant_patch14_224", "EVA", 56, depth=1),
     Case("eva_large_patch14_196", "EVA", 56, depth=1),
+    Case("beit_base_patch16_224", "BEiT", 64),
+    Case("beit_base_patch16_384", "BEiT", 96),
+    Case("beitv2_base_patch16_224", "BEiT v2", 64),
+    Case("beitv2_large_patch16_224", "BEiT v2", 64, depth=1),
+    Case("beit_base_patch16_224", "BEiT", 64, {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}),
+    Case("beit_base_patch16_224", "BEiT", 64, {"global_pool": "token", "num_classes": 0}),
     Case("beit3_base_patch16_224", "BEiT-3", 64),
     Case("vit_base_patch32_clip_224", "CLIP"),
     Case("vit_base_patch16_clip_quickgelu_224", "CLIP", 64),
@@ -88,7 +94,6 @@ CASES: tuple[Case, ...] = (
 """Each is compared with timm, every number random."""
 
 REFUSED: tuple[str, ...] = (
-    "beit_base_patch16_224",
     "vit_base_patch16_rpn_224",
     "vit_small_patch16_18x2_224",
     "vit_pwee_patch16_reg1_gap_256",

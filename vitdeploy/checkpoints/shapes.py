@@ -13,8 +13,10 @@ from torch import Tensor
 
 from vitdeploy.checkpoints.table import State, count
 from vitdeploy.errors import InputError
+from vitdeploy.models.relative import EXTRA
 
 Fields = dict[str, Any]
+_RELATIVE = "rel_pos_bias.relative_position_bias_table"
 BLOCK = "blocks.{i}.norm1.weight"
 
 
@@ -58,6 +60,7 @@ def fields(state: State, path: Path) -> Fields:
         "distillation_token": "dist_token" in state,
         "registers": registers,
         "position": "learned" if "pos_embed" in state else "none",
+        "relative_positions": "blocks" if f"blocks.0.attn.{_RELATIVE}" in state else "shared" if _RELATIVE in state else "none",
         "pre_norm": "norm_pre.weight" in state,
         "final_norm": next((where for name, where in norms.items() if name in state), "none"),
         "pool": "map" if "attn_pool.latent" in state else "cls",
@@ -75,8 +78,8 @@ def tensor(state: State, name: str, axes: int, path: Path) -> Tensor:
         InputError: VD3009, it is missing or has another number of axes.
     """
     if name not in state or state[name].ndim != axes:
-        found = f"has {name!r} of shape {list(state[name].shape)}" if name in state else f"has no tensor {name!r}"
-        message = f"{found}; every Vision Transformer that vitdeploy reads has one with {axes} axes"
+        real = f"has {name!r} of shape {list(state[name].shape)}" if name in state else f"has no tensor {name!r}"
+        message = f"{real}; every Vision Transformer that vitdeploy reads has one with {axes} axes"
         raise InputError("VD3009", message, file=path, fix="check that it holds a whole Vision Transformer")
     return state[name]
 
@@ -122,6 +125,16 @@ def places(state: State, read: Fields, hint: tuple[int, int] | None, path: Path)
     message = f"has a position table of {rows} rows, which is no square grid of patches"
     fix = "put a config.json beside it whose input_size says the image's height and width"
     raise InputError("VD3015", message, file=path, fix=fix)
+
+
+def distances(state: State, hint: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The grid of a table of relative positions: the hint's where it fits, else a square; None without such a table."""
+    table = state.get(f"blocks.0.attn.{_RELATIVE}", state.get(_RELATIVE))
+    if table is None:
+        return None
+    rows = len(table) - EXTRA
+    side = (math.isqrt(max(rows, 0)) + 1) // 2
+    return hint if hint and (2 * hint[0] - 1) * (2 * hint[1] - 1) == rows else (side, side)
 
 
 def _attention(state: State) -> Fields:

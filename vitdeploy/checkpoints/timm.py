@@ -31,7 +31,9 @@ from vitdeploy.errors import InputError
 from vitdeploy.spec import InputContract, ModelSpec
 from vitdeploy.zoo.variants import VARIANTS
 
+_RELATIVE = "rel_pos_bias.relative_position_bias_table"
 _ROTARY = "the rotary table is computed from the image size"
+_COMPUTED = "which row of the table belongs to which two patches, which is computed"
 _KEEP = (  # the same name on both sides
     *("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.{kind}", "norm_pre.{kind}"),
     *(f"blocks.{{i}}.{part}.{{kind}}" for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "attn.norm")),
@@ -60,6 +62,10 @@ RULES: tuple[Rule, ...] = (
     Rule("blocks.{i}.mlp.w2.{kind}", "blocks.{i}.mlp.fc1_x.{kind}"),
     Rule("blocks.{i}.mlp.w3.{kind}", "blocks.{i}.mlp.fc2.{kind}"),
     Rule("blocks.{i}.attn.rope.{any}", None, why=_ROTARY),
+    Rule("blocks.{i}.attn.relative_position_bias_table", f"blocks.{{i}}.attn.{_RELATIVE}"),
+    Rule("blocks.{i}.attn.relative_position_index", None, why=_COMPUTED),
+    Rule(_RELATIVE, _RELATIVE),
+    Rule("rel_pos_bias.relative_position_index", None, why=_COMPUTED),
     Rule("blocks.{i}.attn.k_bias", None, why="a constant of zeros"),
     Rule("rope.freqs_cos", None, why=_ROTARY),
     Rule("rope.freqs_sin", None, why=_ROTARY),
@@ -77,6 +83,7 @@ _FROM_SHAPES = {
     *("init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "use_fc_norm"),
     *("scale_mlp", "scale_attn_inner", "scale_attn_norm", "scale_mlp_norm", "use_pre_transformer_norm"),
     *("use_post_transformer_norm", "num_reg_tokens", "swiglu_align_to", "proj_bias"),
+    *("use_rel_pos_bias", "use_shared_rel_pos_bias"),
 }
 _TRAINING_ONLY = {
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init"),
@@ -174,8 +181,9 @@ def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
 
 
 def grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """Rows and columns of the position table, from its rows and the configuration's image size."""
-    return _grid(checkpoint, 0)[0] if "pos_embed" in checkpoint.state else None
+    """Rows and columns of the position tables, from their rows and the configuration's image size."""
+    tables = any(matches(checkpoint.names, name) for name in ("pos_embed", "{any}.relative_position_bias_table"))
+    return _grid(checkpoint, 0)[0] if tables else None
 
 
 def notes(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
@@ -265,10 +273,10 @@ def _heads(checkpoint: Checkpoint, known: Architecture, arguments: Arguments, re
         ("swiglu_mlp", "MLP", _MLPS[gated], _MLPS[read["mlp"] == "swiglu"]),
         ("pos_embed", "position table", _TABLES[table], _TABLES[learned]),
     )
-    for argument, what, said, found in claims:
-        if said != found:
+    for argument, what, said, real in claims:
+        if said != real:
             who = known.name if given[argument] is None else "config.json"
-            message = f"{who} has {what} {said}, the weights have {found}"
+            message = f"{who} has {what} {said}, the weights have {real}"
             fix = f"give the weights' own name, or a spec file for a ViT of your own; if timm was told another {argument}, "
             fix += "a folder whose config.json says so in model_args"
             raise InputError("VD3009", message, file=checkpoint.path, fix=fix)
@@ -299,9 +307,9 @@ def _grid(checkpoint: Checkpoint, side: int) -> tuple[tuple[int, int], shapes.Fi
     height, width = (_prepared(checkpoint).input_size or (0, side, side))[1:]
     hint = (height // read["patch"][0], width // read["patch"][1])
     if read["position"] == "none":
-        return hint, {}
-    found = shapes.places(state, read, hint, checkpoint.path)
-    return found.grid, found.fields
+        return shapes.distances(state, hint) or hint, {}
+    positions = shapes.places(state, read, hint, checkpoint.path)
+    return positions.grid, positions.fields
 
 
 def _contract(checkpoint: Checkpoint, known: Architecture, side: tuple[int, int]) -> InputContract:

@@ -5,7 +5,7 @@ families, so that an architecture that vitdeploy can't run is refused and never 
 against the size, so that heads are never those of a network of another width.
 
 Source:
-    timm 1.0.31, models/vision_transformer.py, deit.py and eva.py; tests/checkpoints/test_timm.py holds every line to it.
+    timm 1.0.31, models/vision_transformer.py, deit.py, eva.py and beit.py; tests/checkpoints/test_timm.py holds every line to it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ _PARALLEL = "its blocks are parallel, differential or normalised after"
 
 FAMILIES: tuple[Family, ...] = (
     # refused
-    Family(r"beit(v2)?_{size}_patch{n}_{n}", refused="its attention has a bias by relative position"),
     Family(r"vit_{size}_patch{n}_(rpn|xp|18x2)_{n}", refused=_PARALLEL),
     Family(r"vit_(pwee|dpwee|dwee|dlittle)_patch{n}_reg{n}_gap_{n}", refused=_PARALLEL),
     Family(r"eva02_enormous_patch{n}_clip_{n}", refused=_PARALLEL),
@@ -103,6 +102,11 @@ FAMILIES: tuple[Family, ...] = (
     # DeiT
     Family(r"deit(3_{size}|_{size}|_{size}_distilled)_patch{n}_384", IMAGENET, 1.0),
     Family(r"deit(3_{size}|_{size}|_{size}_distilled)_patch{n}_{n}", IMAGENET),
+    # BEiT
+    Family(r"beit_{size}_patch{n}_224"),
+    Family(r"beit_{size}_patch{n}_{n}", crop=1.0),
+    Family(r"beitv2_base_patch{n}_{n}", IMAGENET),
+    Family(r"beitv2_{size}_patch{n}_{n}", IMAGENET, 0.95),
     # EVA, EVA-02, BEiT-3
     Family(r"eva02_{size}_patch{n}_clip_336", CLIP, 1.0, _EVA02),
     Family(r"eva02_{size}_patch{n}_clip_{n}", CLIP, 0.9, _EVA02),
@@ -186,7 +190,7 @@ _GATED = (
     r"eva02_.*|vit_[a-z]+_plus_patch\d+_dinov3.*|vit_7b_.*"
     r"|vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_lingbot"
 )
-_NO_TABLE = r"vit_\w+_(dinov3|dinov3_qkvb|lingbot)|vit_\w+_rope_\w+"
+_NO_TABLE = r"vit_\w+_(dinov3|dinov3_qkvb|lingbot)|vit_\w+_rope_\w+|beit(v2)?_\w+"
 
 _TAGS = (  # pattern of the name with its tag, mean and standard deviation: weights unlike the others of their architecture
     (r"vit_\w+\.(dino|mae)", IMAGENET),
@@ -221,7 +225,7 @@ def understand(name: str, path: Path) -> Architecture:
         size = next((size for pattern, size in SIZES if re.fullmatch(pattern, bare)), None)
         if size is None:
             break
-        statistics = next((found for pattern, found in _TAGS if re.fullmatch(pattern, full)), family.statistics)
+        statistics = next((values for pattern, values in _TAGS if re.fullmatch(pattern, full)), family.statistics)
         patch = re.search(r"_patch(\d+)", bare)
         return Architecture(
             name=bare,

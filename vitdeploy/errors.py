@@ -124,7 +124,8 @@ class Seam(NamedTuple):
     """What a library raises by itself.
 
     Attributes:
-        packages: Top packages of its own exception classes, which are told by name: nothing is imported for it.
+        packages: Top packages of its own exception classes, with those that have more behind an underscore (``onnx_ir`` is of
+            ``onnx``). They are told by name: nothing is imported for it.
         plain: Python's own exceptions that it uses.
     """
 
@@ -135,21 +136,27 @@ class Seam(NamedTuple):
 SEAMS: dict[str, Seam] = {
     "torch": Seam(("torch",), (RuntimeError,)),
     "torch.compile": Seam(("torch", "subprocess"), (RuntimeError, OSError)),  # its C++ compiler is another program
-    "torch.onnx": Seam(("torch", "onnxscript", "onnx_ir", "onnx"), (RuntimeError,)),
-    "safetensors": Seam(("safetensors", "safetensors_rust"), (RuntimeError, ValueError, OSError)),
-    "onnx": Seam(("onnx", "onnx_ir", "google"), (RuntimeError, ValueError, OSError)),  # google: protobuf
-    "onnxruntime": Seam(("onnxruntime",), (RuntimeError, ValueError)),  # ValueError: inputs that are missing
-    "openvino": Seam(("openvino",), (RuntimeError,)),
-    "tensorrt": Seam(("tensorrt", "tensorrt_rtx"), (RuntimeError,)),
+    "torch.onnx": Seam(("torch", "onnxscript", "onnx"), (RuntimeError,)),
+    "safetensors": Seam(("safetensors",), (RuntimeError, ValueError, OSError)),
+    "onnx": Seam(("onnx", "google"), (RuntimeError, ValueError, OSError)),  # google: protobuf
     "numpy": Seam(("numpy",)),
     "file system": Seam(plain=(OSError,)),
     "starting a child process": Seam(("subprocess",), (OSError,)),
 }
-"""Each library that is called, and what it is known to raise."""
+"""Libraries that raise more, or less, than `find_seam` supposes."""
 LOADING = Seam(plain=(ImportError, OSError, RuntimeError))
 """An engine that is installed, and can't be imported: a shared library is missing, or was built for something else."""
 FOREIGN = Seam(plain=(Exception,))
 """Code that is not ours: the user's module, or a pickle, which is a program. It may raise anything."""
+
+
+def find_seam(name: str) -> Seam:
+    """The seam of a library; an engine that is not in `SEAMS` is native code behind bindings.
+
+    Source:
+        pybind11's documentation: ``std::runtime_error`` becomes a RuntimeError, ``std::invalid_argument`` a ValueError.
+    """
+    return SEAMS.get(name) or Seam((name,), (RuntimeError, ValueError))
 
 
 @contextmanager
@@ -157,14 +164,14 @@ def library(name: str, file: str | PathLike[str] | None = None, *, seam: Seam | 
     """The seam to another library: what it is known to raise inside the block becomes a VD4004 (or VD4002, VD4006).
 
     Args:
-        name: A key of `SEAMS`; any name for people with a ``seam``.
+        name: Of the library; with a ``seam`` any name for people.
         file: The file that it works on, if any.
         seam: `LOADING` or `FOREIGN`.
 
     Raises:
         MachineError: The library failed; its own exception is the ``__cause__``.
     """
-    seam = SEAMS[name] if seam is None else seam
+    seam = seam or find_seam(name)
     try:
         yield
     except VitdeployError:
@@ -172,8 +179,9 @@ def library(name: str, file: str | PathLike[str] | None = None, *, seam: Seam | 
     except Exception as exc:  # what is not of the seam goes on as it is
         if exhaustion := explain_exhaustion(exc, name, file):
             raise exhaustion from exc
-        packages = {kind.__module__.partition(".")[0] for kind in type(exc).__mro__}
-        if not isinstance(exc, seam.plain) and not packages & set(seam.packages):
+        modules = {f"{kind.__module__}.".replace("_", ".") for kind in type(exc).__mro__}
+        own = any(module.startswith(f"{package}.") for module in modules for package in seam.packages)
+        if not own and not isinstance(exc, seam.plain):
             raise
         raise MachineError("VD4004", f"{name}: {first_line(exc)}", file=file) from exc
 

@@ -378,7 +378,7 @@ def test_digest_keeps_its_parts_apart() -> None:
         (["a", "b"], None, None), (["a\nb"], None, None), (['a"\n"b'], None, None), (["a"], None, ["b"]), (["a", "b"], None, []),
         (["a", "b"], none, None), (["a", "b"], labels, None), (["a", "b"], labels[::-1], None), (["\udce9"], None, None),
     ]  # fmt: skip
-    assert len({sources.digest_of(*part) for part in parts}) == len(parts)
+    assert len({sources.digest_rows(*part) for part in parts}) == len(parts)
 
 
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"limit": 0}, {"max_bad": -1}, {"workers": -1}, {"workers": 65}], ids=str)

@@ -457,7 +457,7 @@ def stop() -> None:
 def test_scan_of_any_bytes(raw: bytes) -> None:
     """Whatever the bytes are, the scan ends in names without line breaks or in VD3006; nothing else escapes."""
     try:
-        found = opcodes.imports(io.BytesIO(raw), 1)
+        found = opcodes.list_imports(io.BytesIO(raw), 1)
     except InputError as exc:
         assert exc.code == "VD3006"
     else:

@@ -102,12 +102,12 @@ def grow_and_die(mib: int) -> None:
 
 def count(steps: int) -> str:
     for done in range(steps + 1):
-        isolate.told("count\x1b[2J", done, steps)
+        isolate.report_progress("count\x1b[2J", done, steps)
     return "counted"
 
 
 def misreport(step: object) -> None:
-    isolate.told(*step)
+    isolate.report_progress(*step)
 
 
 def tidy(folder: str) -> None:
@@ -346,7 +346,7 @@ def test_steps_are_heard_in_order() -> None:
     answer = isolate.run(here("count"), 3, seconds=30, progress=lambda *step: heard.append(step))
     assert answer == "counted"
     assert heard == [("count\\x1b[2J", done, 3) for done in range(4)]
-    isolate.told("nobody listens here", 0, 1)
+    isolate.report_progress("nobody listens here", 0, 1)
 
 
 @pytest.mark.parametrize("step", [[1, 2, 3], ["a", "b", 3], ["a", 1, None]])
@@ -422,12 +422,12 @@ def test_a_child_outlives_the_thread_that_started_it() -> None:
 
 
 def test_only_children_know_that_they_are() -> None:
-    assert not isolate.inside()
+    assert not isolate.is_child()
     assert isolate.run(here("is_inside"), seconds=30) is True
 
 
 def is_inside(_: object) -> bool:
-    return isolate.inside()
+    return isolate.is_child()
 
 
 def test_neither_the_child_nor_its_folder_outlives_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_findings_of_the_check_are_told(tmp_path: Path) -> None:
     assert looked(path).notes[0] == ("needs repair: 1 LayerNormalization with an empty last input: it would crash onnxruntime")
     model.graph.node[0].domain = "com.evil"
     onnx.save(model, path)
-    assert looked(path).notes[0].startswith("will be refused (VD7005): the node '' asks for LayerNormalization of")
+    assert looked(path).notes[0].startswith("will be refused (VD7005): the node 'y0' asks for LayerNormalization of")
 
 
 def test_broken_contract_in_onnx(tmp_path: Path) -> None:
@@ -323,3 +323,13 @@ def test_without_torch(tiny_artifact: Artifact, tmp_path: Path) -> None:
 
 def test_schema_is_plain() -> None:
     assert msgspec.json.schema(Inspection)
+
+
+def test_a_recipe_tells_all_its_stages(tmp_path: Path) -> None:
+    stages = {"quantize": "precision = 'fp16'", "compile": "backend = 'openvino'", "validate": "", "bench": ""}
+    path = tmp_path / "job.toml"
+    tables = "".join(f"[{name}]\n{text}\n" for name, text in stages.items())
+    path.write_text(f"[model]\nsource = 'vit_base_patch16_224'\n{tables}")
+    assert looked(path).facts["stages"] == ["export", *stages]
+    path.write_text("[model]\nsource = 'vit_base_patch16_224'\n[compile]\nbackend = 'openvino'\n")
+    assert looked(path).facts["stages"] == ["export", "compile"]

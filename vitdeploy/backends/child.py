@@ -59,7 +59,7 @@ def open_in_child(name: str, artifact: Artifact, config: OpenConfig, seconds: fl
         MachineError: VD4001, the engine is not installed; VD4007, it died; VD4008, it took too long.
     """
     table.require_installed(name)
-    if name == table.REFERENCE or isolate.inside():
+    if name == table.REFERENCE or isolate.is_child():
         return table.load(name).open(artifact, config)
     table.require_fit(name, artifact)
     with ExitStack() as stack:

@@ -34,7 +34,7 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
     notes = list(layout.notes)
     state: State = {}
     for name, file in layout.weights.items():
-        with _shown(file, path / name if path.is_dir() else path):
+        with _name_in_errors(file, path / name if path.is_dir() else path):
             part, said = _weights(file, name, trust, prefer)
         if layout.shards is not None:
             _agree(part, name, layout.shards, path)
@@ -73,7 +73,7 @@ def _agree(part: State, name: str, shards: dict[str, str], folder: Path) -> None
 
 
 @contextmanager
-def _shown(file: Path, shown: Path) -> Iterator[None]:
+def _name_in_errors(file: Path, shown: Path) -> Iterator[None]:
     """Errors about a blob of the hub's cache name the file as the user knows it."""
     try:
         yield

@@ -60,26 +60,26 @@ def find(folder: Path) -> Layout:
         TrustError: VD7001, a name or a link leads out of the folder.
     """
     folder, cage = _snapshot(folder)
-    found = [name for name in WEIGHTS if _there(folder / name)] or _others(folder)
-    name = found[0]
-    notes = [f"read {name}, not {', '.join(found[1:])} beside it"] if found[1:] else []
+    candidates = [name for name in WEIGHTS if _is_there(folder / name)] or _find_others(folder)
+    name = candidates[0]
+    notes = [f"read {name}, not {', '.join(candidates[1:])} beside it"] if candidates[1:] else []
     config_name = "open_clip_config.json" if name.startswith("open_clip") else "config.json"
-    if not _there(folder / config_name) and _there(folder / "open_clip_config.json"):
+    if not _is_there(folder / config_name) and _is_there(folder / "open_clip_config.json"):
         config_name = "open_clip_config.json"
     read: dict[str, Path] = {}
     configs = []
     for wanted in (config_name, "preprocessor_config.json"):
-        if _there(folder / wanted):
-            read[wanted] = _caged(cage, folder, wanted)
+        if _is_there(folder / wanted):
+            read[wanted] = _resolve_inside(cage, folder, wanted)
             configs.append(parse(read[wanted], folder / wanted))
         else:
             configs.append({})
     shards = None
-    weights = {name: _caged(cage, folder, name)}
+    weights = {name: _resolve_inside(cage, folder, name)}
     if name.endswith(".json"):
         read |= weights
         shards = _index(weights[name], folder / name)
-        weights = {part: _caged(cage, folder, part) for part in sorted(set(shards.values()))}
+        weights = {part: _resolve_inside(cage, folder, part) for part in sorted(set(shards.values()))}
         missing = [part for part, file in weights.items() if not file.is_file()]
         if missing:
             message = f"{len(missing)} of {len(weights)} files are missing ({', '.join(missing[:5])})"
@@ -97,7 +97,7 @@ def parse(file: Path, shown: Path) -> dict[str, Any]:
     Raises:
         InputError: VD3019, or VD3001 to VD3004 for what is no JSON at all.
     """
-    with _named(shown):
+    with _name_in_errors(shown):
         kind = sniff(file)
         if kind in ("empty", "lfs", "html"):
             expect(file, "text", what="a JSON file")
@@ -105,7 +105,7 @@ def parse(file: Path, shown: Path) -> dict[str, Any]:
     if size > LARGEST_JSON:
         raise InputError("VD3019", f"has {size:,} bytes, at most {LARGEST_JSON:,} are read", file=shown)
     try:
-        value = json.loads(file.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+        value = json.loads(file.read_bytes(), object_pairs_hook=_refuse_twins, parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
         raise InputError("VD3019", f"is no valid JSON: {exc}", file=shown, fix="download it again") from exc
     if not isinstance(value, dict):
@@ -113,7 +113,7 @@ def parse(file: Path, shown: Path) -> dict[str, Any]:
     return value
 
 
-def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(items)
     if len(value) != len(items):
         names = [name for name, _ in items]
@@ -125,13 +125,13 @@ def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON number")
 
 
-def _there(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
     return path.is_file() or path.is_symlink()
 
 
-def _caged(cage: Path, folder: Path, name: str) -> Path:
+def _resolve_inside(cage: Path, folder: Path, name: str) -> Path:
     """The file ``name`` of a folder, which may be a link into the cage."""
-    with _named(folder):
+    with _name_in_errors(folder):
         if "/" in name or "\\" in name:
             raise TrustError("VD7001", f"names the file {name!r}, which lies outside")
         file = inside(cage, str((folder.resolve() / name).relative_to(cage)))
@@ -159,12 +159,12 @@ def _revision(repository: Path) -> Path:
         if not re.fullmatch(r"[0-9A-Za-z][\w.-]*", commit):
             raise InputError("VD3021", f"refs/main holds {commit[:40]!r}, which is no revision", file=repository)
     else:
-        found = sorted(path.name for path in (repository / "snapshots").iterdir() if path.is_dir())
-        if len(found) != 1:
-            fix = "name one of the folders in snapshots/" if found else "download the repository again"
-            raise InputError("VD3021", f"has {len(found)} snapshots and no refs/main", file=repository, fix=fix)
-        commit = found[0]
-    with _named(repository):
+        snapshots = sorted(path.name for path in (repository / "snapshots").iterdir() if path.is_dir())
+        if len(snapshots) != 1:
+            fix = "name one of the folders in snapshots/" if snapshots else "download the repository again"
+            raise InputError("VD3021", f"has {len(snapshots)} snapshots and no refs/main", file=repository, fix=fix)
+        commit = snapshots[0]
+    with _name_in_errors(repository):
         folder = inside(repository, f"snapshots/{commit}")
     if not folder.is_dir():
         fix = "download the repository again"
@@ -172,16 +172,16 @@ def _revision(repository: Path) -> Path:
     return folder
 
 
-def _others(folder: Path) -> list[str]:
+def _find_others(folder: Path) -> list[str]:
     """The one file that looks like weights though its name is not known."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and _there(path))
-    if not found:
+    candidates = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and _is_there(path))
+    if not candidates:
         fix = "name a folder with model.safetensors or pytorch_model.bin in it, or the file itself"
         raise InputError("VD3021", "holds no weights", file=folder, fix=fix)
-    if len(found) > 1:
-        names = ", ".join(found[:5]) + ", ..." * (len(found) > 5)
-        raise InputError("VD3021", f"holds {len(found)} files of weights ({names})", file=folder, fix="name one of them")
-    return found
+    if len(candidates) > 1:
+        names = ", ".join(candidates[:5]) + ", ..." * (len(candidates) > 5)
+        raise InputError("VD3021", f"holds {len(candidates)} files of weights ({names})", file=folder, fix="name one of them")
+    return candidates
 
 
 def _index(file: Path, shown: Path) -> dict[str, str]:
@@ -194,7 +194,7 @@ def _index(file: Path, shown: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _named(shown: Path) -> Iterator[None]:
+def _name_in_errors(shown: Path) -> Iterator[None]:
     """Errors about where a link leads name what the user knows."""
     try:
         yield

@@ -74,10 +74,10 @@ def read_safetensors(path: Path) -> dict[str, Outline]:
     try:
         described = json.loads(raw)
         described.pop("__metadata__", None)
-        found = {name: _described(about["dtype"], about["shape"]) for name, about in described.items()}
+        tensors = {name: _describe(about["dtype"], about["shape"]) for name, about in described.items()}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as exc:
         raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
-    return _limited(found, path)
+    return _check_count(tensors, path)
 
 
 def read_npz(path: Path) -> dict[str, Outline]:
@@ -86,24 +86,24 @@ def read_npz(path: Path) -> dict[str, Outline]:
     Raises:
         InputError: VD3006 damaged; VD3013 too many entries.
     """
-    found: dict[str, Outline] = {}
+    tensors: dict[str, Outline] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist()[: MOST_TENSORS + 1]:
                 with archive.open(info) as stream:
-                    found[info.filename.removesuffix(".npy")] = _array(stream)
+                    tensors[info.filename.removesuffix(".npy")] = _array(stream)
     except _BROKEN as exc:
         raise InputError("VD3006", "is damaged, or holds something else than arrays", file=path, fix=_AGAIN) from exc
-    return _limited(found, path)
+    return _check_count(tensors, path)
 
 
-def _limited(found: dict[str, Outline], path: Path) -> dict[str, Outline]:
-    if len(found) > MOST_TENSORS:
+def _check_count(tensors: dict[str, Outline], path: Path) -> dict[str, Outline]:
+    if len(tensors) > MOST_TENSORS:
         raise InputError("VD3013", f"names more than {MOST_TENSORS:,} tensors", file=path)
-    return found
+    return tensors
 
 
-def _described(kind: object, shape: object) -> Outline:
+def _describe(kind: object, shape: object) -> Outline:
     if not isinstance(kind, str) or len(kind) > 20:
         raise ValueError("no type")
     letter, bits = kind[:1], kind[1:]

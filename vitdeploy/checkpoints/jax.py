@@ -52,7 +52,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
             tensors of impossible shape.
     """
     _refuse_relatives(checkpoint)
-    path, names = checkpoint.path, _inside(checkpoint)
+    path, names = checkpoint.path, _strip(checkpoint)
     kernel, table = names[_EMBEDDING], names[_table_name(names)]
     height, across, channels, width = _shape(kernel, 4, _EMBEDDING, path)
     _, rows, _ = _shape(table, 3, "pos_embedding", path)
@@ -90,7 +90,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
 
 def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
     """The table, with the checkpoint's own prefix and numbering."""
-    prefix, names = _prefix(checkpoint) or "", _inside(checkpoint)
+    prefix, names = _prefix(checkpoint) or "", _strip(checkpoint)
     attention, norm, mlp = _LAYOUTS[_layout(names)]
     head, hidden = ("head.fc2", "head.fc1") if spec.head == "mlp" else ("head", "head")
     inner = [
@@ -109,7 +109,7 @@ def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
         *_dense("pre_logits", hidden, "transpose"),
         *_dense("head", head, "transpose"),
     ]
-    return (*(rule._replace(theirs=prefix + rule.theirs) for rule in inner), *_left_out(prefix))
+    return (*(rule._replace(theirs=prefix + rule.theirs) for rule in inner), *_leave_out(prefix))
 
 
 def _dense(theirs: str, ours: str, change: str) -> list[Rule]:
@@ -125,25 +125,25 @@ def _mlp(theirs: str, ours: str) -> list[Rule]:
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
-    found = [*_dense(f"{theirs}/out", f"{ours}.proj", "heads out")]
+    rules = [*_dense(f"{theirs}/out", f"{ours}.proj", "heads out")]
     for part, letter in (("query", "q"), ("key", "k"), ("value", "v")):
-        found.append(Rule(f"{theirs}/{part}/kernel", f"{ours}.{letter}.weight", "heads in"))
-        found.append(Rule(f"{theirs}/{part}/bias", f"{ours}.{letter}.bias", "flatten"))
-    return found
+        rules.append(Rule(f"{theirs}/{part}/kernel", f"{ours}.{letter}.weight", "heads in"))
+        rules.append(Rule(f"{theirs}/{part}/bias", f"{ours}.{letter}.bias", "flatten"))
+    return rules
 
 
-def _left_out(prefix: str) -> list[Rule]:
+def _leave_out(prefix: str) -> list[Rule]:
     outer = prefix.removesuffix("img/")
-    found = [Rule("opt/state/{any}", None, why="state of the optimiser")]
+    rules = [Rule("opt/state/{any}", None, why="state of the optimiser")]
     if prefix != "opt/target/":
-        found.append(Rule("opt/{any}", None, why="state of the optimiser"))
+        rules.append(Rule("opt/{any}", None, why="state of the optimiser"))
     if outer != prefix:
-        found += [
+        rules += [
             Rule(f"{outer}txt/{{any}}", None, why="the text tower: not part of the image tower"),
             Rule(f"{outer}t", None, why="scales the similarity of image and text; not part of the features"),
             Rule(f"{outer}b", None, why="shifts the similarity of image and text; not part of the features"),
         ]
-    return found
+    return rules
 
 
 def _prefix(checkpoint: Checkpoint) -> str | None:
@@ -153,7 +153,7 @@ def _prefix(checkpoint: Checkpoint) -> str | None:
     return next((start for start in starts if start + _LAST_NORM in names and re.fullmatch(r"(\w+/)*", start)), None)
 
 
-def _inside(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+def _strip(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Name without the prefix to shape, of the image tower."""
     prefix = _prefix(checkpoint) or ""
     return {
@@ -170,7 +170,7 @@ def _layout(names: dict[str, tuple[int, ...]]) -> str:
 
 
 def _refuse_relatives(checkpoint: Checkpoint) -> None:
-    names, reason = _inside(checkpoint), ""
+    names, reason = _strip(checkpoint), ""
     if any(name.startswith(("conv_root/", "block1/unit1/")) for name in names):
         reason = "is a hybrid: a ResNet before the Transformer, which is not supported"
     elif any(name.startswith("Transformer/encoderblock/") for name in names):
@@ -215,13 +215,13 @@ def _head(names: dict[str, tuple[int, ...]], path: Path, beside_text: bool) -> d
 def _check_axes(checkpoint: Checkpoint, heads: int) -> None:
     """Refuse kernels that have not the axes that `rules` will turn, and heads that differ from those of the first block."""
     expected = {"query": 3, "key": 3, "value": 3, "out": 3, "Dense_0": 2, "Dense_1": 2, "head": 2, "pre_logits": 2}
-    for name, shape in _inside(checkpoint).items():
+    for name, shape in _strip(checkpoint).items():
         *_, parent, last = ("", *name.split("/"))
         if last == "kernel" and parent in expected:
             _shape(shape, expected[parent], name, checkpoint.path)
-            found = {"query": shape[1], "key": shape[1], "value": shape[1], "out": shape[0]}.get(parent, heads)
-            if found != heads:
-                message = f"tensor {name!r} has {found} heads, the first block has {heads}"
+            real = {"query": shape[1], "key": shape[1], "value": shape[1], "out": shape[0]}.get(parent, heads)
+            if real != heads:
+                message = f"tensor {name!r} has {real} heads, the first block has {heads}"
                 raise InputError("VD3015", message, file=checkpoint.path, fix=_MODULE)
         if name in ("cls", "MAPHead_0/probe") and not shape:
             _shape(shape or (0,), 3, name, checkpoint.path)

@@ -83,7 +83,7 @@ def _parts(model: ModelConfig) -> _Parts:
     if path.suffix == ".onnx" or (path / "artifact.json").is_file():
         return _artifact(path, given)
     if path.suffix in (".toml", ".json"):
-        return _described(path, given, model)
+        return _describe(path, given, model)
     if path.exists() or path.suffix in CHECKPOINTS or model.source.endswith("/"):
         if given is not None:
             raise UsageError("VD2010", f"is a checkpoint, and --weights {given} was given too", file=path, fix="give one")
@@ -104,10 +104,10 @@ def _artifact(path: Path, given: Path | None) -> _Parts:
         fix = "export again with --module" if artifact.spec.network == "module" else "give --weights, or the artifact's folder"
         raise UsageError("VD2010", "has no weights to build the PyTorch original from", file=path, fix=fix)
     state = safetensors.read(file)
-    return _Parts(artifact.spec, state, _digested(file), artifact.spec.grid, artifact.id)
+    return _Parts(artifact.spec, state, _digest(file), artifact.spec.grid, artifact.id)
 
 
-def _described(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
+def _describe(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     """A spec file, with weights by our names or random ones; or a mapping file with a checkpoint."""
     if path.suffix == ".toml" and path.is_file() and _is_mapping(path):
         if given is None:
@@ -121,10 +121,10 @@ def _described(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     if given is None:
         return _Parts(spec, None, {"random_seed": model.seed})
     state = safetensors.read(given)
-    return _Parts(spec, state, _digested(given))
+    return _Parts(spec, state, _digest(given))
 
 
-def _digested(file: Path) -> dict[str, Any]:
+def _digest(file: Path) -> dict[str, Any]:
     return {"file": file.name, "sha256": files.sha256(file)}
 
 

@@ -107,13 +107,13 @@ def load(mapping: Path, state: State) -> Mapped:
         if pattern.section == "leave_out":
             left_out[name] = pattern.value
             continue
-        ours = _renamed(pattern, name, mapping)
+        ours = _rename(pattern, name, mapping)
         if ours in made:
             raise InputError("VD3009", f"gives two tensors the name {ours!r}, the second is {name!r}", file=mapping)
         change = _first(patterns, ours, "change")
         if change is not None:
             matched[f"[{change.section}] {change.text}"] += 1
-        made[ours] = tensor if change is None else _changed(change, ours, tensor, mapping)
+        made[ours] = tensor if change is None else _change(change, ours, tensor, mapping)
     _check_complete(mapping, patterns, matched, unknown)
     return Mapped(spec, Converted({name: made[name].contiguous() for name in made}, left_out, ()), matched)
 
@@ -131,7 +131,7 @@ def _spec(mapping: Path, given: MappingFile) -> ModelSpec:
 
 def _patterns(mapping: Path, given: MappingFile) -> list[_Pattern]:
     """All patterns in the order in which they are asked, compiled; what is wrong is named with its line."""
-    text, found = mapping.read_text(encoding="utf-8"), []
+    text, patterns = mapping.read_text(encoding="utf-8"), []
     for section in ("rename", "leave_out", "change"):
         pairs: dict[str, str] = getattr(given, section)
         for pattern, value in pairs.items():
@@ -147,8 +147,8 @@ def _patterns(mapping: Path, given: MappingFile) -> list[_Pattern]:
                 known = ", ".join(repr(change) for change in CHANGES if change)
                 fix = nearest(value, CHANGES) or f"use one of {known}"
                 raise UsageError("VD2003", f"line {line}: there is no change {value!r}", file=mapping, fix=fix)
-            found.append(_Pattern(section, pattern, compiled, value, line))
-    return found
+            patterns.append(_Pattern(section, pattern, compiled, value, line))
+    return patterns
 
 
 def _line(text: str, section: str, key: str) -> int:
@@ -165,7 +165,7 @@ def _first(patterns: list[_Pattern], name: str, *sections: str) -> _Pattern | No
     return next((p for p in patterns if p.section in sections and p.compiled.fullmatch(name)), None)
 
 
-def _renamed(pattern: _Pattern, name: str, mapping: Path) -> str:
+def _rename(pattern: _Pattern, name: str, mapping: Path) -> str:
     match = pattern.compiled.fullmatch(name)
     assert match is not None
     try:
@@ -175,7 +175,7 @@ def _renamed(pattern: _Pattern, name: str, mapping: Path) -> str:
         raise UsageError("VD2003", message, file=mapping, fix="\\1 stands for the pattern's first (...)") from exc
 
 
-def _changed(pattern: _Pattern, ours: str, tensor: Tensor, mapping: Path) -> Tensor:
+def _change(pattern: _Pattern, ours: str, tensor: Tensor, mapping: Path) -> Tensor:
     if pattern.value == "transpose" and tensor.ndim != 2:
         message = f"line {pattern.line}: {ours!r} has the shape {list(tensor.shape)}, only matrices can be transposed"
         raise InputError("VD3009", message, file=mapping)

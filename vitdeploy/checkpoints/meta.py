@@ -17,7 +17,7 @@ import torch
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, State, convert, matches
+from vitdeploy.checkpoints.table import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.timm import KEPT
 from vitdeploy.checkpoints.timm_names import SATELLITE
 from vitdeploy.errors import InputError
@@ -152,18 +152,18 @@ def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
 
 def _find(checkpoint: Checkpoint) -> Family | None:
     names = checkpoint.names
-    if not matches(names, "patch_embed.proj.weight"):
+    if not has_matches(names, "patch_embed.proj.weight"):
         return None
     for family in FAMILIES:
-        if any(matches(names, sign) for sign in family.signs):
+        if any(has_matches(names, sign) for sign in family.signs):
             return family
     # BEiT and EVA hide patches too, but without LayerScale as DINOv2 names it
-    hidden = matches(names, "mask_token", "blocks.{i}.ls1.gamma", "blocks.{i}.attn.qkv.bias")
+    hidden = has_matches(names, "mask_token", "blocks.{i}.ls1.gamma", "blocks.{i}.attn.qkv.bias")
     return next(family for family in FAMILIES if family.name == "dinov2") if hidden else None
 
 
 def _rules(checkpoint: Checkpoint) -> tuple[Rule, ...]:
-    masked = matches(checkpoint.names, "blocks.{i}.attn.qkv.bias_mask")
+    masked = has_matches(checkpoint.names, "blocks.{i}.attn.qkv.bias_mask")
     return (*_MASKED, *RULES) if masked else RULES
 
 

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from vitdeploy.checkpoints.headers import MOST_TENSORS
-from vitdeploy.checkpoints.opcodes import ZIP_ERRORS, entries
+from vitdeploy.checkpoints.opcodes import ZIP_ERRORS, list_entries
 from vitdeploy.checkpoints.safetensors import as_float32
 from vitdeploy.checkpoints.table import State
 from vitdeploy.errors import InputError
@@ -34,7 +34,7 @@ def is_npz(path: Path) -> bool:
     Raises:
         InputError: VD3006, it is cut off or damaged.
     """
-    infos = entries(path)
+    infos = list_entries(path)
     return bool(infos) and all(info.filename.endswith(".npy") for info in infos)
 
 
@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[State, tuple[str, ...]]:
         InputError: VD3006 damaged; VD3005 Python objects or text inside; VD3007 a name twice; VD3008 NaN or infinity; VD3013
             too many entries, or they unpack to far too much.
     """
-    infos = entries(path)
+    infos = list_entries(path)
     unpacked, size = sum(info.file_size for info in infos), path.stat().st_size
     if len(infos) > MOST_TENSORS:
         raise InputError("VD3013", f"names {len(infos):,} tensors, at most {MOST_TENSORS:,} are read", file=path)

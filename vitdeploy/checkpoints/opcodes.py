@@ -1,7 +1,10 @@
-"""What a pickle would import, found without running it, and what that makes of the file.
+"""What a pickle would import, told without running it, and what that makes of the file.
 
 A pickle scanner is a tripwire and no wall: others of its kind have been walked around again and again. The wall is that
 only ``weights_only=True`` in a child process ever loads a file; the scan gives the one sentence that people can act on.
+
+torch's own ``get_unsafe_globals_in_checkpoint`` can't stand here: it stops at the opcodes of protocols 0, 1 and 4, which hide
+a name best, reads no file of before torch 1.6 and no bare pickle, and takes Python 2's names as they are written.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def check(path: Path, *, trusted: bool = False) -> None:
     """
     kind = sniff(path)
     if kind == "zip":
-        raw, plain = _archived(path), False
+        raw, plain = _read_archive(path), False
     elif kind == "pickle" or is_text_pickle(path):
         with path.open("rb") as stream:
             raw = stream.read(LARGEST)
@@ -85,18 +88,18 @@ def check(path: Path, *, trusted: bool = False) -> None:
     else:
         expect(path, "zip", what="a PyTorch checkpoint")
     try:
-        found = imports(BytesIO(raw), 5 if raw.startswith(MAGIC) else 1)
+        names = list_imports(BytesIO(raw), 5 if raw.startswith(MAGIC) else 1)
     except InputError as exc:
         exc.file = str(path)
         raise
     if not trusted:
-        _judge(path, found)
+        _judge(path, names)
     if plain:
         fix = "write it with torch.save(state, path)"
         raise InputError("VD3005", "is a plain Python pickle, which torch.save did not write", file=path, fix=fix)
 
 
-def entries(path: Path) -> list[zipfile.ZipInfo]:
+def list_entries(path: Path) -> list[zipfile.ZipInfo]:
     """The entries of a zip archive.
 
     Raises:
@@ -106,7 +109,7 @@ def entries(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except ZIP_ERRORS as exc:
-        message = f"is {_size(path.stat().st_size)} of a zip archive without its end: looks cut off"
+        message = f"is {_format_size(path.stat().st_size)} of a zip archive without its end: looks cut off"
         raise InputError("VD3006", message, file=path, fix=_AGAIN) from exc
 
 
@@ -117,12 +120,12 @@ def is_text_pickle(path: Path) -> bool:
     if raw[:1] not in (b"c", b"(", b"]", b"}", b"i"):
         return False
     try:
-        return bool(imports(BytesIO(raw), 1))
+        return bool(list_imports(BytesIO(raw), 1))
     except InputError:
         return False
 
 
-def imports(stream: BinaryIO, pickles: int) -> set[str]:
+def list_imports(stream: BinaryIO, pickles: int) -> set[str]:
     """The dotted names that pickles would import.
 
     Args:
@@ -132,7 +135,7 @@ def imports(stream: BinaryIO, pickles: int) -> set[str]:
     Raises:
         InputError: VD3006, the bytes are no pickle; VD3013, there are too many of them.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     counted = 0
     try:
         for _ in range(pickles):
@@ -142,22 +145,22 @@ def imports(stream: BinaryIO, pickles: int) -> set[str]:
                 counted += 1
                 if counted > MOST_OPCODES:
                     raise InputError("VD3013", f"has a pickle of more than {MOST_OPCODES:,} steps", fix="save the weights alone")
-                _follow(opcode.name, argument, recent, memo, found)
+                _follow(opcode.name, argument, recent, memo, names)
     except (ValueError, EOFError, LookupError, struct.error, OverflowError, TypeError, AttributeError, MemoryError) as exc:
         raise InputError("VD3006", "is a damaged or cut-off pickle", fix=_AGAIN) from exc
-    return found
+    return names
 
 
-def _follow(name: str, argument: object, recent: deque[str | None], memo: dict[int, str | None], found: set[str]) -> None:
+def _follow(name: str, argument: object, recent: deque[str | None], memo: dict[int, str | None], names: set[str]) -> None:
     if name in ("GLOBAL", "INST"):
-        found.add(_modern(*str(argument).split(" ", 1)))
+        names.add(_modernise(*str(argument).split(" ", 1)))
         recent.append(None)
     elif name == "STACK_GLOBAL":
         module, member = recent
-        found.add(_HIDDEN if module is None or member is None else _modern(module, member))
+        names.add(_HIDDEN if module is None or member is None else _modernise(module, member))
         recent.append(None)
     elif name.startswith("EXT"):
-        found.add(_HIDDEN)
+        names.add(_HIDDEN)
         recent.append(None)
     elif name == "MEMOIZE":
         memo[len(memo)] = recent[-1]
@@ -169,15 +172,15 @@ def _follow(name: str, argument: object, recent: deque[str | None], memo: dict[i
         recent.append(argument if isinstance(argument, str) else None)
 
 
-def _modern(module: str, name: str = "") -> str:
+def _modernise(module: str, name: str = "") -> str:
     """The name of today for one of Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"
 
 
-def _archived(path: Path) -> bytes:
+def _read_archive(path: Path) -> bytes:
     """The pickle in an archive of `torch.save`."""
-    infos = entries(path)
+    infos = list_entries(path)
     names = [info.filename for info in infos]
     if any(re.fullmatch(r"([^/]+/)?(constants\.pkl|code/.*)", name) for name in names):
         message = "is a TorchScript archive, which is a program and is not accepted"
@@ -189,7 +192,8 @@ def _archived(path: Path) -> bytes:
         raise InputError("VD3005", message, file=path, fix="unpack it if the checkpoint is inside")
     size, unpacked = path.stat().st_size, sum(info.file_size for info in infos)
     if unpacked > size or pickles[0].file_size > LARGEST:
-        message = f"unpacks to {_size(unpacked)} from {_size(size)}, with a pickle of {_size(pickles[0].file_size)}"
+        sizes = [_format_size(count) for count in (unpacked, size, pickles[0].file_size)]
+        message = f"unpacks to {sizes[0]} from {sizes[1]}, with a pickle of {sizes[2]}"
         raise InputError("VD3013", message, file=path, fix="write it with torch.save, which does not compress")
     try:
         with zipfile.ZipFile(path) as archive, archive.open(pickles[0]) as stream:
@@ -198,32 +202,32 @@ def _archived(path: Path) -> bytes:
         raise InputError("VD3006", "is a damaged zip archive", file=path, fix=_AGAIN) from exc
 
 
-def _judge(path: Path, found: Iterable[str]) -> None:
-    others = sorted(name for name in found if not WEIGHTS.fullmatch(name))
-    code = [name for name in others if _runs(name)]
+def _judge(path: Path, names: Iterable[str]) -> None:
+    others = sorted(name for name in names if not WEIGHTS.fullmatch(name))
+    code = [name for name in others if _is_code(name)]
     strangers = [name for name in others if not (MODULE.fullmatch(name) or OBJECTS.fullmatch(name) or name in code)]
     modules = [name for name in others if MODULE.fullmatch(name)]
     if code or (strangers and not modules):
         fix = "get the safetensors file, or the state dict alone, from whoever made it"
-        raise TrustError("VD7002", f"contains code ({_some(code or strangers)})", file=path, fix=fix)
+        raise TrustError("VD7002", f"contains code ({_shorten(code or strangers)})", file=path, fix=fix)
     if modules:
-        message = f"is a pickled module ({_some(strangers or modules)}), not a state dict"
+        message = f"is a pickled module ({_shorten(strangers or modules)}), not a state dict"
         raise InputError("VD3016", message, file=path, fix=f"where it was made, run: {_SAVE}")
     if others:
-        message = f"holds Python objects ({_some(others)}) beside its weights, which are never loaded"
+        message = f"holds Python objects ({_shorten(others)}) beside its weights, which are never loaded"
         fix = 'where it was made, run: ck = torch.load(path, weights_only=False); torch.save({"model": ck["model"]}, path)'
         raise InputError("VD3018", message, file=path, fix=fix)
 
 
-def _runs(name: str) -> bool:
+def _is_code(name: str) -> bool:
     """Whether a name that is no weight belongs to the standard library, torch or numpy: a function or class to be called."""
     known = MODULE.fullmatch(name) or OBJECTS.fullmatch(name)
     return name == _HIDDEN or (name.split(".")[0] in STANDARD and not known)
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(name[:80] for name in names[:5]) + ", ..." * (len(names) > 5)
 
 
-def _size(count: int) -> str:
+def _format_size(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB" if count >= 1 << 20 else f"{count / 1024:,.1f} KiB"

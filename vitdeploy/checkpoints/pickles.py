@@ -104,25 +104,25 @@ def convert(argument: dict[str, Any]) -> dict[str, list[str]]:
     """
     path, trust = Path(argument["path"]), argument["trust"]
     torch.set_num_threads(1)
-    loaded = _safe(path) if trust is None else _trusted(path, trust)
-    found: dict[Name, Tensor] = {}
+    loaded = _load_safely(path) if trust is None else _load_trusted(path, trust)
+    tensors: dict[Name, Tensor] = {}
     left_out: set[str] = set()
-    for name, value in _entries(loaded):
+    for name, value in _walk(loaded):
         if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized:
-            _put(found, name, value.detach())
+            _put(tensors, name, value.detach())
         else:
             left_out |= set(name[:1])
-    chosen = choose(list(found), argument["prefer"])
+    chosen = choose(list(tensors), argument["prefer"])
     depth = len(chosen.prefix)
     state: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name[:depth] == chosen.prefix:
             _put(state, ".".join(name[depth:]), tensor)
-    packed = _packed(state, path.stat().st_size)
+    packed = _pack(state, path.stat().st_size)
     with library("safetensors", path):
         save_file(packed, argument["out"])
     notes = [f"trusted by its SHA-256 {trust}, so its code was allowed to run"] if trust else []
-    others = sorted({name[0] for name in found if name[:depth] != chosen.prefix} | (left_out - set(chosen.prefix[:1])))
+    others = sorted({name[0] for name in tensors if name[:depth] != chosen.prefix} | (left_out - set(chosen.prefix[:1])))
     if others:
         names = ", ".join(repr(name[:60]) for name in others[:8])
         notes.append(f"left out what stood beside the weights: {names}{', ...' * (len(others) > 8)}")
@@ -138,7 +138,7 @@ def _put(tensors: dict[Any, Tensor], name: Any, tensor: Tensor) -> None:  # noqa
     tensors[name] = tensor
 
 
-def _safe(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
+def _load_safely(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
     import numpy as np
 
     kinds = [np.dtype, *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type))]
@@ -157,7 +157,7 @@ def _safe(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
         raise InputError("VD3006", f"can't be read as a checkpoint: {exc.message}", file=path, fix=_AGAIN) from exc
 
 
-def _trusted(path: Path, trust: str) -> Any:  # noqa: ANN401
+def _load_trusted(path: Path, trust: str) -> Any:  # noqa: ANN401
     """Load without restriction the very bytes whose digest was compared."""
     with path.open("rb") as stream:
         digest = hashlib.sha256()
@@ -171,7 +171,7 @@ def _trusted(path: Path, trust: str) -> Any:  # noqa: ANN401
             return torch.load(stream, map_location="cpu", weights_only=False)
 
 
-def _entries(loaded: object, name: Name = ()) -> Iterator[tuple[Name, object]]:
+def _walk(loaded: object, name: Name = ()) -> Iterator[tuple[Name, object]]:
     """Every leaf of nested dictionaries with the keys that lead to it, without those that are never weights."""
     counted = 0
     stack: list[tuple[Name, object]] = [(name, loaded)]
@@ -189,7 +189,7 @@ def _entries(loaded: object, name: Name = ()) -> Iterator[tuple[Name, object]]:
             yield name, value
 
 
-def _packed(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+def _pack(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     """Tensors that own their memory one by one, as safetensors needs it.
 
     Raises:

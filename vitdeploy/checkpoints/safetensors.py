@@ -98,11 +98,11 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
     twice: list[str] = []
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(items)
-        if len(found) != len(items):
+        table = dict(items)
+        if len(table) != len(items):
             names = [name for name, _ in items]
             twice.extend(sorted({name for name in names if names.count(name) > 1}))
-        return found
+        return table
 
     try:
         described: dict[str, dict[str, Any]] = json.loads(raw, object_pairs_hook=pairs)
@@ -155,13 +155,13 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
     Raises:
         InputError: VD3009, missing, unexpected or mis-shaped tensors (first five of each named).
     """
-    state = _packed(state)
+    state = _pack(state)
     table = state.get("pos_embed")
     if table is not None and table.ndim == 3 and model.spec.position == "learned":
-        state["pos_embed"] = _moved(table, grid, model)
+        state["pos_embed"] = _resample_positions(table, grid, model)
     for name, tensor in state.items():
         if name.endswith("rel_pos_bias.relative_position_bias_table"):
-            state[name] = _nearer(tensor, grid, model)
+            state[name] = _resample_distances(tensor, grid, model)
     wanted = model.state_dict()
     patch = state.get("patch_embed.proj.weight")
     kernel = (model.spec.width, model.spec.input.channels, *model.spec.patch)
@@ -176,16 +176,16 @@ def fill(model: VisionTransformer, state: State, grid: tuple[int, int] | None = 
         if state[name].shape != wanted[name].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
-    found = [
+    misfits = [
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})" for kind, names in problems.items() if names
     ]
-    if found:
-        message = f"does not fit the model {model.spec.name!r}: {'; '.join(found)}"
+    if misfits:
+        message = f"does not fit the model {model.spec.name!r}: {'; '.join(misfits)}"
         raise InputError("VD3009", message, file=file, fix="check that model and weights belong together")
     model.load_state_dict(state, assign=any(tensor.is_meta for tensor in wanted.values()))  # meta: nothing to copy into
 
 
-def _packed(state: State) -> State:
+def _pack(state: State) -> State:
     """Separate projections as one: query, key, value as ``attn.qkv``; SwiGLU's gate and value as ``mlp.fc1``."""
     packed = dict(state)
     for name in state:
@@ -199,7 +199,7 @@ def _packed(state: State) -> State:
     return packed
 
 
-def _nearer(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:
+def _resample_distances(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:
     """A table of relative positions at the model's grid."""
     distances = len(table) - relative.EXTRA if table.ndim == 2 else 0
     side = (math.isqrt(max(distances, 0)) + 1) // 2
@@ -209,7 +209,7 @@ def _nearer(table: Tensor, grid: tuple[int, int] | None, model: VisionTransforme
     return relative.resample(table, old, model.spec)
 
 
-def _moved(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:
+def _resample_positions(table: Tensor, grid: tuple[int, int] | None, model: VisionTransformer) -> Tensor:
     extra = model.spec.positions - model.spec.patches
     patches = table.shape[1] - extra
     side = math.isqrt(max(patches, 0))

@@ -101,21 +101,21 @@ def convert(state: State, rules: Sequence[Rule]) -> Converted:
     return Converted({name: tensor.contiguous() for name, tensor in made.items()}, left_out, tuple(unknown))
 
 
-def matches(names: Sequence[str], *patterns: str) -> bool:
+def has_matches(names: Sequence[str], *patterns: str) -> bool:
     """Whether every pattern matches at least one name."""
-    return all(any(_compiled(pattern).fullmatch(name) for name in names) for pattern in patterns)
+    return all(any(_compile(pattern).fullmatch(name) for name in names) for pattern in patterns)
 
 
 def count(names: Sequence[str], pattern: str) -> int:
     """One more than the largest ``{i}`` among names that match: the depth of a stack of blocks; 0 without any."""
-    found = (_compiled(pattern).fullmatch(name) for name in names)
-    return max((int(match["i"]) + 1 for match in found if match), default=0)
+    places = (_compile(pattern).fullmatch(name) for name in names)
+    return max((int(match["i"]) + 1 for match in places if match), default=0)
 
 
 def _match(name: str, rules: Sequence[Rule]) -> tuple[Rule | None, dict[str, str]]:
     for rule in rules:
-        if found := _compiled(rule.theirs).fullmatch(name):
-            return rule, found.groupdict()
+        if match := _compile(rule.theirs).fullmatch(name):
+            return rule, match.groupdict()
     return None, {}
 
 
@@ -126,7 +126,7 @@ def _put(made: State, name: str, tensor: Tensor) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     kinds = {"i": r"(?P<i>\d+)", "j": r"(?P<j>\d+)", "kind": "(?P<kind>weight|bias)", "any": "(?P<any>.+)"}
     parts = re.split(r"\{(\w+)\}", pattern)
     return re.compile("".join(kinds[part] if index % 2 else re.escape(part) for index, part in enumerate(parts)))

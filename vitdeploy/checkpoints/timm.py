@@ -25,7 +25,7 @@ import msgspec
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, State, convert, matches
+from vitdeploy.checkpoints.table import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.timm_names import ANY_MODULE, Architecture, understand
 from vitdeploy.errors import InputError
 from vitdeploy.spec import InputContract, ModelSpec
@@ -130,7 +130,7 @@ def recognise(checkpoint: Checkpoint) -> bool:
     """By the architecture in config.json, or by timm's names."""
     if "architecture" in checkpoint.config and "model_type" not in checkpoint.config:
         return True
-    return matches(checkpoint.names, "patch_embed.proj.weight", "blocks.{i}.norm1.weight", "blocks.{i}.attn.{any}")
+    return has_matches(checkpoint.names, "patch_embed.proj.weight", "blocks.{i}.norm1.weight", "blocks.{i}.attn.{any}")
 
 
 def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
@@ -182,7 +182,7 @@ def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
 
 def grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """Rows and columns of the position tables, from their rows and the configuration's image size."""
-    tables = any(matches(checkpoint.names, name) for name in ("pos_embed", "{any}.relative_position_bias_table"))
+    tables = any(has_matches(checkpoint.names, name) for name in ("pos_embed", "{any}.relative_position_bias_table"))
     return _grid(checkpoint, 0)[0] if tables else None
 
 
@@ -233,7 +233,7 @@ def _config(checkpoint: Checkpoint) -> Config:
         raise InputError("VD3015", f"has a config.json that is not timm's: {exc}", file=checkpoint.path) from exc
 
 
-def _prepared(checkpoint: Checkpoint) -> Prepared:
+def _read_preparation(checkpoint: Checkpoint) -> Prepared:
     config = _config(checkpoint)
     return config.pretrained_cfg or config
 
@@ -304,7 +304,7 @@ def _grid(checkpoint: Checkpoint, side: int) -> tuple[tuple[int, int], shapes.Fi
     """Rows and columns of patches, and which prefix tokens have positions; ``side`` is the family's, in pixels."""
     state = convert(checkpoint.state, RULES).state
     read = shapes.fields(state, checkpoint.path)
-    height, width = (_prepared(checkpoint).input_size or (0, side, side))[1:]
+    height, width = (_read_preparation(checkpoint).input_size or (0, side, side))[1:]
     hint = (height // read["patch"][0], width // read["patch"][1])
     if read["position"] == "none":
         return shapes.distances(state, hint) or hint, {}
@@ -313,7 +313,7 @@ def _grid(checkpoint: Checkpoint, side: int) -> tuple[tuple[int, int], shapes.Fi
 
 
 def _contract(checkpoint: Checkpoint, known: Architecture, side: tuple[int, int]) -> InputContract:
-    family, given = known.family, _prepared(checkpoint)
+    family, given = known.family, _read_preparation(checkpoint)
     named = Prepared(
         mean=family.statistics[0],
         std=family.statistics[1],
@@ -326,7 +326,7 @@ def _contract(checkpoint: Checkpoint, known: Architecture, side: tuple[int, int]
 
 
 def _labels(checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
-    names = _config(checkpoint).label_names or _prepared(checkpoint).label_names or []
+    names = _config(checkpoint).label_names or _read_preparation(checkpoint).label_names or []
     return tuple(names) if len(names) == classes else ()
 
 

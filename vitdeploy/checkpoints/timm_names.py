@@ -217,7 +217,7 @@ def understand(name: str, path: Path) -> Architecture:
     full = name.rsplit("/", 1)[-1]
     bare = full.partition(".")[0]
     for family in FAMILIES:
-        if not _compiled(family.pattern).fullmatch(bare):
+        if not _compile(family.pattern).fullmatch(bare):
             continue
         if family.refused:
             message = f"is {bare!r}, which vitdeploy's network can't be: {family.refused}"
@@ -263,5 +263,5 @@ EXAMPLES = (
 
 
 @lru_cache
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern.replace("{size}", _SIZE).replace("{n}", r"\d+"))

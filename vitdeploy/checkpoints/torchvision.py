@@ -16,7 +16,7 @@ import msgspec
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, convert, matches
+from vitdeploy.checkpoints.table import Rule, convert, has_matches
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.spec import InputContract, ModelSpec
 
@@ -57,7 +57,7 @@ _SHORTER = {"vit_l_16": 242}  # pixels; all others 256
 
 def recognise(checkpoint: Checkpoint) -> bool:
     """By names that only torchvision has."""
-    return matches(checkpoint.names, "encoder.pos_embedding", "encoder.layers.encoder_layer_{i}.ln_1.weight")
+    return has_matches(checkpoint.names, "encoder.pos_embedding", "encoder.layers.encoder_layer_{i}.ln_1.weight")
 
 
 def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
@@ -73,12 +73,12 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     """
     state = convert(checkpoint.state, (*RULES, *_head_rules(checkpoint))).state
     read = shapes.fields(state, checkpoint.path)
-    if (found := _MODELS.get((read["width"], read["patch"][0]))) is None:
+    if (known := _MODELS.get((read["width"], read["patch"][0]))) is None:
         names = ", ".join(name for name, _ in _MODELS.values())
         message = f"has width {read['width']} and patches of {read['patch'][0]}, as none of {names}; heads can't be told"
         fix = "export it with: vitdeploy export --module FILE.py:FUNCTION"
         raise InputError("VD3015", message, file=checkpoint.path, fix=fix)
-    name, heads = found
+    name, heads = known
     bare, _, tag = (architecture or name).lower().partition(".")
     if bare != name:
         _other(bare, name)

@@ -188,7 +188,7 @@ def strip(names: Sequence[str]) -> Stripped:
     while changed:
         changed = False
         for prefix in PREFIXES:
-            new = _without(prefix, now)
+            new = _drop(prefix, now)
             if new is not None:
                 gone = sum(new[name] != now[name] for name in now)
                 kept = sorted({text.split(".")[0] for name, text in now.items() if new[name] == text})
@@ -198,7 +198,7 @@ def strip(names: Sequence[str]) -> Stripped:
     return Stripped(now, tuple(notes))
 
 
-def _without(prefix: Prefix, names: dict[str, str]) -> dict[str, str] | None:
+def _drop(prefix: Prefix, names: dict[str, str]) -> dict[str, str] | None:
     """The names without a prefix, or None when the rule does not allow it."""
     if prefix.anywhere:
         marked = re.compile(rf"(?<![^.]){re.escape(prefix.text)}")  # at the start or after a dot

@@ -32,17 +32,17 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
         InputError: VD3106, a class that the model does not know or knows twice, or more classes than the model has.
     """
     if not isinstance(classes, int) and not labels and all(name.isascii() and name.isdigit() for name in classes):
-        return _by_own_number(classes, outputs, path)
+        return _match_own_numbers(classes, outputs, path)
     if isinstance(classes, int) or not labels or _is_wordnet(classes, outputs):
         count = classes if isinstance(classes, int) else len(classes)
         if count > outputs:
             message = f"has {count} classes, the model {outputs}"
             raise InputError("VD3106", message, file=path, fix="use data of the model's classes")
         return np.arange(count, dtype=np.int64)
-    return _by_name(classes, labels, path)
+    return _match_names(classes, labels, path)
 
 
-def _by_own_number(classes: Sequence[str], outputs: int, path: Path) -> NDArray[np.int64]:
+def _match_own_numbers(classes: Sequence[str], outputs: int, path: Path) -> NDArray[np.int64]:
     plain = [name.lstrip("0") or "0" for name in classes]
     fix = f"name the classes 0 to {outputs - 1}, or give a model with class names"
     for name, digits in zip(classes, plain, strict=True):
@@ -59,12 +59,12 @@ def _is_wordnet(classes: Sequence[str], outputs: int) -> bool:
     return len(classes) == outputs and all(re.fullmatch(r"n\d{8}", name) for name in classes)
 
 
-def _by_name(classes: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
-    exact = _places(labels, str)
-    loose = _places(labels, _plain)
+def _match_names(classes: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
+    exact = _find_places(labels, str)
+    loose = _find_places(labels, _simplify)
     numbers, unknown = [], []
     for name in classes:
-        places = exact.get(name) or loose.get(_plain(name), [])
+        places = exact.get(name) or loose.get(_simplify(name), [])
         if len(places) == 1:
             numbers.append(places[0])
         else:
@@ -79,12 +79,12 @@ def _by_name(classes: Sequence[str], labels: Sequence[str], path: Path) -> NDArr
     return np.array(numbers, np.int64)
 
 
-def _places(labels: Sequence[str], form: Callable[[str], str]) -> dict[str, list[int]]:
+def _find_places(labels: Sequence[str], form: Callable[[str], str]) -> dict[str, list[int]]:
     places: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         places.setdefault(form(label), []).append(index)
     return places
 
 
-def _plain(name: str) -> str:
+def _simplify(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()

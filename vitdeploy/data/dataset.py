@@ -230,7 +230,7 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
     size = min(config.batch_size, len(chosen))
     pixels: Pixels
     taken: list[int] = []
-    results = _decoded(dataset, contract, config, chosen)
+    results = _decode_ahead(dataset, contract, config, chosen)
     try:
         for index, result in results:
             if isinstance(result, InputError):
@@ -270,7 +270,7 @@ def _count_bad(dataset: Dataset, index: int, error: InputError, config: LoadConf
         raise InputError("VD3104", message, file=dataset.path, fix=fix) from error
 
 
-def _decoded(
+def _decode_ahead(
     dataset: Dataset, contract: InputContract, config: LoadConfig, numbers: Sequence[int]
 ) -> Generator[tuple[int, Pixels | InputError], None, None]:
     """Number and pixels of every image in ``numbers``, in order; an unreadable image is its error."""
@@ -337,32 +337,32 @@ def open_dataset(path: Path, *, split: str | None = None) -> Dataset:
 
 def _folder(path: Path, split: str | None) -> tuple[Listing, str]:
     name = path.resolve().name
-    if idx.pairs(path):
+    if idx.list_splits(path):
         images = idx.choose(path, split)
         return idx.listing(images), f"{name}/{idx.split_name(images)}"
     tars = sorted(entry for entry in path.glob("*.tar") if entry.is_file() and not entry.name.startswith("."))
     if tars and not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):
-        _no_split(path, split)
-        return shards.listing(tars), name
-    place = sources.split_of(path, split)
-    return sources.folder(place), name if place == path else f"{name}/{place.name}"
+        _refuse_split(path, split)
+        return shards.list_samples(tars), name
+    place = sources.find_split(path, split)
+    return sources.list_folder(place), name if place == path else f"{name}/{place.name}"
 
 
 def _file(path: Path, split: str | None) -> Listing:
-    _no_split(path, split)
+    _refuse_split(path, split)
     suffix = path.suffix.lower()
     if not path.is_file() or path.stat().st_size == 0:
         raise InputError("VD3002", "is empty, or not a regular file", file=path, fix="give another one")
     if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        return sources.manifest(path)
+        return sources.read_manifest(path)
     if suffix == ".tar":
-        return shards.listing([path])
+        return shards.list_samples([path])
     if "-images" in path.name and files.sniff(path) in ("gzip", "unknown"):
         return idx.listing(path)
     what = "a folder of images, a .csv or .jsonl manifest, a .tar shard or an IDX image file (*-images-idx3-ubyte)"
     raise InputError("VD3005", f"is no data set: expected {what}", file=path)
 
 
-def _no_split(path: Path, split: str | None) -> None:
+def _refuse_split(path: Path, split: str | None) -> None:
     if split is not None:
         raise UsageError("VD2010", f"has no splits, so no {split!r}", file=path, fix="leave the split out")

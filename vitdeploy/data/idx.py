@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.data import images
 from vitdeploy.data.images import Pixels
-from vitdeploy.data.sources import Listing, check_numbers, class_names, digest_of
+from vitdeploy.data.sources import Listing, check_numbers, digest_rows, read_class_names
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
 
@@ -54,45 +54,45 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
-            shape = _shape(stream, dimensions, path)
+            shape = _read_shape(stream, dimensions, path)
             size = math.prod(shape)
             if size > MAX_BYTES:
-                raise _damaged(path, f"its header announces {size / 2**30:,.1f} GiB, the limit is 2 GiB")
+                raise _refuse(path, f"its header announces {size / 2**30:,.1f} GiB, the limit is 2 GiB")
             if not packed:
-                return _mapped(path, shape, 4 + 4 * dimensions)
+                return _map(path, shape, 4 + 4 * dimensions)
             data = stream.read(size + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
-        raise _damaged(path, f"the gzip stream is damaged or cut off ({exc})") from exc
+        raise _refuse(path, f"the gzip stream is damaged or cut off ({exc})") from exc
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
     if len(data) != size:
-        found = "more" if len(data) > size else f"{len(data):,}"
-        raise _damaged(path, f"its header announces {size:,} bytes, it holds {found}")
+        held = "more" if len(data) > size else f"{len(data):,}"
+        raise _refuse(path, f"its header announces {size:,} bytes, it holds {held}")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _shape(stream: IO[bytes], dimensions: int, path: Path) -> tuple[int, ...]:
+def _read_shape(stream: IO[bytes], dimensions: int, path: Path) -> tuple[int, ...]:
     header = stream.read(4 + 4 * dimensions)
     if not header:
         raise InputError("VD3002", "is empty", file=path, fix="download or write it again")
     magic = bytes((0, 0, 8, dimensions))
     if header[:4] != magic:
-        raise _damaged(path, f"is not {_KINDS[dimensions]}: it begins with {header[:4].hex()}, not {magic.hex()}")
+        raise _refuse(path, f"is not {_KINDS[dimensions]}: it begins with {header[:4].hex()}, not {magic.hex()}")
     if len(header) < 4 + 4 * dimensions:
-        raise _damaged(path, "is cut off within its header")
+        raise _refuse(path, "is cut off within its header")
     return struct.unpack(f">{dimensions}I", header[4:])
 
 
-def _mapped(path: Path, shape: tuple[int, ...], offset: int) -> NDArray[np.uint8]:
-    size, found = math.prod(shape), path.stat().st_size - offset
-    if found != size:
-        raise _damaged(path, f"its header announces {size:,} bytes, it holds {found:,}")
+def _map(path: Path, shape: tuple[int, ...], offset: int) -> NDArray[np.uint8]:
+    size, held = math.prod(shape), path.stat().st_size - offset
+    if held != size:
+        raise _refuse(path, f"its header announces {size:,} bytes, it holds {held:,}")
     if size == 0:  # an empty map is not allowed
         return np.zeros(shape, np.uint8)
     return np.memmap(path, np.uint8, "r", offset, shape)
 
 
-def _damaged(path: Path, message: str) -> InputError:
+def _refuse(path: Path, message: str) -> InputError:
     return InputError("VD3105", message, file=path, fix="download it again")
 
 
@@ -109,14 +109,14 @@ def packed(array: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def pairs(root: Path) -> dict[str, Path]:
+def list_splits(root: Path) -> dict[str, Path]:
     """The image files in a folder, by split: ``train-images-idx3-ubyte.gz`` is the split ``train``."""
-    found: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     for path in sorted(root.iterdir(), reverse=True):  # the plain file, if there are both, comes last and counts
         match = _IMAGES.fullmatch(path.name)
         if match and path.is_file():
-            found[match["split"]] = path
-    return dict(sorted(found.items()))
+            splits[match["split"]] = path
+    return dict(sorted(splits.items()))
 
 
 def choose(root: Path, split: str | None) -> Path:
@@ -125,13 +125,13 @@ def choose(root: Path, split: str | None) -> Path:
     Raises:
         UsageError: VD2010, there are several and none was named, or there is none of that name.
     """
-    found = pairs(root)
-    if split is None and len(found) == 1:
-        return next(iter(found.values()))
-    if split not in found or split is None:
-        message = f"has no split {split!r}" if split else f"holds {len(found)} splits"
-        raise UsageError("VD2010", message, file=root, fix=f"choose one of: {', '.join(found)}")
-    return found[split]
+    splits = list_splits(root)
+    if split is None and len(splits) == 1:
+        return next(iter(splits.values()))
+    if split not in splits or split is None:
+        message = f"has no split {split!r}" if split else f"holds {len(splits)} splits"
+        raise UsageError("VD2010", message, file=root, fix=f"choose one of: {', '.join(splits)}")
+    return splits[split]
 
 
 def listing(path: Path) -> Listing:
@@ -144,19 +144,19 @@ def listing(path: Path) -> Listing:
     """
     pixels = read(path, 3)
     if pixels.shape[1] * pixels.shape[2] > images.MAX_PIXELS or (len(pixels) and 0 in pixels.shape):
-        raise _damaged(path, f"its images are {pixels.shape[2]:,} x {pixels.shape[1]:,} pixels")
-    classes = class_names(path.parent)
+        raise _refuse(path, f"its images are {pixels.shape[2]:,} x {pixels.shape[1]:,} pixels")
+    classes = read_class_names(path.parent)
     label_file, labels = _labels_beside(path), None
     digests = [files.sha256(path)]
     if label_file is not None:
         labels = read(label_file, 1).astype(np.int64)
         digests.append(files.sha256(label_file))
         if len(labels) != len(pixels):
-            raise _damaged(label_file, f"holds {len(labels):,} labels for {len(pixels):,} images")
+            raise _refuse(label_file, f"holds {len(labels):,} labels for {len(pixels):,} images")
         check_numbers(labels, classes, label_file)
     names = [f"{split_name(path)}/{number:05d}" for number in range(len(pixels))]
     read_one = partial(_read_image, pixels)
-    return Listing(names=names, labels=labels, classes=classes, digest=digest_of(digests, labels, classes), read=read_one)
+    return Listing(names=names, labels=labels, classes=classes, digest=digest_rows(digests, labels, classes), read=read_one)
 
 
 def split_name(path: Path) -> str:

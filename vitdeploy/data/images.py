@@ -141,7 +141,7 @@ def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Pixels:
         with reader(stream) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise _too_large(width, height, name)
+                raise _refuse_size(width, height, name)
             image.load()
             upright = _orient(image) if contract.exif == "apply" else image
             pixels = np.array(_colour(upright, contract.channels), dtype=np.uint8)
@@ -182,7 +182,7 @@ def _kind(head: bytes) -> str:
     return "text" if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in head) else "of an unknown kind"
 
 
-def _too_large(width: int, height: int, name: str, what: str = "is") -> InputError:
+def _refuse_size(width: int, height: int, name: str, what: str = "is") -> InputError:
     message = f"{what} {width:,} x {height:,} pixels, more than {MAX_PIXELS // 1_000_000} million"
     return InputError("VD3103", message, file=name or None, fix="shrink or leave out the image")
 
@@ -252,9 +252,9 @@ def resize_and_crop(image: Pixels, contract: InputContract) -> Pixels:
     height, width, channels = image.shape
     if channels not in (1, 3):
         raise InputError("VD3107", f"images have 1 or 3 channels, this one has {channels}")
-    to_height, to_width = _resized(height, width, contract)
+    to_height, to_width = _resize(height, width, contract)
     if to_height * to_width > MAX_PIXELS:
-        raise _too_large(to_width, to_height, "", f"is {width:,} x {height:,} pixels; resized it would be")
+        raise _refuse_size(to_width, to_height, "", f"is {width:,} x {height:,} pixels; resized it would be")
     if (to_height, to_width) != (height, width):
         method = _resize_pillow if contract.antialias else _resize_plain
         image = method(image, (to_height, to_width), contract.interpolation)
@@ -262,7 +262,7 @@ def resize_and_crop(image: Pixels, contract: InputContract) -> Pixels:
     return np.ascontiguousarray(image[top : top + contract.height, left : left + contract.width])
 
 
-def _resized(height: int, width: int, contract: InputContract) -> tuple[int, int]:
+def _resize(height: int, width: int, contract: InputContract) -> tuple[int, int]:
     """Height and width after the resize, before the crop."""
     if contract.resize == "stretch":
         share = contract.shorter / max(contract.height, contract.width)
@@ -337,8 +337,8 @@ def to_tensor(pixels: Pixels, contract: InputContract) -> NDArray[np.float32] | 
     batch = pixels[None] if pixels.ndim == 3 else pixels
     expected = (contract.height, contract.width, contract.channels)
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != expected:
-        found = f"{pixels.dtype} {list(pixels.shape)}"
-        message = f"pixels are {found}, the model takes uint8 [N, {', '.join(map(str, expected))}]"
+        given = f"{pixels.dtype} {list(pixels.shape)}"
+        message = f"pixels are {given}, the model takes uint8 [N, {', '.join(map(str, expected))}]"
         raise InputError("VD3108", message, fix="prepare images with vitdeploy.data.images.load")
     if contract.tensor == "uint8-nhwc":
         return np.ascontiguousarray(batch)

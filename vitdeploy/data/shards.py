@@ -19,7 +19,16 @@ import msgspec
 
 from vitdeploy.data import images
 from vitdeploy.data.images import Pixels
-from vitdeploy.data.sources import IMAGE_SUFFIXES, MAX_DIGITS, Listing, class_names, digest_of, file_row, is_short, numbered
+from vitdeploy.data.sources import (
+    IMAGE_SUFFIXES,
+    MAX_DIGITS,
+    Listing,
+    digest_rows,
+    is_short,
+    make_row,
+    number_labels,
+    read_class_names,
+)
 from vitdeploy.errors import InputError, TrustError, first_line
 from vitdeploy.spec import InputContract
 
@@ -43,7 +52,7 @@ class _Label(msgspec.Struct):
     label: int | str | None = None
 
 
-def listing(shards: Sequence[Path]) -> Listing:
+def list_samples(shards: Sequence[Path]) -> Listing:
     """The samples of one or more shards, in the order of the shards and of their members.
 
     Labels are numbers or names, as in a manifest; ``classes.txt`` beside the first shard gives the classes.
@@ -59,9 +68,9 @@ def listing(shards: Sequence[Path]) -> Listing:
         for place, label in _samples(shard):
             places.append(place)
             given.append(label)
-    labels, classes = numbered(given, class_names(shards[0].parent), shards[0])
+    labels, classes = number_labels(given, read_class_names(shards[0].parent), shards[0])
     names = [f"{place.shard.name}/{place.name}" for place in places]
-    digest = digest_of((file_row(shard.name, shard) for shard in shards), labels, classes)
+    digest = digest_rows((make_row(shard.name, shard) for shard in shards), labels, classes)
     return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read, places, names))
 
 
@@ -86,13 +95,13 @@ def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:
                 _index(tar, member, shard, places, given)
             end = tar.offset
     except (tarfile.TarError, EOFError, UnicodeDecodeError, ValueError) as exc:
-        raise _damaged(shard, f"is not a whole, uncompressed tar: {first_line(exc)}") from exc
+        raise _refuse(shard, f"is not a whole, uncompressed tar: {first_line(exc)}") from exc
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror or first_line(exc)}", file=shard) from exc
     with shard.open("rb") as stream:  # tarfile takes a damaged header for the end
         stream.seek(end)
         if stream.read(512) != bytes(512):
-            raise _damaged(shard, "is cut off or damaged: its end is not marked")
+            raise _refuse(shard, "is cut off or damaged: its end is not marked")
     for key, place in places.items():
         yield place, given.get(key)
 
@@ -116,17 +125,17 @@ def _index(
         return
     if kind in IMAGE_SUFFIXES:
         if member.issparse() or member.size > MAX_IMAGE:
-            raise _damaged(shard, f"its member {member.name!r} is sparse or larger than {MAX_IMAGE >> 20} MiB")
+            raise _refuse(shard, f"its member {member.name!r} is sparse or larger than {MAX_IMAGE >> 20} MiB")
         if key in places:
-            raise _damaged(shard, f"its sample {key!r} has two images")
+            raise _refuse(shard, f"its sample {key!r} has two images")
         places[key] = _Place(shard, member.offset_data, member.size, str(name))
     elif kind in (".cls", ".json"):
         if member.issparse() or member.size > MAX_LABEL:
-            raise _damaged(shard, f"its member {member.name!r} is sparse or larger than {MAX_LABEL >> 20} MiB")
+            raise _refuse(shard, f"its member {member.name!r} is sparse or larger than {MAX_LABEL >> 20} MiB")
         stream = tar.extractfile(member)  # regular: never None, and nothing is written
         value = _label(stream.read() if stream else b"", kind, member.name, shard)
         if value is not None and given.setdefault(key, value) != value:
-            raise _damaged(shard, f"its sample {key!r} has two labels")
+            raise _refuse(shard, f"its sample {key!r} has two labels")
 
 
 def _label(data: bytes, kind: str, name: str, shard: Path) -> int | str | None:
@@ -142,13 +151,13 @@ def _label(data: bytes, kind: str, name: str, shard: Path) -> int | str | None:
             short = len(digits) <= MAX_DIGITS
             value = int(digits) if short else None  # Python refuses to convert thousands of digits
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise _damaged(shard, f"its label {name!r} can't be read: {first_line(exc)}") from exc
+        raise _refuse(shard, f"its label {name!r} can't be read: {first_line(exc)}") from exc
     if not short:
         message = f"its label {name!r} is a number of more than {MAX_DIGITS} digits, no class number"
         raise InputError("VD3105", message, file=shard, fix="correct the label and write the shard again")
     return value
 
 
-def _damaged(shard: Path, message: str) -> InputError:
+def _refuse(shard: Path, message: str) -> InputError:
     fix = "unpack compressed shards (gunzip), or write the shard again"
     return InputError("VD3105", message, file=shard, fix=fix)

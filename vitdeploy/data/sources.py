@@ -71,7 +71,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     read: Callable[[int, InputContract], Pixels]
 
 
-def folder(root: Path) -> Listing:
+def list_folder(root: Path) -> Listing:
     """A folder per class, nested as deep as one likes, or a flat folder of images without labels.
 
     Classes are the subfolders in the order of their names, an empty one included, as in torchvision's ImageFolder.
@@ -80,10 +80,10 @@ def folder(root: Path) -> Listing:
         InputError: VD3001, unreadable; VD3105, images beside the class folders, or links that lead to the same folder
             without end.
     """
-    found = sorted(_walk(root))
+    rows = sorted(_walk(root))
     tops = sorted({entry.name for entry in root.iterdir() if entry.is_dir() and is_visible(entry.name)})
-    beside = [name for name, _ in found if "/" not in name]
-    names = [name for name, _ in found]
+    beside = [name for name, _ in rows if "/" not in name]
+    names = [name for name, _ in rows]
     if len(beside) == len(names):
         labels, classes = None, None
     elif beside:
@@ -94,11 +94,11 @@ def folder(root: Path) -> Listing:
         labels = np.array([number[name.split("/", 1)[0]] for name in names], np.int64)
         classes = tuple(tops)
     read = partial(_read_file, [root / name for name in names])
-    digest = digest_of((row for _, row in found), labels, classes)
+    digest = digest_rows((row for _, row in rows), labels, classes)
     return Listing(names=names, labels=labels, classes=classes, digest=digest, read=read)
 
 
-def split_of(root: Path, split: str | None) -> Path:
+def find_split(root: Path, split: str | None) -> Path:
     """The folder to read when ``root`` holds splits (train, val, test) instead of classes.
 
     Raises:
@@ -149,7 +149,7 @@ def _walk(root: Path) -> Iterable[tuple[str, str]]:
             if is_visible(name) and may_be_image(name):
                 path = here / name
                 relative = path.relative_to(root).as_posix()
-                yield relative, file_row(relative, path)
+                yield relative, make_row(relative, path)
 
 
 def may_be_image(name: str) -> bool:
@@ -158,7 +158,7 @@ def may_be_image(name: str) -> bool:
     return suffix in IMAGE_SUFFIXES or (not suffix and name not in _OTHER_NAMES)
 
 
-def file_row(name: str, path: Path) -> str:
+def make_row(name: str, path: Path) -> str:
     """A file's row in a digest: name, size in bytes, time of change in ns."""
     try:
         status = path.stat()
@@ -167,11 +167,11 @@ def file_row(name: str, path: Path) -> str:
     return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
-def digest_of(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: Sequence[str] | None) -> str:
+def digest_rows(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: Sequence[str] | None) -> str:
     """SHA-256, in hex, over what an accuracy depends on.
 
     Args:
-        rows: What tells the images, such as `file_row`.
+        rows: What tells the images, such as `make_row`.
         labels: Class numbers, or None.
         classes: Class names by number, or None; their order counts.
     """
@@ -194,7 +194,7 @@ class _Line(msgspec.Struct):
     label: int | str | None = None
 
 
-def manifest(path: Path) -> Listing:
+def read_manifest(path: Path) -> Listing:
     """A CSV file with the header ``path,label``, or a JSONL file with ``{"path": ..., "label": ...}`` a line.
 
     Paths are relative to the manifest and stay inside its folder. Labels are numbers, or names: those of
@@ -220,9 +220,9 @@ def manifest(path: Path) -> Listing:
         names.append(line.path)
         paths.append(file)
         given.append(line.label)
-    labels, classes = numbered(given, class_names(path.parent), path)
-    rows = [files.sha256(path), *(file_row(name, file) for name, file in zip(names, paths, strict=True))]
-    digest = digest_of(rows, labels, classes)
+    labels, classes = number_labels(given, read_class_names(path.parent), path)
+    rows = [files.sha256(path), *(make_row(name, file) for name, file in zip(names, paths, strict=True))]
+    digest = digest_rows(rows, labels, classes)
     return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read_file, paths))
 
 
@@ -262,7 +262,7 @@ def _bad_line(path: Path, number: int, message: str) -> InputError:
     return InputError("VD3105", f"line {number} {message}", file=path, fix="correct the manifest")
 
 
-def class_names(place: Path) -> tuple[str, ...] | None:
+def read_class_names(place: Path) -> tuple[str, ...] | None:
     """The names in ``classes.txt``, one a line, or None without such a file.
 
     Raises:
@@ -283,7 +283,7 @@ def class_names(place: Path) -> tuple[str, ...] | None:
     return names
 
 
-def numbered(
+def number_labels(
     given: Sequence[int | str | None], known: tuple[str, ...] | None, file: Path
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Labels as written (numbers, names, nothing) as class numbers, with the classes' names where there are any.

@@ -9,18 +9,18 @@ This contains accidents and bombs. It is no sandbox: the child is the same user 
 """
 
 from vitdeploy.isolate.frames import LARGEST_ANSWER, LARGEST_ARRAYS
-from vitdeploy.isolate.process import GRACE_S, KEPT, Child, ChildCrash, ChildTraceback, Limits, environment, run
-from vitdeploy.isolate.service import inside, told
+from vitdeploy.isolate.process import GRACE_S, KEPT, Child, ChildCrash, ChildTraceback, Limits, choose_environment, run
+from vitdeploy.isolate.service import is_child, report_progress
 
 __all__ = [
     "run",
-    "told",
-    "inside",
+    "report_progress",
+    "is_child",
     "Child",
     "ChildCrash",
     "ChildTraceback",
     "Limits",
-    "environment",
+    "choose_environment",
     "KEPT",
     "GRACE_S",
     "LARGEST_ANSWER",

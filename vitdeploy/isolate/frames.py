@@ -15,7 +15,7 @@ Fill = Callable[[memoryview], int]
 """Reads into the memory; returns how many bytes, 0 at the end of the stream."""
 
 
-def framed(message: dict[str, Any], arrays: Sequence[memoryview] = ()) -> bytes:
+def encode_message(message: dict[str, Any], arrays: Sequence[memoryview] = ()) -> bytes:
     """The bytes to send before the arrays.
 
     Args:
@@ -29,7 +29,7 @@ def framed(message: dict[str, Any], arrays: Sequence[memoryview] = ()) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def received(fill: Fill) -> tuple[dict[str, Any], list[bytearray]]:
+def receive_message(fill: Fill) -> tuple[dict[str, Any], list[bytearray]]:
     """One message, and what came with it.
 
     Args:
@@ -39,17 +39,17 @@ def received(fill: Fill) -> tuple[dict[str, Any], list[bytearray]]:
         EOFError: The stream ended.
         ValueError, TypeError, KeyError, RecursionError: It is none of ours, or too large.
     """
-    length = int.from_bytes(_exactly(8, fill), "little")
+    length = int.from_bytes(_read_exactly(8, fill), "little")
     if length > LARGEST_ANSWER:
         raise ValueError(length)
-    message = json.loads(_exactly(length, fill))
+    message = json.loads(_read_exactly(length, fill))
     sizes = message.pop("sizes")
     if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) > LARGEST_ARRAYS:
         raise ValueError(sizes)
-    return message, [_exactly(size, fill) for size in sizes]
+    return message, [_read_exactly(size, fill) for size in sizes]
 
 
-def _exactly(size: int, fill: Fill) -> bytearray:
+def _read_exactly(size: int, fill: Fill) -> bytearray:
     data = bytearray(size)
     view = memoryview(data)
     while view:

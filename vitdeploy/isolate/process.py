@@ -21,7 +21,7 @@ from vitdeploy.codes import CODES
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError, library, printable
 from vitdeploy.files import Lease, lease_folder
 from vitdeploy.isolate import memory
-from vitdeploy.isolate.frames import framed, received
+from vitdeploy.isolate.frames import encode_message, receive_message
 from vitdeploy.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def run(function: str, argument: object = None, *, seconds: float, progress: Pro
         function: ``module:name``, written in our own sources; never from a file.
         argument: Its one argument, of what JSON knows. Paths must be absolute: the child works in another folder.
         seconds: Wall-clock time after which the child and its own children are killed.
-        progress: Hears what the function tells `told`.
+        progress: Hears what the function tells `report_progress`.
         limits: See `Limits`.
 
     Returns:
@@ -147,7 +147,7 @@ class Child:
         self._close = weakref.finalize(self, _clean, os.getpid(), self._process, (self._channel, life), lease)
         bounds = {name: self.limits.get(name) for name in ("memory_mib", "file_mib", "cpu_s", "smaller")}
         with suppress(OSError):  # it is dead already: the first question says so
-            self._channel.sendall(framed({"subject": subject, **bounds}))
+            self._channel.sendall(encode_message({"subject": subject, **bounds}))
 
     @property
     def pid(self) -> int:
@@ -170,7 +170,7 @@ class Child:
             argument: Of what JSON knows.
             arrays: Contiguous bytes that go with it.
             seconds: Wall-clock time after which the child is killed.
-            progress: Hears what the child tells `told`.
+            progress: Hears what the child tells `report_progress`.
 
         Returns:
             The answer, and the bytes that came with it.
@@ -178,23 +178,23 @@ class Child:
         Raises:
             VitdeployError: See `run`; the child lives on after errors of its own.
         """
-        frame = framed({"call": call, "argument": argument}, arrays)
+        frame = encode_message({"call": call, "argument": argument}, arrays)
         with self._lock:
             if self._error is not None:
-                raise _rebuilt(**self._error.record())  # type: ignore[arg-type]
+                raise _rebuild(**self._error.record())  # type: ignore[arg-type]
             deadline = time.monotonic() + seconds
             try:
-                with self._judged(seconds):
-                    self._tell((frame, *arrays), deadline)
-                answer, received = self._answer(seconds, deadline, progress)
+                with self._translate(seconds):
+                    self._send((frame, *arrays), deadline)
+                answer, receive_message = self._await_answer(seconds, deadline, progress)
             except BaseException:
                 if self._error is None:  # Ctrl-C, or the listener's own: half an answer is of no use
                     self._interrupt()
                 raise
             if not answer.keys() & {"error", "crash"}:
-                return answer.get("result"), received
-            with self._judged(seconds):
-                error = _rebuilt(**answer["error"]) if "error" in answer else ChildCrash(self.limits["what"], answer["crash"])
+                return answer.get("result"), receive_message
+            with self._translate(seconds):
+                error = _rebuild(**answer["error"]) if "error" in answer else ChildCrash(self.limits["what"], answer["crash"])
         raise error from ChildTraceback(f"\n{answer.get('traceback', '')}")
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class Child:
         self.close()
 
     @contextmanager
-    def _judged(self, seconds: float) -> Iterator[None]:
+    def _translate(self, seconds: float) -> Iterator[None]:
         """What the socket raises inside the block, and answers that make no sense, in our words."""
         try:
             yield
@@ -223,33 +223,35 @@ class Child:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._fail("garbled", seconds)
 
-    def _tell(self, parts: Sequence[bytes | memoryview], deadline: float) -> None:
+    def _send(self, parts: Sequence[bytes | memoryview], deadline: float) -> None:
         for part in parts:
             self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
             self._channel.sendall(part)
 
-    def _answer(self, seconds: float, deadline: float, progress: Progress) -> tuple[dict[str, Any], list[bytearray]]:
+    def _await_answer(self, seconds: float, deadline: float, progress: Progress) -> tuple[dict[str, Any], list[bytearray]]:
         """What comes when the steps are over, of which the listener hears."""
         while True:
-            with self._judged(seconds):
-                answer, received = self._heard(deadline)
-                steps = _steps(answer["progress"]) if "progress" in answer else None
+            with self._translate(seconds):
+                answer, receive_message = self._receive(deadline)
+                steps = _check_steps(answer["progress"]) if "progress" in answer else None
             if steps is None:
                 self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))  # a dead one tells no more
-                return answer, received
+                return answer, receive_message
             progress(*steps)
 
     def _fail(self, how: str, seconds: float) -> NoReturn:
         """End the child, and say what became of it."""
-        status, peak = _ended(self._process)
+        status, peak = _end_process(self._process)
         # what the kernel counts includes the parent's own, where that was larger when it started the child
         peak = peak if peak > self._least_mib else self._peak_mib
         what, file = self.limits["what"], self.limits.get("file")
         if how == "late" or status == -signal.SIGXCPU:
-            message = f"{what} was killed: it took longer than {seconds:g} s{_figures(', and', peak, self.limits['memory_mib'])}"
+            message = (
+                f"{what} was killed: it took longer than {seconds:g} s{_format_peak(', and', peak, self.limits['memory_mib'])}"
+            )
             error = MachineError("VD4008", message, file=file, fix=self.limits.get("longer", "try again"))
         else:
-            message, full = _obituary(status if how == "dead" else None, peak, self.limits["memory_mib"])
+            message, full = _explain_end(status if how == "dead" else None, peak, self.limits["memory_mib"])
             fix = self.limits["smaller"] if full else self.limits.get("instead", "")
             error = MachineError("VD4007", f"{what} {message}{_last_words(self._folder)}", file=file, fix=fix)
         self._error = error
@@ -268,7 +270,7 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
             self._close()
 
-    def _heard(self, deadline: float) -> tuple[dict[str, Any], list[bytearray]]:
+    def _receive(self, deadline: float) -> tuple[dict[str, Any], list[bytearray]]:
         def fill(view: memoryview) -> int:
             while True:
                 left = deadline - time.monotonic()
@@ -280,7 +282,7 @@ class Child:
                 except TimeoutError:
                     self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))
 
-        return received(fill)
+        return receive_message(fill)
 
 
 def _start(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
@@ -294,7 +296,7 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
             process = subprocess.Popen(  # noqa: S603 (our own interpreter and code)
                 [sys.executable, "-I", "-c", code],
                 cwd=folder,
-                env=environment() | {"TMPDIR": str(folder)},
+                env=choose_environment() | {"TMPDIR": str(folder)},
                 pass_fds=(theirs.fileno(), there),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -311,7 +313,7 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
     return process, ours, here
 
 
-def environment() -> dict[str, str]:
+def choose_environment() -> dict[str, str]:
     """The part of this process's environment that children get."""
     return {name: os.environ[name] for name in KEPT if name in os.environ}
 
@@ -319,13 +321,13 @@ def environment() -> dict[str, str]:
 def _clean(owner: int, process: subprocess.Popen[bytes], ends: tuple[socket.socket, int], lease: Lease) -> None:
     if os.getpid() != owner:  # a fork of the parent ends: the child is not its own
         return
-    _ended(process)
+    _end_process(process)
     ends[0].close()
     os.close(ends[1])
     lease.end()
 
 
-def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+def _end_process(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     """Kill the child and what it has started; its status as `subprocess` counts, and its peak of memory in MiB."""
     peak = 0.0
     if process.returncode is None:
@@ -343,11 +345,11 @@ def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     return process.returncode, peak
 
 
-def _figures(before: str, peak: float, cap: int | None) -> str:
+def _format_peak(before: str, peak: float, cap: int | None) -> str:
     return f"{before} it had used {memory.format_use(peak, cap)}" if peak else ""
 
 
-def _obituary(status: int | None, peak: float, cap: int | None) -> tuple[str, bool]:
+def _explain_end(status: int | None, peak: float, cap: int | None) -> tuple[str, bool]:
     """How a child ended, and whether memory is the likely reason; without a status, it was its answer."""
     if status is None:
         return "gave an answer that makes no sense", False
@@ -355,7 +357,7 @@ def _obituary(status: int | None, peak: float, cap: int | None) -> tuple[str, bo
         return f"ended with status {status} before it answered", False
     names = {number.value: number.name for number in signal.Signals}
     full = status == -signal.SIGKILL or peak > _FULL * memory.usable_mib(cap)
-    message = f"was ended by {names.get(-status, f'signal {-status}')}{_figures(':', peak, cap)}"
+    message = f"was ended by {names.get(-status, f'signal {-status}')}{_format_peak(':', peak, cap)}"
     return message + (" (out of memory?)" if full else ""), full
 
 
@@ -369,13 +371,13 @@ def _last_words(folder: Path) -> str:
     return f"; it said last: {said[-1].strip()[:300]}" if said else ""
 
 
-def _rebuilt(*, code: str, file: str | None, message: str, fix: str, exit: int) -> VitdeployError:
+def _rebuild(*, code: str, file: str | None, message: str, fix: str, exit: int) -> VitdeployError:
     if code not in CODES or any(not isinstance(text, str) for text in (message, fix, file or "")):
         raise ValueError(code)
     return _CLASSES[exit](code, message, file=file, fix=fix)
 
 
-def _steps(told: list[Any]) -> tuple[str, int, int]:
+def _check_steps(told: list[Any]) -> tuple[str, int, int]:
     what, done, total = told
     if type(what) is not str or type(done) is not int or type(total) is not int:
         raise TypeError(told)

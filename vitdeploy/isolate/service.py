@@ -17,21 +17,21 @@ from typing import Any
 from vitdeploy import machine
 from vitdeploy.errors import INTERRUPTED, MachineError, VitdeployError, explain_exhaustion, first_line
 from vitdeploy.isolate import memory
-from vitdeploy.isolate.frames import framed, received
+from vitdeploy.isolate.frames import encode_message, receive_message
 
 _channel: socket.socket | None = None
 _sending = threading.Lock()
 
 
-def inside() -> bool:
+def is_child() -> bool:
     """Whether this process is such a child: what it opens can take nothing down but itself."""
     return _channel is not None
 
 
-def told(what: str, done: int, total: int) -> None:
+def report_progress(what: str, done: int, total: int) -> None:
     """The `Progress` of a function that runs in a child: the parent's listener hears it. Elsewhere it says nothing."""
     if _channel is not None:
-        _send(framed({"progress": [what, done, total]}))
+        _send(encode_message({"progress": [what, done, total]}))
 
 
 def serve(channel: int, life: int) -> None:
@@ -48,13 +48,13 @@ def serve(channel: int, life: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _channel = socket.socket(fileno=channel)
     try:
-        start, _ = received(_channel.recv_into)
-        _limit(start)
+        start, _ = receive_message(_channel.recv_into)
+        _apply_limits(start)
         desk = _Desk(start)
         while True:
-            desk.answer(*received(_channel.recv_into))
+            desk.answer(*receive_message(_channel.recv_into))
     except MemoryError:  # while it took in what was sent
-        _send(_failure(MachineError("VD4006", "a child process ran out of memory", fix="use a smaller batch")), ())
+        _send(_encode_failure(MachineError("VD4006", "a child process ran out of memory", fix="use a smaller batch")), ())
         status = 1
     except (EOFError, ConnectionError):  # nobody asks any more
         status = 0
@@ -81,37 +81,37 @@ class _Desk:
         outputs: Sequence[memoryview] = ()
         try:
             result, outputs = self._call(request["call"], request["argument"], arrays)
-            frame = framed({"result": result}, outputs)
+            frame = encode_message({"result": result}, outputs)
         except VitdeployError as exc:
-            frame, outputs = _failure(exc), ()
+            frame, outputs = _encode_failure(exc), ()
         except MemoryError:
             message = f"a child process ran out of memory: it had used {memory.format_use(machine.peak_mib(), self._cap)}"
-            frame, outputs = _failure(MachineError("VD4006", message, fix=self._smaller)), ()
+            frame, outputs = _encode_failure(MachineError("VD4006", message, fix=self._smaller)), ()
         except Exception as exc:  # noqa: BLE001 (the child's outermost handler: nobody above could say it)
             error = explain_exhaustion(exc)
-            frame, outputs = (_failure(error) if error else _crash(exc)), ()
+            frame, outputs = (_encode_failure(error) if error else _encode_crash(exc)), ()
         _send(frame, outputs)
 
     def _call(self, call: str, argument: object, arrays: list[bytearray]) -> tuple[Any, Sequence[memoryview]]:
         if ":" in call:
-            return _named(call)(argument), ()
+            return _import_name(call)(argument), ()
         if self._subject is None:
-            self._subject = _named(self._name)()
+            self._subject = _import_name(self._name)()
         result, outputs = getattr(self._subject, call)(argument, arrays)
         return result, outputs
 
 
-def _named(name: str) -> Any:  # noqa: ANN401 (a function or a class)
+def _import_name(name: str) -> Any:  # noqa: ANN401 (a function or a class)
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
 
-def _failure(error: VitdeployError) -> bytes:
-    return framed({"error": error.record(), "traceback": traceback.format_exc()[-20_000:]})
+def _encode_failure(error: VitdeployError) -> bytes:
+    return encode_message({"error": error.record(), "traceback": traceback.format_exc()[-20_000:]})
 
 
-def _crash(exc: Exception) -> bytes:
-    return framed({"crash": f"{type(exc).__name__}: {first_line(exc)}", "traceback": traceback.format_exc()[-20_000:]})
+def _encode_crash(exc: Exception) -> bytes:
+    return encode_message({"crash": f"{type(exc).__name__}: {first_line(exc)}", "traceback": traceback.format_exc()[-20_000:]})
 
 
 def _send(frame: bytes, arrays: Sequence[memoryview] = ()) -> None:
@@ -140,7 +140,7 @@ def _die_with(life: int) -> None:
         os._exit(1)
 
 
-def _limit(start: dict[str, Any]) -> None:
+def _apply_limits(start: dict[str, Any]) -> None:
     import resource  # Unix only
 
     _lower(resource.RLIMIT_CORE, 0, 0)

@@ -125,7 +125,8 @@ def calibrate(
         raise UsageError("VD2003", f"tensors wanted twice: {', '.join(sorted(doubled))}" if doubled else "no tensor is wanted")
     digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else files.sha256(model)
     statistics = _resumed(digest, wants, config)
-    observer = open_observer(model, [want.tensor for want in wants], threads=config.threads or logical_cores(), batch=config.batch)
+    threads = config.threads or logical_cores()
+    observer = open_observer(model, [want.tensor for want in wants], threads=threads, batch=config.batch)
     calibration = _Calibration(observer, statistics, config)
     try:
         calibration.run(batches, progress)

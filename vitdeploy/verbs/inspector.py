@@ -154,7 +154,7 @@ def _onnx(path: Path, record: Record | None = None) -> Inspection:
             notes.append(f"carries a broken input contract: {exc}")
     facts = {
         **(_model(spec) if spec else {}),
-        "weights": weights_of(graph),
+        "weights": describe_weights(graph),
         "quantization": graph.quantization,
         "parameters": graph.parameters,
         "elements": graph.elements,
@@ -179,7 +179,7 @@ def _onnx(path: Path, record: Record | None = None) -> Inspection:
     )
 
 
-def weights_of(graph: OnnxGraph) -> str:
+def describe_weights(graph: OnnxGraph) -> str:
     """In one or two words what a model computes with: the most frequent type of its weights, and how it is quantised."""
     dtype = next((name for name in graph.elements if name not in _NOT_PARAMETERS), "none")
     operators = graph.quantization
@@ -203,8 +203,8 @@ def _checkpoint_folder(path: Path, weights: dict[str, Path]) -> Inspection:
     except ModuleNotFoundError:
         return _checkpoint(path, {name: file for name, file in weights.items() if name.endswith(".safetensors")} or weights)
     layout = folders.find(path)
-    found = _checkpoint(path, layout.weights, layout.config, layout.preprocessor)
-    return msgspec.structs.replace(found, notes=(*layout.notes, *found.notes))
+    inspection = _checkpoint(path, layout.weights, layout.config, layout.preprocessor)
+    return msgspec.structs.replace(inspection, notes=(*layout.notes, *inspection.notes))
 
 
 def _checkpoint(
@@ -223,9 +223,9 @@ def _checkpoint(
     try:
         from vitdeploy.checkpoints import outline
     except ModuleNotFoundError:
-        return _described(path, weights, tensors, ("", None, ("install vitdeploy[export] to learn library and model",)))
+        return _describe(path, weights, tensors, ("", None, ("install vitdeploy[export] to learn library and model",)))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return _described(path, weights, tensors, outline.describe(path, shapes, config or {}, preprocessor or {}))
+    return _describe(path, weights, tensors, outline.describe(path, shapes, config or {}, preprocessor or {}))
 
 
 def _pickle(path: Path) -> Inspection:
@@ -235,16 +235,16 @@ def _pickle(path: Path) -> Inspection:
     read = checkpoint.read(path)
     tensors = {name: Outline(str(tensor.dtype)[6:], tuple(tensor.shape)) for name, tensor in read.state.items()}
     weights = folders.find(path).weights if path.is_dir() else {path.name: path}
-    return _described(path, weights, tensors, outline.identify(read))
+    return _describe(path, weights, tensors, outline.identify(read))
 
 
-def _described(
+def _describe(
     path: Path,
     weights: Mapping[str, Path],
     tensors: dict[str, Outline],
-    found: tuple[str, ModelSpec | None, tuple[str, ...]],
+    identity: tuple[str, ModelSpec | None, tuple[str, ...]],
 ) -> Inspection:
-    source, spec, notes = found
+    source, spec, notes = identity
     elements: dict[str, int] = {}
     for tensor in tensors.values():
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
@@ -299,7 +299,7 @@ def _text(path: Path) -> Inspection:
         return _mapping(table, made)
     if "model" in keys:
         recipe = Recipe.load(path)
-        stages = [stage for stage in ("export", "validate", "bench") if getattr(recipe, stage, None) is not None]
+        stages = [name for name in recipe.__struct_fields__ if name != "model" and getattr(recipe, name) is not None]
         facts = {"model": recipe.model.source, "weights": recipe.model.weights, "stages": stages}
         return Inspection(**made, kind="recipe", facts=facts)
     if {"title", "rows"} <= keys:

@@ -100,16 +100,16 @@ def predict(
     from vitdeploy.backends.child import open_in_child
 
     name = config.backend or artifact.engine or choose_engine()
-    found = []
+    predictions = []
     with closing(open_in_child(name, artifact, OpenConfig(threads=config.threads))) as runner:
         for done, path in enumerate(images):
             progress("predict", done, len(images))
             pixels = pixels_of.load(path, artifact.spec.input)
             tensor = pixels_of.to_tensor(pixels, artifact.spec.input)
             logits = run_any(runner, tensor)[artifact.spec.output][0]
-            found.append(Prediction(image=str(path), classes=_best(logits, artifact.spec.labels, config.top)))
+            predictions.append(Prediction(image=str(path), classes=_best(logits, artifact.spec.labels, config.top)))
     progress("predict", len(images), len(images))
-    return found
+    return predictions
 
 
 def choose_engine() -> str:

@@ -82,7 +82,7 @@ def _child(argument: dict[str, Any]) -> None:
     take_table(argument["engines"])
     os.chdir(argument["current"])  # paths in messages and in the record stay as they were written
     artifact = Artifact(Path(argument["source"]), msgspec.convert(argument["record"], Record))
-    write(artifact, msgspec.convert(argument["config"], QuantizeConfig), Path(argument["folder"]), isolate.told)
+    write(artifact, msgspec.convert(argument["config"], QuantizeConfig), Path(argument["folder"]), isolate.report_progress)
 
 
 def _require_packages() -> None:

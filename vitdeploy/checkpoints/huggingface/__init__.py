@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.checkpoints.huggingface import beit, clip, dino, processor, vit
-from vitdeploy.checkpoints.huggingface.family import Family, Options, prefixed
+from vitdeploy.checkpoints.huggingface.family import Family, Options, add_prefix
 from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.checkpoints.table import Rule
 from vitdeploy.errors import InputError
@@ -93,7 +93,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
 def rules(checkpoint: Checkpoint, model: ModelSpec) -> tuple[Rule, ...]:
     """The table of the checkpoint's family, with and without the prefix of a whole model."""
     options = _options(checkpoint)
-    return prefixed(options.family.prefixes, options.family.rules(options, model))
+    return add_prefix(options.family.prefixes, options.family.rules(options, model))
 
 
 def grid(checkpoint: Checkpoint) -> tuple[int, int] | None:

@@ -15,8 +15,8 @@ from vitdeploy.checkpoints.huggingface.family import (
     Family,
     Options,
     Pairs,
-    left_out,
-    renamed,
+    leave_out,
+    rename,
 )
 from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
@@ -32,7 +32,7 @@ _BLOCK: Pairs = (
     (_TABLE, f"attn.{_OURS}"),
 )
 _INDEX = "relative_position_bias.relative_position_index"
-_LM_HEAD = left_out("predicts visual tokens in pre-training; features come from the encoder", "lm_head.{kind}")
+_LM_HEAD = leave_out("predicts visual tokens in pre-training; features come from the encoder", "lm_head.{kind}")
 _DEFAULTS = {
     **SIZES,
     "use_absolute_position_embeddings": False,
@@ -66,13 +66,13 @@ def _rules(_: Options, __: ModelSpec) -> tuple[Rule, ...]:
         Rule("pooler.layernorm.{kind}", "fc_norm.{kind}"),
         Rule(f"encoder.{_TABLE}", _OURS),
         Rule("shared_position_bias.relative_position_bias_table", _OURS),
-        *left_out(
+        *leave_out(
             "which row of the table belongs to which two patches, which is computed",
             f"encoder.layer.{{i}}.attention.attention.{_INDEX}",
             f"encoder.{_INDEX}",
         ),
-        *renamed(("", ""), pairs=EMBEDDINGS),
-        *renamed(*VIT_STEMS, pairs=_BLOCK),
+        *rename(("", ""), pairs=EMBEDDINGS),
+        *rename(*VIT_STEMS, pairs=_BLOCK),
         *MASK,
         *_LM_HEAD,
         *CLASSIFIER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitdeploy.checkpoints.huggingface.family import CLASSIFIER, SIZES, Family, Options, Pairs, left_out, renamed
+from vitdeploy.checkpoints.huggingface.family import CLASSIFIER, SIZES, Family, Options, Pairs, leave_out, rename
 from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
 
@@ -22,13 +22,13 @@ _TOWER = (
     Rule("embeddings.class_embedding", "cls_token", "token"),
     Rule("embeddings.position_embedding.weight", "pos_embed", "token"),
     Rule("embeddings.patch_embedding.{kind}", "patch_embed.proj.{kind}"),
-    *left_out("counts the positions from 0", "embeddings.position_ids"),
-    *renamed(("encoder.layers.{i}.", "blocks.{i}."), pairs=_BLOCK),
+    *leave_out("counts the positions from 0", "embeddings.position_ids"),
+    *rename(("encoder.layers.{i}.", "blocks.{i}."), pairs=_BLOCK),
 )
-_OTHER_TOWER = left_out("the text tower: not part of the image tower", "text_model.{any}", "text_projection.{kind}")
-_SIMILARITY = left_out("scales the similarity of image and text; not part of the features", "logit_scale", "logit_bias")
-_UNUSED_NORM = left_out("this classifier takes the mean of tokens that are not normalised", "post_layernorm.{kind}")
-_UNUSED_POOL = left_out("pools for image-text matching; this classifier takes the mean of the tokens", "head.{any}")
+_OTHER_TOWER = leave_out("the text tower: not part of the image tower", "text_model.{any}", "text_projection.{kind}")
+_SIMILARITY = leave_out("scales the similarity of image and text; not part of the features", "logit_scale", "logit_bias")
+_UNUSED_NORM = leave_out("this classifier takes the mean of tokens that are not normalised", "post_layernorm.{kind}")
+_UNUSED_POOL = leave_out("pools for image-text matching; this classifier takes the mean of the tokens", "head.{any}")
 _VISION = {**SIZES, "layer_norm_eps": 1e-5, "patch_size": 32, "hidden_act": "quick_gelu"}
 
 

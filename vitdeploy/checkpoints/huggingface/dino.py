@@ -14,8 +14,8 @@ from vitdeploy.checkpoints.huggingface.family import (
     Family,
     Options,
     Pairs,
-    left_out,
-    renamed,
+    leave_out,
+    rename,
 )
 from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
@@ -37,7 +37,7 @@ _GATED: Pairs = (
     ("mlp.down_proj.{kind}", "mlp.fc2.{kind}"),
 )
 _PLAIN: Pairs = (("mlp.up_proj.{kind}", "mlp.fc1.{kind}"), ("mlp.down_proj.{kind}", "mlp.fc2.{kind}"))
-_NO_REGISTERS = left_out("holds no register", "embeddings.register_tokens")
+_NO_REGISTERS = leave_out("holds no register", "embeddings.register_tokens")
 _DINOV2: dict[str, Any] = {
     **SIZES,
     "layer_norm_eps": 1e-6,
@@ -66,8 +66,8 @@ def _dinov2_spec(options: Options) -> dict[str, Any]:
 def _dinov2_rules(_: Options, spec: ModelSpec) -> tuple[Rule, ...]:
     return (
         *((Rule("embeddings.register_tokens", "reg_token"),) if spec.registers else _NO_REGISTERS),
-        *renamed(("", ""), pairs=EMBEDDINGS),
-        *renamed(("encoder.layer.{i}.", "blocks.{i}."), ("layers.{i}.", "blocks.{i}."), pairs=(*_BLOCK, *_GATED)),
+        *rename(("", ""), pairs=EMBEDDINGS),
+        *rename(("encoder.layer.{i}.", "blocks.{i}."), ("layers.{i}.", "blocks.{i}."), pairs=(*_BLOCK, *_GATED)),
         *MASK,
         *CLASSIFIER,
     )
@@ -133,8 +133,8 @@ def _dinov3_rules(_: Options, spec: ModelSpec) -> tuple[Rule, ...]:
         Rule("embeddings.cls_token", "cls_token"),
         Rule("embeddings.patch_embeddings.{kind}", "patch_embed.proj.{kind}"),
         Rule("norm.{kind}", "norm.{kind}"),
-        *renamed(("layer.{i}.", "blocks.{i}."), ("model.layer.{i}.", "blocks.{i}."), pairs=pairs),
-        *left_out("the rates of the rotation, which are computed", "rope_embeddings.{any}", "model.rope_embeddings.{any}"),
+        *rename(("layer.{i}.", "blocks.{i}."), ("model.layer.{i}.", "blocks.{i}."), pairs=pairs),
+        *leave_out("the rates of the rotation, which are computed", "rope_embeddings.{any}", "model.rope_embeddings.{any}"),
         *MASK,
     )
 

@@ -113,8 +113,8 @@ class Options:
 
     def tensor(self, name: str) -> Tensor | None:
         """A tensor by its name behind the family's prefix, or nothing."""
-        found = (self.checkpoint.state.get(prefix + name) for prefix in self.family.prefixes)
-        return next((tensor for tensor in found if tensor is not None), None)
+        tensors = (self.checkpoint.state.get(prefix + name) for prefix in self.family.prefixes)
+        return next((tensor for tensor in tensors if tensor is not None), None)
 
     def has(self, name: str) -> bool:
         """Whether there is such a tensor."""
@@ -173,17 +173,17 @@ class Family(NamedTuple):
     nested: str = ""
 
 
-def renamed(*stems: tuple[str, str], pairs: Pairs) -> tuple[Rule, ...]:
+def rename(*stems: tuple[str, str], pairs: Pairs) -> tuple[Rule, ...]:
     """Rules for every pair of names under every pair of stems."""
     return tuple(Rule(f"{theirs}{a}", f"{ours}{b}") for theirs, ours in stems for a, b in pairs)
 
 
-def left_out(why: str, *patterns: str) -> tuple[Rule, ...]:
+def leave_out(why: str, *patterns: str) -> tuple[Rule, ...]:
     """Rules for tensors that the network does not need."""
     return tuple(Rule(pattern, None, why=why) for pattern in patterns)
 
 
-def prefixed(prefixes: tuple[str, ...], rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def add_prefix(prefixes: tuple[str, ...], rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The same rules behind every prefix."""
     return tuple(rule._replace(theirs=prefix + rule.theirs) for prefix in prefixes for rule in rules)
 
@@ -220,6 +220,6 @@ EMBEDDINGS: Pairs = (
     ("embeddings.patch_embeddings.projection.{kind}", "patch_embed.proj.{kind}"),
     ("layernorm.{kind}", "norm.{kind}"),
 )
-MASK = left_out("stands for hidden patches in pre-training; no patch is hidden here", "embeddings.mask_token")
+MASK = leave_out("stands for hidden patches in pre-training; no patch is hidden here", "embeddings.mask_token")
 CLASSIFIER = (Rule("classifier.{kind}", "head.{kind}"),)
-DECODER = left_out("rebuilds hidden patches in pre-training; features come from the encoder", "decoder.{any}")
+DECODER = leave_out("rebuilds hidden patches in pre-training; features come from the encoder", "decoder.{any}")

@@ -77,8 +77,8 @@ def contract(options: Options) -> InputContract:
         "mean": mean,
         "std": std,
     }
-    found = InputContract(**values)
-    return found if file else found.resized(*options.pair("image_size"))
+    made = InputContract(**values)
+    return made if file else made.resized(*options.pair("image_size"))
 
 
 def _refuse(key: str, given: Mapping[str, Any], options: Options, why: str = "is not supported") -> InputError:
@@ -114,7 +114,7 @@ def _geometry(given: Mapping[str, Any], options: Options) -> dict[str, Any]:
     else:
         square = bool(given["square"])
     if square or isinstance(size, dict):
-        return _stretched(_sides(size), crop, given, options)
+        return _read_stretch(_sides(size), crop, given, options)
     if not _positive(size):
         raise _refuse("size", given, options, "is no size in pixels")
     if crop is None:
@@ -122,7 +122,7 @@ def _geometry(given: Mapping[str, Any], options: Options) -> dict[str, Any]:
     return {"height": crop[0], "width": crop[1], "resize": "shortest", "resize_to": size}
 
 
-def _stretched(
+def _read_stretch(
     sides: tuple[int, int] | None, crop: tuple[int, int] | None, given: Mapping[str, Any], options: Options
 ) -> dict[str, Any]:
     if sides is None:
@@ -164,7 +164,7 @@ def _statistics(given: Mapping[str, Any], options: Options) -> tuple[tuple[float
     if given["do_rescale"] and not (_real(given["rescale_factor"]) and factor > 0):
         raise _refuse("rescale_factor", given, options)
     factor = 1.0 if abs(factor - 1) < 1e-6 else factor
-    found = []
+    scaled = []
     for key, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
         value = given[key] if given["do_normalize"] else neutral
         values = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -172,8 +172,8 @@ def _statistics(given: Mapping[str, Any], options: Options) -> tuple[tuple[float
             raise _refuse(key, given, options, "holds something that is no number")
         if len(set(values)) == 1:  # one number for every channel, however many there are
             values = values[:1] * channels
-        found.append(tuple(number / factor for number in values))
-    return found[0], found[1]
+        scaled.append(tuple(number / factor for number in values))
+    return scaled[0], scaled[1]
 
 
 def _real(value: object) -> bool:

@@ -14,14 +14,14 @@ from vitdeploy.checkpoints.huggingface.family import (
     VIT_STEMS,
     Family,
     Options,
-    left_out,
-    renamed,
+    leave_out,
+    rename,
 )
 from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
 
-_POOLER = left_out("a tanh layer trained for another task; the pooled output is the class token", "pooler.dense.{kind}")
-_TOWER = (*renamed(("", ""), pairs=EMBEDDINGS), *renamed(*VIT_STEMS, pairs=VIT_BLOCK), *MASK, *_POOLER, *CLASSIFIER)
+_POOLER = leave_out("a tanh layer trained for another task; the pooled output is the class token", "pooler.dense.{kind}")
+_TOWER = (*rename(("", ""), pairs=EMBEDDINGS), *rename(*VIT_STEMS, pairs=VIT_BLOCK), *MASK, *_POOLER, *CLASSIFIER)
 
 
 def _spec(options: Options) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.graph import storage
-from vitdeploy.graph.half.ranges import tapped
+from vitdeploy.graph.half.ranges import tap
 from vitdeploy.spec import ModelSpec
 
 
@@ -34,7 +34,7 @@ def maxima(
     Raises:
         MachineError: VD4004, the engine failed; VD4006, out of memory.
     """
-    taps = tapped(model)
+    taps = tap(model)
     observed = Artifact(folder, Record(spec=spec, made_by="quantize", entry="observed.onnx"))
     storage.write(taps.model, observed.model)
     largest = dict.fromkeys(taps.outputs.values(), 0.0)

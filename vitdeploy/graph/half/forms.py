@@ -7,19 +7,18 @@ that can be seen.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.errors import InputError
-from vitdeploy.graph.editor import free_name
+from vitdeploy.graph.editor import Editor, declare
+from vitdeploy.graph.query import Array, constant
 
 LARGEST = 65504.0
 """The largest finite FP16 number."""
@@ -61,32 +60,21 @@ class Loss(msgspec.Struct, frozen=True):
     error: float
 
 
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a tensor is an initializer that no caller can replace."""
-    return value is not None and value.producer() is None and value.const_value is not None and not value.is_graph_input()
-
-
-def read(value: ir.Value) -> NDArray[Any]:
-    """The numbers of a constant."""
-    assert value.const_value is not None
-    return np.asarray(value.const_value.numpy())
-
-
 def fill_types(model: ir.Model) -> None:
     """Find the types and shapes that a file leaves out by ONNX's inference, in place; nothing is computed differently.
 
     Raises:
         InputError: VD3025, the type of a tensor can't be told.
     """
-    if any(_untyped(node) for node in model.graph):
+    if any(_is_untyped(node) for node in model.graph):
         ShapeInferencePass()(model)
     for node in model.graph:
-        if _untyped(node):
-            message = f"the types of what {node.op_type} {label(node)!r} makes can't be told"
+        if _is_untyped(node):
+            message = f"the types of what {node.op_type} {node.name!r} makes can't be told"
             raise InputError("VD3025", message, fix="export the model again in ONNX's own operators")
 
 
-def _untyped(node: ir.Node) -> bool:
+def _is_untyped(node: ir.Node) -> bool:
     return any(value.dtype is None and value.uses() for value in node.outputs)
 
 
@@ -130,81 +118,49 @@ def _parameter(formals: Any, index: int) -> str:  # noqa: ANN401 (onnx's own seq
     return str(formals[min(index, len(formals) - 1)].type_str)
 
 
-def loss(array: NDArray[Any]) -> Loss:
+def measure_loss(array: Array) -> Loss:
     """What FP16 takes from a constant; infinities are numbers of FP16 too and cost nothing.
 
     Args:
         array: float32, any shape, finite parts at most `LARGEST`.
     """
-    finite = np.where(np.isfinite(array), array, 0).astype(np.float32).reshape(-1)
-    rounded = finite.astype(np.float16).astype(np.float32)
-    size = np.abs(rounded)
-    length = _length(finite)
+    finite = np.where(np.isfinite(array), array, 0).astype(np.float64)  # float32 can't square 1e-25
+    rounded = finite.astype(np.float16).astype(np.float64)
+    size, length = np.abs(rounded), np.linalg.norm(finite)
     return Loss(
         subnormal=int(np.count_nonzero((size > 0) & (size < SMALLEST_NORMAL))),
         vanished=int(np.count_nonzero((finite != 0) & (size == 0))),
-        error=_length(finite - rounded) / length if length else 0.0,
+        error=float(np.linalg.norm(finite - rounded) / length) if length else 0.0,
     )
 
 
-def _length(array: NDArray[np.float32]) -> float:
-    """Euclidean length, summed in float64: float32 can't square 1e-25."""
-    return math.sqrt(float(np.einsum("i,i->", array, array, dtype=np.float64)))
-
-
-def rewrite(graph: ir.Graph, half: Mapping[ir.Node, Form]) -> int:
+def rewrite(editor: Editor, half: Mapping[ir.Node, Form]) -> int:
     """Give nodes their FP16 form: constants, types, and one Cast for each tensor that is needed in its other type.
 
     Args:
-        graph: Changed in place.
+        editor: Of the graph that is changed.
         half: The nodes that become FP16, with their forms; all others stay.
 
     Returns:
         How many Casts were added.
     """
-    names = {str(value.name) for value in _values(graph)} | {str(node.name) for node in graph}
-    for value in list(graph.initializers.values()):
-        if is_constant(value) and _is_full(value):
-            _turn_constant(graph, value, half, names)
-    made = [value for node in graph for value in node.outputs if _is_full(value)]
-    given = {value for node, form in half.items() for value in (node.outputs[index] for index in form.outputs)}
-    for node in half:
+    graph = editor.graph
+    floats = [value for value in (*graph.inputs, *(out for node in graph for out in node.outputs)) if _is_full(value)]
+    for node, form in half.items():
+        for index, value in enumerate(node.inputs):
+            array = constant(value) if _takes_half(node, index, half) else None
+            if value is not None and array is not None:  # numpy rounds to nearest even and keeps subnormals
+                editor.rewire(node, index, editor.derive(value, "fp16", array.astype(np.float16)))
         _turn_attribute(node)
-    first, casts = graph[0], 0
-    for value in (*graph.inputs, *made):
-        if value in given:
-            value.type = ir.TensorType(_HALF)
-        if value in given or _is_full(value):
-            casts += _cast(graph, value, half, (names, first))
-    return casts
+        for index in form.outputs:
+            node.outputs[index].type = ir.TensorType(_HALF)
+    editor.restore_names()
+    return sum(_cast(editor, value, half) for value in floats)
 
 
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-
-
-def _wants_half(node: ir.Node, index: int, half: Mapping[ir.Node, Form]) -> bool:
-    return node in half and index in half[node].inputs
-
-
-def _turn_constant(graph: ir.Graph, value: ir.Value, half: Mapping[ir.Node, Form], names: set[str]) -> None:
-    """A constant for FP16 nodes: the same one when no other node uses it, else a copy beside it."""
-    turned = [use for use in value.uses() if use.node.op_type != "Cast" and _wants_half(use.node, use.idx, half)]
-    if not turned:
-        return
-    rounded = read(value).astype(np.float16)  # numpy rounds to nearest even and keeps subnormals
-    if len(turned) == len(list(value.uses())) and not value.is_graph_output():
-        value.const_value = ir.tensor(rounded, name=value.name)
-        value.type = ir.TensorType(_HALF)
-        return
-    name = free_name(f"{value.name}/fp16", names)
-    copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(_HALF), const_value=ir.tensor(rounded, name=name))
-    graph.register_initializer(copy)
-    for use in turned:
-        use.node.replace_input_with(use.idx, copy)
+def _takes_half(node: ir.Node, index: int, half: Mapping[ir.Node, Form]) -> bool:
+    """Whether a node must be given an input in FP16; a Cast takes every type as it is."""
+    return node in half and index in half[node].inputs and node.op_type != "Cast"
 
 
 def _turn_attribute(node: ir.Node) -> None:
@@ -219,43 +175,29 @@ def _turn_attribute(node: ir.Node) -> None:
         node.attributes[name] = ir.AttrInt64(name, _HALF.value)
 
 
-def _cast(graph: ir.Graph, value: ir.Value, half: Mapping[ir.Node, Form], where: tuple[set[str], ir.Node]) -> int:
-    """Add the Cast that the other users of a tensor need, if any do; a Cast takes every type as it is."""
-    names, first = where
-    is_half, maker = value.dtype == _HALF, value.producer()
-    others = [use for use in value.uses() if use.node.op_type != "Cast" and _wants_half(use.node, use.idx, half) != is_half]
+def _cast(editor: Editor, value: ir.Value, half: Mapping[ir.Node, Form]) -> int:
+    """Add the Cast that the other users of a tensor need, if any do; how many were added."""
+    graph, is_half, maker = editor.graph, value.dtype == _HALF, value.producer()
+    uses = [use for use in value.uses() if use.node.op_type != "Cast" and _takes_half(use.node, use.idx, half) != is_half]
     leaves = is_half and value.is_graph_output()
-    if not others and not leaves:
+    if not uses and not leaves:
         return 0
-    target = _FULL if is_half else _HALF
-    suffix = "fp32" if is_half else "fp16"
     source = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else value  # never a Cast of a Cast
-    cast = ir.node("Cast", [source], {"to": target.value}, name=free_name(f"{value.name}/to_{suffix}", names))
+    target = _FULL if is_half else _HALF
+    cast = ir.node("Cast", [source], {"to": target.value}, name=f"{value.name}/to_{'fp32' if is_half else 'fp16'}")
     result = cast.outputs[0]
-    result.shape, result.type = value.shape, ir.TensorType(target)
-    for use in others:
+    declare(result, ir.TensorType(target), value.shape)
+    editor.insert([cast], graph[0] if maker is None else maker, behind=maker is not None)
+    for use in uses:
         use.node.replace_input_with(use.idx, result)
     if leaves:  # the name of an output is part of the interface
-        result.name, value.name = value.name, free_name(f"{value.name}/fp16", names)
-        for place, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[place] = result
-    else:
-        result.name = free_name(f"{value.name}/{suffix}", names)
-    if maker is None:
-        graph.insert_before(first, cast)
-    else:
-        graph.insert_after(maker, cast)
-        if not is_used(value):  # a Cast whose result is needed in the other type only
-            graph.remove(maker, safe=True)
+        result.name, value.name = value.name, result.name
+        graph.outputs[list(graph.outputs).index(value)] = result
+    if source is not value and maker is not None:  # a Cast whose result may be needed in the other type only
+        editor.sweep(maker)
     return 1
 
 
 def is_used(value: ir.Value) -> bool:
     """Whether a node or the caller takes a tensor."""
     return bool(value.uses()) or value.is_graph_output()
-
-
-def label(node: ir.Node) -> str:
-    """A node's name; one without a name is called by its operator and its first result."""
-    return str(node.name) if node.name else f"{node.op_type} of {node.outputs[0].name}"

@@ -1,29 +1,32 @@
-"""Parts of a ViT that may stay in FP32 by name, and parts that must: found by what is computed, not by names of nodes."""
+"""Parts of a ViT that may stay in FP32 by name, and parts that must: recognised by what is computed, not by names of nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import onnx_ir as ir
 
-from vitdeploy.graph.half.forms import is_constant, read
+from vitdeploy.errors import UsageError, nearest
+from vitdeploy.graph.moves import MOVES as SINGLE_MOVES
+from vitdeploy.graph.query import constant, is_constant, maker, number, only_user
 
 CONTRACTIONS = frozenset(("MatMul", "Gemm", "Conv", "Einsum", "Attention", "MatMulNBits", "MatMulInteger", "QLinearMatMul"))
 """Operators that sum products over channels."""
-_VIEWS = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Tile"))
-MOVES = _VIEWS | frozenset(("Split", "Slice", "Gather", "Concat", "Pad", "Where"))
-"""Operators that move numbers and compute none."""
-_ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Abs"))
-_POINTWISE = _ARITHMETIC | frozenset(("Sqrt", "Reciprocal", "Max", "Min", "Clip", "Exp"))
-_SHAPES = frozenset(("Shape", "Size"))
-_NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization"))
+MOVES = SINGLE_MOVES | {"Expand", "Tile", "Concat", "Pad", "Where"}
+"""Operators that move numbers of one tensor or several and compute none."""
+NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization"))
+MEANS = frozenset(("ReduceMean", "ReduceSum", "GlobalAveragePool"))
+QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _ACTIVATIONS = frozenset(("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Swish"))
-_CURVES = frozenset(("Erf", "Tanh", "Sigmoid"))
+_SHAPES = frozenset(("Shape", "Size"))
+_WAVES = frozenset(("Sin", "Cos"))
+_ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Abs"))
+_POINTWISE = _ARITHMETIC | {"Sqrt", "Reciprocal", "Max", "Min", "Clip", "Exp"}
 _FUSED_SQUARES = frozenset(("ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization", "GroupNormalization"))
-_MEANS = frozenset(("ReduceMean", "ReduceSum", "GlobalAveragePool"))
 _FAR = 12
 """Nodes in one decomposed function, at most."""
+
+Nodes = set[ir.Node]
 
 
 class Flow:
@@ -36,9 +39,9 @@ class Flow:
         self._above: list[int] = []  # bit i of entry k: node i is above node k
         for node in self.nodes:
             bits = 0
-            for maker in makers(node):
-                if maker in self._place:
-                    bits |= self._above[self._place[maker]] | 1 << self._place[maker]
+            for each in _makers(node):
+                if each in self._place:
+                    bits |= self._above[self._place[each]] | 1 << self._place[each]
             self._above.append(bits)
 
     def is_above(self, node: ir.Node | None, other: ir.Node) -> bool:
@@ -50,19 +53,21 @@ class Flow:
         bits = self._above[self._place[node]]
         return (other for place, other in enumerate(self.nodes) if bits >> place & 1)
 
+    def pick(self, operators: Collection[str]) -> Nodes:
+        """All nodes with one of these operators."""
+        return {node for node in self.nodes if node.op_type in operators}
+
     def residuals(self) -> list[tuple[ir.Node, ir.Value, bool]]:
         """Residual connections: the Add, the tensor that goes around, and whether it goes around an attention."""
-        found = []
+        connections = []
         for add in self.nodes:
-            first, second = add.inputs[:2] if add.op_type == "Add" else (None, None)
-            if first is None or second is None or is_constant(first) or is_constant(second):
-                continue
-            for skip, branch in ((first, second), (second, first)):
+            operands = _computed(add) if add.op_type == "Add" else []
+            for skip, branch in zip(operands, reversed(operands), strict=True) if len(operands) == 2 else ():
                 around = self._between(skip.producer(), branch.producer())
                 if around & CONTRACTIONS:
-                    found.append((add, skip, bool(around & {"Softmax", "Attention"})))
+                    connections.append((add, skip, bool(around & {"Softmax", "Attention"})))
                     break
-        return found
+        return connections
 
     def _between(self, top: ir.Node | None, bottom: ir.Node | None) -> set[str]:
         """Operators of the nodes below ``top`` on the ways to ``bottom``, with ``bottom``."""
@@ -71,53 +76,80 @@ class Flow:
         return {node.op_type for node in (*self.above(bottom), bottom) if self.is_above(top, node)}
 
 
-class Island(NamedTuple):
-    """A named part of a ViT.
+def find_kept(flow: Flow, names: Collection[str]) -> dict[ir.Node, str]:
+    """Nodes that stay in FP32 whatever their numbers are, and why: those that must, and those that are named.
 
-    Attributes:
-        meaning: What it covers, for people.
-        find: Its nodes.
+    Args:
+        flow: Of the graph.
+        names: Keys of `ISLANDS`, or names of nodes.
+
+    Raises:
+        UsageError: VD2003, a name is neither.
     """
+    kept: dict[ir.Node, str] = {}
+    reasons = (_squares, "sums squares"), (_sizes, "computes with sizes"), (_angles, "angles need FP32")
+    for find, reason in reasons:
+        for node in find(flow):
+            kept.setdefault(node, reason)
+    named = {str(node.name): node for node in flow.nodes}
+    for name in names:
+        if name not in ISLANDS and name not in named:
+            fix = nearest(name, [*ISLANDS, *named]) or f"use {', '.join(ISLANDS)}, or the name of a node"
+            raise UsageError("VD2003", f"{name!r} is neither a part of a ViT nor a node of the graph", fix=fix)
+        for node in ISLANDS[name](flow) if name in ISLANDS else (named[name],):
+            kept.setdefault(node, f"keep {name}")
+    return kept
 
-    meaning: str
-    find: Callable[[Flow], set[ir.Node]]
 
-
-def makers(node: ir.Node) -> Iterator[ir.Node]:
+def _makers(node: ir.Node) -> list[ir.Node]:
     """Nodes that make a node's inputs."""
-    for value in node.inputs:
-        maker = None if value is None else value.producer()
-        if maker is not None:
-            yield maker
+    return [above for value in node.inputs if value is not None and (above := value.producer()) is not None]
 
 
 def _computed(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None and not is_constant(value)]
 
 
-def _user(value: ir.Value) -> ir.Node | None:
-    """The only node that uses a tensor, or None."""
-    users = {use.node: None for use in value.uses()}
-    return next(iter(users)) if len(users) == 1 and not value.is_graph_output() else None
+def _joins(node: ir.Node, *operators: str) -> bool:
+    """Whether a node is one of these operators, of two tensors that are computed."""
+    return node.op_type in operators and len(_computed(node)) == 2
 
 
-def _of(*operators: str) -> Callable[[Flow], set[ir.Node]]:
-    return lambda flow: {node for node in flow.nodes if node.op_type in operators}
+def _run_down(node: ir.Node, through: Collection[str]) -> Iterator[ir.Node]:
+    """The only user of a node's result, that one's, and so on, as long as they are of these operators."""
+    for _ in range(_FAR):
+        user = only_user(node.outputs[0])
+        if user is None or user.op_type not in through:
+            return
+        yield user
+        node = user
 
 
-def _residual(flow: Flow) -> set[ir.Node]:
+def _climb(node: ir.Node, through: Callable[[ir.Node], bool], ends: Collection[str] = ()) -> Nodes:
+    """Nodes above a node that a condition holds for, up to the first with one of the operators ``ends``, with them."""
+    reached, queue = set[ir.Node](), [node]
+    while queue:
+        for above in _makers(queue.pop()):
+            if above not in reached and (above.op_type in ends or through(above)):
+                reached.add(above)
+                queue += [] if above.op_type in ends else [above]
+    return reached
+
+
+def _residual(flow: Flow) -> Nodes:
+    """The additions of the residual stream."""
     return {add for add, _, _ in flow.residuals()}
 
 
-def _head(flow: Flow) -> set[ir.Node]:
+def _head(flow: Flow) -> Nodes:
     """What follows the last residual connection; in a graph without any, the last product and what follows it."""
-    residuals = [add for add, _, _ in flow.residuals()]
-    ends = residuals or [node for node in flow.nodes if node.op_type in CONTRACTIONS]
-    inner = {node for end in ends for node in flow.above(end)} | set(residuals)
+    residuals = _residual(flow)
+    ends = residuals or flow.pick(CONTRACTIONS)
+    inner = {node for end in ends for node in flow.above(end)} | residuals
     return {node for node in flow.nodes if node not in inner and any(node is end or flow.is_above(end, node) for end in ends)}
 
 
-def _embedding(flow: Flow) -> set[ir.Node]:
+def _embedding(flow: Flow) -> Nodes:
     """What makes the tokens that the first block takes."""
     residuals = flow.residuals()
     skips = [skip for _, skip, attends in residuals if attends] + [skip for _, skip, _ in residuals]
@@ -125,169 +157,117 @@ def _embedding(flow: Flow) -> set[ir.Node]:
     return set() if first is None else {*flow.above(first), first}
 
 
-def _attention(flow: Flow) -> set[ir.Node]:
-    """From the product of queries and keys to the product of probabilities and values."""
-    found = _of("Attention", "MultiHeadAttention")(flow)
-    for softmax in _of("Softmax")(flow):
-        below = list(_down(softmax))
-        if below and below[-1].op_type in CONTRACTIONS:
-            found |= {softmax, *below, *_up_to_product(softmax)}
-    return found
+def _attention(flow: Flow) -> Nodes:
+    """From the product of queries and keys to the product of probabilities and values, also where Q/DQ lie between."""
+    nodes = flow.pick(("Attention", "MultiHeadAttention"))
+    for softmax in flow.pick(("Softmax",)):
+        below: list[ir.Node] = []
+        for user in _run_down(softmax, MOVES | _POINTWISE | CONTRACTIONS | QUANTIZERS):
+            below.append(user)
+            if user.op_type in CONTRACTIONS:
+                scores = _climb(softmax, lambda above: above.op_type in MOVES | _POINTWISE, CONTRACTIONS)
+                nodes |= {softmax, *below, *scores}
+                break
+    return nodes
 
 
-def _down(node: ir.Node) -> Iterator[ir.Node]:
-    """From a node through moves and point by point to the first product, with it."""
-    for _ in range(_FAR):
-        user = _user(node.outputs[0])
-        if user is None or user.op_type not in MOVES | _POINTWISE | CONTRACTIONS | {"QuantizeLinear", "DequantizeLinear"}:
-            return
-        yield user
-        if user.op_type in CONTRACTIONS:
-            return
-        node = user
-
-
-def _up_to_product(node: ir.Node) -> set[ir.Node]:
-    """Nodes between a node and the products above it, with them."""
-    found, queue = set[ir.Node](), [node]
-    while queue:
-        for maker in makers(queue.pop()):
-            if maker in found or maker.op_type not in MOVES | _POINTWISE | CONTRACTIONS:
-                continue
-            found.add(maker)
-            if maker.op_type not in CONTRACTIONS:
-                queue.append(maker)
-    return found
-
-
-def _activation(flow: Flow) -> set[ir.Node]:
+def _activation(flow: Flow) -> Nodes:
     """GELU, SiLU and quick GELU, as one operator or as several around an Erf, Tanh or Sigmoid."""
-    found = _of(*_ACTIVATIONS)(flow)
-    for curve in _of(*_CURVES)(flow):
-        found |= {curve, *_around(curve)}
-    return found
+    curves = flow.pick(("Erf", "Tanh", "Sigmoid"))
+    return flow.pick(_ACTIVATIONS) | curves.union(*(_around(curve) for curve in curves))
 
 
-def _around(curve: ir.Node) -> set[ir.Node]:
+def _around(curve: ir.Node) -> Nodes:
     """The nodes that with a curve make x times a function of x; none when nothing multiplies."""
-    below = [curve]
-    for _ in range(4):
-        user = _user(below[-1].outputs[0])
-        if user is None or user.op_type not in _POINTWISE:
-            return set()
+    below: list[ir.Node] = []
+    for user in _run_down(curve, _POINTWISE):
         below.append(user)
-        if user.op_type == "Mul" and len(_computed(user)) == 2:
+        if _joins(user, "Mul"):
             break
-    else:
+    if not below or not _joins(below[-1], "Mul"):
         return set()
-    other = next((value.producer() for value in _computed(below[-1]) if value.producer() is not below[-2]), None)
-    side = [other] if other is not None and _scales(other) and _user(other.outputs[0]) is below[-1] else []
-    last = _user(below[-1].outputs[0])
-    return {*below, *side, *_private(curve), *([last] if last is not None and _scales(last) else [])}
+    product, last = below[-1], only_user(below[-1].outputs[0])
+    side = [above for above in _makers(product) if _scales(above) and only_user(above.outputs[0]) is product]
+    inner = _climb(curve, lambda above: above.op_type in _POINTWISE and only_user(above.outputs[0]) is not None)
+    return {*below, *side, *inner, *([last] if last is not None and _scales(last) else [])}
 
 
 def _scales(node: ir.Node) -> bool:
     """Whether a node multiplies by one constant number."""
-    constants = [value for value in node.inputs if value is not None and is_constant(value)]
-    return node.op_type in ("Mul", "Div") and len(constants) == 1 and read(constants[0]).size == 1
+    return node.op_type in ("Mul", "Div") and sum(number(value) is not None for value in node.inputs) == 1
 
 
-def _private(node: ir.Node) -> set[ir.Node]:
-    """Nodes above that compute point by point, and only for this one."""
-    found, queue = set[ir.Node](), [node]
-    while queue and len(found) < _FAR:
-        for value in _computed(queue.pop()):
-            maker = value.producer()
-            if maker is not None and maker.op_type in _POINTWISE and _user(value) is not None:
-                found.add(maker)
-                queue.append(maker)
-    return found
-
-
-def squares(flow: Flow) -> set[ir.Node]:
+def _squares(flow: Flow) -> Nodes:
     """Nodes that sum squares: norms written out in several operators, and L2 lengths. FP16 holds no square above 255.
 
     A LayerNormalization keeps its sums in float32 by itself (``stash_type``); the operators it is written out in do not.
-    """
-    found: set[ir.Node] = set()
-    for node in flow.nodes:
-        if node.op_type in _FUSED_SQUARES:
-            found |= {node, *(_quotient(node) if node.op_type.startswith("Reduce") else ())}
-            continue
-        square = node.inputs[0].producer() if node.op_type in _MEANS and node.inputs[0] is not None else None
-        if square is None or not _squares(square):
-            continue
-        found |= {node, square, *_quotient(node)}
-        centre = square.inputs[0].producer() if square.inputs[0] is not None else None
-        if centre is not None and centre.op_type == "Sub":
-            found |= {centre, *(maker for maker in makers(centre) if maker.op_type in _MEANS)}
-    return found
-
-
-def _squares(node: ir.Node) -> bool:
-    if node.op_type == "Mul":
-        return node.inputs[0] is node.inputs[1]
-    power = node.inputs[1] if node.op_type == "Pow" else None
-    return power is not None and is_constant(power) and bool((read(power) == 2).all())
-
-
-def _quotient(mean: ir.Node) -> list[ir.Node]:
-    """From a mean of squares to the division by its root.
-
-    The affine part behind it is no sum, and must not be in FP32 where the tensor before the norm is FP16: ONNX Runtime
+    The affine part behind a norm is no sum, and must not be in FP32 where the tensor before the norm is FP16: ONNX Runtime
     looks through the Casts, makes one LayerNormalization of all of it, and refuses its own node for mixed types.
     """
-    found, node = list[ir.Node](), mean
-    for _ in range(_FAR):
-        user = _user(node.outputs[0])
-        if user is None or user.op_type not in _POINTWISE | MOVES:
-            break
-        found.append(user)
-        node = user
-        if user.op_type in ("Div", "Mul") and len(_computed(user)) == 2:
-            break
-    return found
-
-
-def of_shapes(flow: Flow) -> set[ir.Node]:
-    """Nodes that compute sizes, positions or angles as floats at run time: FP16 counts no further than 2048."""
-    pixels: dict[ir.Value, bool] = {}  # whether a tensor depends on what the graph is fed, other than its shape
-    sizes: set[ir.Value] = set()  # depends on a shape alone
-    found: set[ir.Node] = set()
-    for node in flow.nodes:
-        computed = _computed(node)
-        fed = node.op_type not in _SHAPES and any(pixels.get(value, value.producer() is None) for value in computed)
-        pixels.update(dict.fromkeys(node.outputs, fed))
-        if fed or not (node.op_type in _SHAPES | {"Range"} or any(value in sizes for value in computed)):
+    nodes = flow.pick(_FUSED_SQUARES)
+    sums = [node for node in nodes if node.op_type.startswith("Reduce")]
+    for mean in flow.pick(MEANS):
+        square = maker(mean.inputs[0], "Mul", "Pow")
+        if square is None or not _is_square(square):
             continue
-        numbers = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
-        if node.op_type not in _SHAPES and numbers and not any(value in sizes for value in numbers):
-            continue  # a constant table, reshaped or repeated to a size
-        if node.op_type != "ConstantOfShape":
+        sums.append(mean)
+        nodes |= {mean, square}
+        centre = maker(square.inputs[0], "Sub")
+        if centre is not None:
+            nodes |= {centre, *(above for above in _makers(centre) if above.op_type in MEANS)}
+    for total in sums:
+        for user in _run_down(total, _POINTWISE | MOVES):  # to the division by the root
+            nodes.add(user)
+            if _joins(user, "Div", "Mul"):
+                break
+    return nodes
+
+
+def _is_square(node: ir.Node) -> bool:
+    if node.op_type == "Mul":
+        return node.inputs[0] is node.inputs[1]
+    power = constant(node.inputs[1])
+    return power is not None and bool((power == 2).all())
+
+
+def _sees_pixels(flow: Flow) -> set[ir.Value]:
+    """Tensors that depend on what the graph is fed, other than on its shape."""
+    seen: set[ir.Value] = set()
+    for node in flow.nodes:
+        if node.op_type not in _SHAPES and any(value in seen or value.producer() is None for value in _computed(node)):
+            seen.update(node.outputs)
+    return seen
+
+
+def _sizes(flow: Flow) -> Nodes:
+    """Nodes that compute sizes or positions as floats at run time: FP16 counts no further than 2048."""
+    pixels, nodes = _sees_pixels(flow), set[ir.Node]()
+    sizes: set[ir.Value] = set()  # depends on a shape alone
+    for node in flow.nodes:
+        if node.op_type in _SHAPES:
             sizes.update(node.outputs)
-            found.add(node)
-    return {node for node in found if node.op_type not in _SHAPES}
+        numbers = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT] or node.inputs
+        counts = node.op_type == "Range" or any(value in sizes for value in numbers)  # else a constant table, repeated
+        if counts and node.op_type not in _SHAPES | {"ConstantOfShape"} and not pixels.intersection(node.outputs):
+            sizes.update(node.outputs)
+            nodes.add(node)
+    return {node for node in nodes if node.op_type not in _WAVES}
 
 
-def angles(flow: Flow) -> set[ir.Node]:
+def _angles(flow: Flow) -> Nodes:
     """Sines and cosines, and what computes their angles without looking at pixels."""
-    found = _of("Sin", "Cos")(flow)
-    for node in list(found):
-        found |= {other for other in flow.above(node) if not _sees_input(flow, other)}
-    return found
+    pixels, waves = _sees_pixels(flow), flow.pick(_WAVES)
+    above = {node for wave in waves for node in flow.above(wave) if node.op_type not in _SHAPES}
+    return waves | {node for node in above if not pixels.intersection(node.outputs)}
 
 
-def _sees_input(flow: Flow, node: ir.Node) -> bool:
-    return any(value.is_graph_input() for other in (*flow.above(node), node) for value in _computed(other))
-
-
-ISLANDS: Mapping[str, Island] = {
-    "layernorm": Island("LayerNorm and RMSNorm", _of(*_NORMS)),
-    "softmax": Island("every softmax", _of("Softmax", "LogSoftmax")),
-    "attention": Island("products of queries, keys, probabilities and values, and the softmax between them", _attention),
-    "gelu": Island("activation functions of the MLPs", _activation),
-    "residual": Island("the additions of the residual stream", _residual),
-    "embedding": Island("from the image to the tokens of the first block", _embedding),
-    "head": Island("what follows the last block: norm, pooling, classifier, top-k", _head),
+ISLANDS: Mapping[str, Callable[[Flow], Nodes]] = {
+    "layernorm": lambda flow: flow.pick(NORMS),
+    "softmax": lambda flow: flow.pick(("Softmax", "LogSoftmax")),
+    "attention": _attention,
+    "gelu": _activation,
+    "residual": _residual,
+    "embedding": _embedding,
+    "head": _head,
 }
-"""Parts of a ViT that can be kept in FP32 by name."""
+"""Parts of a ViT that can be kept in FP32 by name, and what finds their nodes."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import InputError
-from vitdeploy.graph.half.forms import fill_types, is_constant, is_used, read
+from vitdeploy.graph.half.forms import fill_types, is_used
+from vitdeploy.graph.query import Array, constant
 
 _SAME = frozenset(
     ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Tile", "Cast", "Concat", "Pad")
 )
 """Give all the numbers they are given, and no others."""
+_PARTS = frozenset(("Slice", "Gather", "Split"))
 _POOLS = frozenset(("ReduceMean", "ReduceMax", "ReduceMin", "GlobalAveragePool", "MaxPool", "AveragePool", "TopK"))
-_NO_LARGER = _SAME | _POOLS | frozenset(("Slice", "Gather", "Split", "Relu", "Neg", "Abs", "Gelu", "Dropout"))
+_NO_LARGER = _SAME | _PARTS | _POOLS | frozenset(("Relu", "Neg", "Abs", "Gelu", "Dropout"))
 """Give no number that is larger than all they are given."""
 _WITHIN_ONE = frozenset(("Softmax", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Sin", "Cos"))
-_OLDEST = 13
+_HIDE = _SAME | _PARTS | frozenset(("Add", "Where"))
+"""What a mask of -inf goes through on its way to a Softmax."""
 
 
 class Taps(NamedTuple):
@@ -35,8 +38,8 @@ class Taps(NamedTuple):
     outputs: dict[str, str]
 
 
-def wanted(model: ir.Model) -> list[str]:
-    """Names of the float32 tensors whose largest |x| has to be measured, in the order of the graph.
+def choose_tensors(model: ir.Model) -> list[ir.Value]:
+    """The float32 tensors whose largest |x| has to be measured, in the order of the graph.
 
     Left out is what follows from the others (a reshaped tensor), or is known (a softmax, a constant, a dequantized tensor).
 
@@ -48,51 +51,66 @@ def wanted(model: ir.Model) -> list[str]:
     """
     fill_types(model)
     known = _SAME | _WITHIN_ONE | {"DequantizeLinear"}
-    made = [value for node in model.graph if node.op_type not in known or _turns(node) for value in node.outputs]
-    fed = [value for value in model.graph.inputs if value.const_value is None]
-    return [str(value.name) for value in (*fed, *made) if value.dtype == ir.DataType.FLOAT and is_used(value)]
+    made = [value for node in model.graph if node.op_type not in known or _makes_floats(node) for value in node.outputs]
+    return [value for value in (*model.graph.inputs, *made) if value.dtype == ir.DataType.FLOAT and is_used(value)]
 
 
-def _turns(node: ir.Node) -> bool:
+def _makes_floats(node: ir.Node) -> bool:
     """Whether a Cast makes floats out of something else."""
     return node.op_type == "Cast" and (node.inputs[0] is None or node.inputs[0].dtype != ir.DataType.FLOAT)
 
 
-def tapped(model: ir.Model, names: Collection[str] | None = None) -> Taps:
+def tap(model: ir.Model) -> Taps:
     """A copy of a graph that also gives the largest |x| of its tensors, one number for each and run.
 
     Engines drop NaN from maxima (ONNX Runtime does, unless it comes first), but not from sums: where the sum is NaN, the
-    output is. Infinities of both signs count as NaN.
+    output is. Infinities of both signs count as NaN. The -inf of a mask does not count: FP16 has it too.
 
     Args:
         model: Not changed, but for types that it leaves out; its weights are shared with the copy.
-        names: Tensors to look at; those of `wanted` when not given.
 
     Raises:
-        InputError: VD3025, the operator set is older than 13, or the type of a tensor can't be told.
+        InputError: VD3025, the type of a tensor can't be told.
     """
-    version = model.opset_imports.get("", 1)
-    if version < _OLDEST:
-        raise InputError("VD3025", f"operator set {version} is older than {_OLDEST}", fix="export the model again")
-    chosen = set(wanted(model) if names is None else names)
     copy = model.clone()
-    graph = copy.graph
-    values = [value for value in (*graph.inputs, *(out for node in graph for out in node.outputs)) if value.name in chosen]
+    graph, hidden = copy.graph, _hidden(copy.graph)
     taken = {str(value.name) for node in graph for value in node.outputs}
     outputs: dict[str, str] = {}
-    for value in values:
+    for value in choose_tensors(copy):
         name = f"max_abs/{value.name}"
         while name in taken:
             name += "_"
-        nodes = list(_measure(value, name))
+        nodes = list(_measure(value, name, masked=value in hidden))
         graph.extend(nodes)
         graph.outputs.append(nodes[-1].outputs[0])
         outputs[name] = str(value.name)
     return Taps(copy, outputs)
 
 
-def _measure(value: ir.Value, name: str) -> Iterator[ir.Node]:
+def _hidden(graph: ir.Graph) -> set[ir.Value]:
+    """Tensors with the -inf of a mask: a constant says what a softmax shall not see."""
+    hidden: set[ir.Value] = set()
+    for node in graph:
+        if node.op_type in _HIDE and any(value in hidden or _has_hidden(value) for value in node.inputs):
+            hidden.update(node.outputs)
+    return hidden
+
+
+def _has_hidden(value: ir.Value | None) -> bool:
+    array = constant(value) if value is not None and value.dtype == ir.DataType.FLOAT else None
+    return array is not None and bool((array == -np.inf).any())
+
+
+def _measure(value: ir.Value, name: str, *, masked: bool) -> Iterator[ir.Node]:
     """Nodes that give max |x|, or NaN; only the three reductions see the whole tensor, and none of them copies it."""
+    if masked:
+        infinite = ir.node("IsInf", [value], {"detect_positive": 0}, name=f"{name}/IsInf")
+        zero = ir.node("Constant", [], {"value_float": 0.0}, name=f"{name}/Constant")
+        shown = ir.node("Where", [infinite.outputs[0], zero.outputs[0], value], name=f"{name}/Where_shown")
+        for node in (infinite, zero, shown):
+            node.outputs[0].name = f"{node.name}_out"
+        yield from (infinite, zero, shown)
+        value = shown.outputs[0]
     reductions = [
         _scalar(operator, [value], f"{name}/{operator}", keepdims=0) for operator in ("ReduceMax", "ReduceMin", "ReduceSum")
     ]
@@ -114,7 +132,7 @@ def _scalar(operator: str, inputs: list[ir.Value], name: str, **attributes: int)
     return node
 
 
-def bounds(model: ir.Model, ranges: Mapping[str, float]) -> dict[ir.Value, float]:
+def bound_tensors(model: ir.Model, ranges: Mapping[str, float]) -> dict[ir.Value, float]:
     """The largest |x| of every float32 tensor for which it was measured or follows from what was measured.
 
     Args:
@@ -143,31 +161,32 @@ def _bound(node: ir.Node, known: Mapping[ir.Value, float]) -> float | None:
         return 1.0
     if node.op_type == "DequantizeLinear":
         return _dequantized(node)
-    if node.op_type not in _NO_LARGER or _turns(node):
+    if node.op_type not in _NO_LARGER or _makes_floats(node):
         return None
-    found = []
+    sizes = []
     for value in node.inputs:
         if value is not None and value.dtype == ir.DataType.FLOAT:
-            found.append(float(np.abs(read(value)).max(initial=0)) if is_constant(value) else known.get(value))
-    sizes = [size for size in found if size is not None]
-    return max(sizes) if sizes and len(sizes) == len(found) else None
+            array = constant(value)
+            size = known.get(value) if array is None else largest(array)
+            if size is None:
+                return None
+            sizes.append(size)
+    return max(sizes, default=None)
+
+
+def largest(array: Array) -> float:
+    """The largest finite |x|; infinities are numbers of FP16 as they are."""
+    return float(np.abs(array).max(initial=0, where=np.isfinite(array)))
 
 
 def _dequantized(node: ir.Node) -> float | None:
     """The largest |(q - z) s| that a DequantizeLinear can give."""
-    numbers, scale = node.inputs[:2]
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
-    if numbers is None or scale is None or not is_constant(scale) or (zero is not None and not is_constant(zero)):
+    numbers, scale, zero = (*node.inputs, None)[:3]
+    codes, steps, zeros = constant(numbers), constant(scale), np.zeros(1) if zero is None else constant(zero)
+    if codes is None and numbers is not None and numbers.dtype is not None and numbers.dtype.is_integer():
+        bits, signed = numbers.dtype.bitwidth, numbers.dtype.is_signed()
+        codes = np.array((-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1))
+    if codes is None or steps is None or zeros is None:
         return None
-    if not is_constant(numbers) and not (numbers.dtype and numbers.dtype.is_integer()):
-        return None
-    ends = read(numbers) if is_constant(numbers) else np.array(_limits(numbers))
-    low, high = float(ends.min()), float(ends.max())
-    zeros = read(zero).astype(np.float64) if zero is not None else np.zeros(1)
-    return float(max(abs(high - zeros.min()), abs(low - zeros.max())) * np.abs(read(scale)).max())
-
-
-def _limits(value: ir.Value) -> tuple[int, int]:
-    assert value.dtype is not None
-    bits, signed = value.dtype.bitwidth, value.dtype.is_signed()
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    high, low, zeros = float(codes.max()), float(codes.min()), zeros.astype(np.float64)
+    return float(max(abs(high - zeros.min()), abs(low - zeros.max())) * np.abs(steps).max())

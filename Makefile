@@ -33,10 +33,13 @@ check: $(VENV)/.dev  ## lint, types, layers
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev  ## latency of the engines side by side; wants an otherwise idle machine
-	$(BIN)/python tests/benchmarks/engines.py
+	$(BIN)/python -m tests.benchmarks.engines
+	$(BIN)/python -m tests.benchmarks.tables
 
 bench-all: $(VENV)/.dev  ## every benchmark under tests/benchmarks, in turn
-	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for name in $$($(BIN)/python -c "from tests.benchmarks.figures import KINDS; print(*KINDS)"); do \
+	  echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
+	$(BIN)/python -m tests.benchmarks.tables
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

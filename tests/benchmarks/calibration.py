@@ -1,6 +1,6 @@
 """What calibration costs: time beside the plain forward pass, and memory beside ONNX Runtime's own calibrators.
 
-    python tests/benchmarks/calibration.py [--model vit_base_patch16_224] [--images 8,16,32,128,512] [--peer-images 8,16,32]
+    python -m tests.benchmarks.calibration [--model vit_base_patch16_224] [--images 8,16,32,128,512] [--peer-images 8,16,32]
                                            [--threads N] [--rounds 3] [--memory-limit GIB] [--skip-peers]
 
 Random weights and random images: neither time nor memory depends on them. Ours observes, of every block, the qkv input, q, k
@@ -19,7 +19,6 @@ import json
 import os
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from tests.benchmarks import results
+from tests.benchmarks.figures import HERE, Calibrated, Calibration, Peer
 
 POOL = 8
 TENSORS = re.compile(
@@ -55,8 +57,8 @@ def calibrate(task: dict) -> None:
 
     config = CalibrateConfig(limit=task["images"], minimum=task["images"], threads=task["threads"])
     wants = [Want(tensor) for tensor in task["tensors"]]
-    found = calibrate(Path(task["model"]), wants, images(task["images"], task["size"]), config)
-    assert found.images == task["images"]
+    statistics = calibrate(Path(task["model"]), wants, images(task["images"], task["size"]), config)
+    assert statistics.images == task["images"]
 
 
 def forward(task: dict, batch: int) -> None:
@@ -122,16 +124,16 @@ def child_peer(task: dict) -> dict:
     augmented = str(Path(task["model"]).with_name("augmented.onnx"))
     method = getattr(peers.CalibrationMethod, task["method"])
     types = list({*QDQRegistry, *QLinearOpsRegistry})
-    found = peers.create_calibrator(Path(task["model"]), types, augmented, method)
-    found.collect_data(Reader())
-    found.compute_data()
+    calibrator = peers.create_calibrator(Path(task["model"]), types, augmented, method)
+    calibrator.collect_data(Reader())
+    calibrator.compute_data()
     return {"mib": peak() - before, "seconds": time.perf_counter() - start}
 
 
 def run(kind: str, **task: object) -> dict | None:
     """A child's answer, or None when it died."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", kind, json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.calibration", "--child", kind, json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parents[1])
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -139,37 +141,32 @@ def run(kind: str, **task: object) -> dict | None:
     return None
 
 
-def ours(arguments: argparse.Namespace, common: dict, size: float) -> None:
-    """The first table."""
-    print("\n| images | batch | plain, s | ours, s | ratio | peak RSS, MiB | promised |\n|---:|---:|---:|---:|---:|---:|---:|")
-    for count in arguments.images:
-        timed = run("time", images=count, rounds=arguments.rounds, **common)
+def ours(options: argparse.Namespace, common: dict) -> Iterator[Calibrated]:
+    """Time and memory of ours, for each number of images."""
+    for count in options.images:
+        timed = run("time", images=count, rounds=options.rounds, **common)
         memory = run("memory", images=count, **common)
-        if timed is None or memory is None:
-            continue
-        ratio = statistics.median(ours / plain for ours, plain in zip(timed["ours"], timed["plain"], strict=True))
-        cells = [statistics.median(timed[name]) for name in ("plain", "ours")]
-        row = f"| {count} | {timed['batch']} | {cells[0]:.1f} | {cells[1]:.1f} | {ratio:.2f} |"
-        print(f"{row} {memory['mib']:.0f} | {size + 300:.0f} |", flush=True)
+        if timed is not None and memory is not None:
+            results.say(f"{count} images: {memory['mib']:.0f} MiB")
+            yield Calibrated(count, timed["batch"], timed["plain"], timed["ours"], memory["mib"])
 
 
-def theirs(arguments: argparse.Namespace, common: dict) -> None:
-    """The second table."""
+def theirs(options: argparse.Namespace, common: dict) -> Iterator[Peer]:
+    """The same of ONNX Runtime's calibrators."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = str(Path(common["model"]).with_name("prepared.onnx"))  # their calibrators want every tensor's type written down
     quant_pre_process(common["model"], prepared, skip_symbolic_shape=True)
-    print("\n| calibrator | images | seconds | peak RSS, MiB |\n|---|---:|---:|---:|", flush=True)
     for method in ("MinMax", "Entropy", "Percentile"):
-        for count in arguments.peer_images:
-            task = common | {"model": prepared, "method": method, "limit": arguments.memory_limit}
-            found = run("peer", images=count, **task)
-            cells = f"{found['seconds']:.1f} | {found['mib']:.0f}" if found else f"died | over {1024 * arguments.memory_limit}"
-            print(f"| onnxruntime {method} | {count} | {cells} |", flush=True)
+        for count in options.peer_images:
+            task = common | {"model": prepared, "method": method, "limit": options.memory_limit}
+            cost = run("peer", images=count, **task) or {"seconds": None, "mib": None}
+            results.say(f"onnxruntime {method}, {count} images: {cost}")
+            yield Peer(f"onnxruntime {method}", count, cost["seconds"], cost["mib"])
 
 
 def main() -> None:
-    """Export, measure, print."""
+    """Export, measure, store."""
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(globals()[f"child_{sys.argv[2]}"](json.loads(sys.argv[3]))))
         return
@@ -180,7 +177,7 @@ def main() -> None:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--images", type=numbers, default=[8, 16, 32, 128, 512])
     parser.add_argument("--peer-images", type=numbers, default=[8, 16, 32])
@@ -189,23 +186,21 @@ def main() -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     parser.add_argument("--memory-limit", type=int, default=max(2, 3 * memory // 4), metavar="GIB")
     parser.add_argument("--skip-peers", action="store_true")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        options.model, options.images, options.peer_images, options.rounds = "vit_tiny_patch16_224", [8], [8], 1
     with tempfile.TemporaryDirectory() as scratch:
         config = vd.ExportConfig(prove_batches=(1, 2))
-        artifact = vd.export(vd.ModelConfig(source=arguments.model), config, Path(scratch) / "out")
+        artifact = vd.export(vd.ModelConfig(source=options.model), config, Path(scratch) / "out")
         nodes = onnx.load(artifact.model).graph.node
         tensors = [name for node in nodes for name in node.output if TENSORS.fullmatch(name)]
-        size = artifact.model.stat().st_size / 2**20
-        common = {
-            "model": str(artifact.model),
-            "tensors": tensors,
-            "size": artifact.spec.input.height,
-            "threads": arguments.threads,
-        }
-        print(f"{arguments.model}: {size:.0f} MiB, {len(tensors)} tensors observed, {arguments.threads} threads")
-        ours(arguments, common, size)
-        if not arguments.skip_peers:
-            theirs(arguments, common)
+        size = artifact.spec.input.height
+        common = {"model": str(artifact.model), "tensors": tensors, "size": size, "threads": options.threads}
+        mine = list(ours(options, common))
+        others = [] if options.skip_peers else list(theirs(options, common))
+        mib = artifact.model.stat().st_size / 2**20
+        about = (options.model, mib, len(tensors), options.threads, options.memory_limit)
+        results.store("calibration", Calibration(*about, mine, others), options)
 
 
 if __name__ == "__main__":

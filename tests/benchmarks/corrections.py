@@ -1,6 +1,6 @@
 """Would more statistics make INT8 better? Two ideas that `vitdeploy quantize` leaves out, measured.
 
-    python tests/benchmarks/corrections.py [--models fashion,dinov2] [--work FOLDER] [--images 500] [--threads N]
+    python -m tests.benchmarks.corrections [--models fashion,dinov2] [--work FOLDER] [--images 500] [--threads N]
 
 ``affine``: after rounding, each output channel gets the factor and the bias that are best by least squares, from the second
 moments that rounding has anyway: a = (w^T C w_q) / (w_q^T (C + N) w_q), C the inputs' covariance, N the noise of their own
@@ -11,7 +11,7 @@ layer gives for token t and y drawn from the model's own prediction (all classes
 original. They weight the second moments that weights are rounded by (``moments``), the rows that ranges and factors are chosen
 by (``ranges``; rows are drawn in proportion to them), or both.
 
-What is printed is the mean KL divergence from the float32 model in ONNX Runtime, on images that no quantizer has seen and
+What is stored is the mean KL divergence from the float32 model in ONNX Runtime, on images that no quantizer has seen and
 that are no test images of `quantization.py`: the rest of the part that calibration images are drawn from. Beside it the
 difference to what ships, with a paired bootstrap interval of 95 %. Models and folders are those of `quantization.py`.
 """
@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,9 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ptq import models
-from ptq.models import CALIBRATION, SEED, Case, MissingError
 
+from tests.benchmarks import results
+from tests.benchmarks.figures import Corrected, CorrectedModel, Corrections, Value
+from tests.benchmarks.ptq import models
+from tests.benchmarks.ptq.models import CALIBRATION, SEED, Case, MissingError
+from tests.benchmarks.results import say
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.onnxruntime.observer import OnnxRuntimeObserver
@@ -57,12 +58,6 @@ ROWS, PART, MOMENT_IMAGES, DRAWS = 512, 16, 64, 4000
 SITES = 4
 """GEMM inputs observed at once."""
 METHODS = ("as it ships", "affine", "Fisher moments", "Fisher ranges", "Fisher moments and ranges")
-START = time.monotonic()
-
-
-def say(line: str) -> None:
-    """Progress, to standard error."""
-    print(f"{time.monotonic() - START:7.1f} s  {line}", file=sys.stderr, flush=True)
 
 
 class Affine(Quantizer):
@@ -76,11 +71,11 @@ class Affine(Quantizer):
         noisy = covariance + np.diag(np.zeros(len(covariance)) if lane else quantizer.noise(rows))
         for linear in site.linears:
             codes, scale = self.rounded[linear.name]
-            found = codes.astype(np.float64) * scale
-            signal = np.einsum("km,km->m", linear.weight, covariance @ found)
-            factor = signal / np.maximum(np.einsum("km,km->m", found, noisy @ found), 1e-30)
+            weight = codes.astype(np.float64) * scale
+            signal = np.einsum("km,km->m", linear.weight, covariance @ weight)
+            factor = signal / np.maximum(np.einsum("km,km->m", weight, noisy @ weight), 1e-30)
             factor = np.clip(factor, 0.9, 1.1)
-            linear.write(self.prepared.editor, bias=linear.bias + (1 - factor) * ((moments.mean + shift) @ found))
+            linear.write(self.prepared.editor, bias=linear.bias + (1 - factor) * ((moments.mean + shift) @ weight))
             self.rounded[linear.name] = codes, (scale * factor).astype(np.float32)
 
 
@@ -106,25 +101,25 @@ class Subject:
 
     def prepared(self) -> Prepared:
         """The float graph after the exact rewrites, also as a file."""
-        found = prepare(storage.read(self.artifact.model), Layout())
-        storage.write(found.model, self.folder / "prepared.onnx")
-        return found
+        prepared = prepare(storage.read(self.artifact.model), Layout())
+        storage.write(prepared.model, self.folder / "prepared.onnx")
+        return prepared
 
     def statistics(self, prepared: Prepared) -> tuple[Statistics, Statistics]:
         """Of every other image each, as `quantize` has them."""
         options = CalibrateConfig(threads=self.threads, minimum=PART)
-        wanted, found = wants(prepared.structure, Layout()), []
+        wanted, halves = wants(prepared.structure, Layout()), []
         for half in range(2):
             pixels = self.pixels[half::2]
             names = [f"{half + 2 * place}" for place in range(len(pixels))]
             parts = ((pixels[at : at + PART], tuple(names[at : at + PART])) for at in range(0, len(pixels), PART))
-            found.append(calibrate(self.folder / "prepared.onnx", wanted, parts, options))
-        return found[0], found[1]
+            halves.append(calibrate(self.folder / "prepared.onnx", wanted, parts, options))
+        return halves[0], halves[1]
 
     def weight(self, site: Site, tokens: int) -> Array:
         """Fisher weights of a GEMM input's tokens, float64 [n, tokens], 1 in the mean."""
-        found = self.weights[_layer(site.linears[-1].name)][:, :tokens]  # the class token comes first
-        return found / max(float(found.mean()), 1e-300)
+        weights = self.weights[_layer(site.linears[-1].name)][:, :tokens]  # the class token comes first
+        return weights / max(float(weights.mean()), 1e-300)
 
 
 def _layer(name: str) -> str:
@@ -243,51 +238,55 @@ def unseen(case: Case, count: int) -> Array:
     return images.to_tensor(pixels, contract)
 
 
-def compare(case: Case, options: argparse.Namespace) -> None:
-    """Print one model's table."""
+def compare(case: Case, options: argparse.Namespace) -> CorrectedModel:
+    """One model under every method."""
     artifact, held = Artifact.open(case.artifact, verify=False), unseen(case, options.images)
     pixels = np.load(case.calibration)
     say(f"{case.name}: Fisher weights of {len(pixels)} images")
     weights = fisher(artifact, pixels)
     reference = logarithms(artifact, held, options.threads)
-    found: dict[str, tuple[Array, Array]] = {}
+    losses: dict[str, tuple[Array, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(case, artifact, pixels, weights, Path(folder), options.threads)
         for method in METHODS:
             other = logarithms(quantized(subject, method), held, options.threads)
-            found[method] = (np.exp(reference) * (reference - other)).sum(1), reference.argmax(1) == other.argmax(1)
-            say(f"{case.name}: {method}: {1000 * found[method][0].mean():.3f}e-3")
-    table(case.name, found)
+            same = float((reference.argmax(1) == other.argmax(1)).mean())
+            losses[method] = (np.exp(reference) * (reference - other)).sum(1), same
+            say(f"{case.name}: {method}: {1000 * losses[method][0].mean():.3f}e-3")
+    base = losses[METHODS[0]][0]
+    rows = [
+        Corrected(method, float(loss.mean()), None if loss is base else change(loss, base), same)
+        for method, (loss, same) in losses.items()
+    ]
+    return CorrectedModel(case.name, len(held), rows)
 
 
-def table(name: str, found: dict[str, tuple[Array, Array]]) -> None:
-    """Markdown, to standard output."""
-    count = len(found[METHODS[0]][0])
-    print(f"\n{name}, {count} images, ONNX Runtime\n\n| | mean KL x 1e-3 | against what ships | agreement |\n|---|---|---|---|")
-    base = found[METHODS[0]][0]
-    random = np.random.default_rng(SEED)
-    places = random.integers(0, count, (DRAWS, count))
-    for method, (loss, same) in found.items():
-        ratios = loss[places].mean(1) / base[places].mean(1) - 1
-        low, high = np.quantile(ratios, (0.025, 0.975))
-        change = "" if method == METHODS[0] else f"{loss.mean() / base.mean() - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
-        print(f"| {method} | {1000 * loss.mean():.3f} | {change} | {same.mean():.2%} |", flush=True)
+def change(loss: Array, base: Array) -> Value:
+    """Mean of one over the mean of the other less 1, with the interval over images, which both share."""
+    places = np.random.default_rng(SEED).integers(0, len(base), (DRAWS, len(base)))
+    low, high = np.quantile(loss[places].mean(1) / base[places].mean(1) - 1, (0.025, 0.975))
+    return Value(float(loss.mean() / base.mean() - 1), float(low), float(high))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """Measure and store."""
+    parser = results.parser(__doc__)
     parser.add_argument("--models", default="fashion,dinov2", help=f"from: {','.join(models.NAMES)} (default: %(default)s)")
-    parser.add_argument("--work", type=Path, help="folder of quantization.py's --work (default: a temporary one)")
+    parser.add_argument("--work", type=Path, help="folder of quantization's --work (default: a temporary one)")
     parser.add_argument("--images", type=int, default=500, help="to compare on (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.images = "fashion", 20
+    measured = []
     with tempfile.TemporaryDirectory() as scratch:
+        options.work = (options.work or Path(scratch)).absolute()
         for name in options.models.split(","):
             try:
-                compare(models.make(name, (options.work or Path(scratch)).absolute(), 1000, say), options)
+                measured.append(compare(models.make(name, options.work, 1000, say), options))
             except MissingError as error:
-                print(f"{name}: left out: {error}")
+                say(f"{name}: left out: {error}")
+        results.store("corrections", Corrections(measured), options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latency of PyTorch's own forms and of each engine, side by side, with OpenVINO's own measurement beside ours.
 
-    python tests/benchmarks/engines.py [--models small,clip] [--batches 1,8] [--work DIR] [--json FILE] ...
+    python -m tests.benchmarks.engines [--models small,clip] [--batches 1,8] [--work FOLDER] ...
 
 Every row runs in a process of its own, in interleaved rounds, as `vitdeploy bench` measures: a prepared tensor in, arrays
 out. Ratios are PyTorch eager's time over the row's, with 95 % intervals over rounds. `small` has random weights, which
@@ -11,14 +11,13 @@ A second table compares the rows of OpenVINO with its own `benchmark_app` on the
 settings, also in turns. What differs is what is timed: there the engine's call alone, here also the check of the tensor and
 the copy of the outputs.
 
-The tables go to standard output as Markdown, progress to standard error. With --work what was exported and quantized is
-kept and used again. Wants an otherwise idle machine and some 10 GiB of memory; a note says where the machine was not idle.
+With --work what was exported and quantized is kept and used again. Wants an otherwise idle machine and some 10 GiB of memory;
+a note says where the machine was not idle.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -33,7 +32,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 import vitdeploy as vd
-from vitdeploy import machine
+from tests.benchmarks import results
+from tests.benchmarks.figures import Check, Engines, EngineTable, Value
+from tests.benchmarks.results import say
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import VitdeployError
@@ -42,15 +43,11 @@ from vitdeploy.measure import latency
 from vitdeploy.measure.latency import FEWEST_ROUNDS, PAUSE_S, Subject
 from vitdeploy.measure.statistics import median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
-from vitdeploy.report import Metric, Row, this_machine
 
 MODELS = {"small": "vit_small_patch16_224", "clip": "vit_base_patch16_clip_quickgelu_224"}
 REAL = {"clip": "clip_vitb16"}
 """Folders of real weights under VITDEPLOY_REAL_WEIGHTS."""
 REFERENCE = "PyTorch eager"
-CLOSE = 0.05
-"""How far our figure may be from that of `benchmark_app`, as a share of it."""
-START = time.monotonic()
 
 
 class Kind(NamedTuple):
@@ -76,44 +73,7 @@ KINDS = (
 )
 
 
-class Check(NamedTuple):
-    """Our figure beside that of `benchmark_app`.
-
-    Attributes:
-        title: Of the row.
-        batch: Images.
-        ours: Median time of each round, in ms.
-        theirs: The median that `benchmark_app` printed in each round, in ms.
-    """
-
-    title: str
-    batch: int
-    ours: list[float]
-    theirs: list[float]
-
-    @property
-    def ratio(self) -> Metric:
-        """Ours over theirs."""
-        low, high = median_ratio(self.ours, self.theirs)
-        return Metric(_median(self.ours) / _median(self.theirs), "ratio", low, high)
-
-
-class Table(NamedTuple):
-    """All that was measured on one model."""
-
-    model: str
-    weights: str
-    rows: tuple[Row, ...]
-    checks: list[Check]
-    notes: list[str]
-
-
-def say(line: str) -> None:
-    """Progress, to standard error."""
-    print(f"{time.monotonic() - START:7.1f} s  {line}", file=sys.stderr, flush=True)
-
-
-def collect(model: str, options: argparse.Namespace) -> Table:
+def collect(model: str, options: argparse.Namespace) -> EngineTable:
     """Make the files of one model, and measure on them."""
     source, weights = _source(model)
     files = make(source, options.work / re.sub(r"\W+", "_", f"{model}_{weights}"))
@@ -133,7 +93,7 @@ def collect(model: str, options: argparse.Namespace) -> Table:
         except RuntimeError as error:  # what was measured so far shall not be lost
             notes.append(f"WARNING: {error}")
         notes += _unsteady(checks)
-    return Table(model, weights, rows, checks, notes)
+    return EngineTable(model, weights, list(rows), checks, notes)
 
 
 def _source(model: str) -> tuple[str, str]:
@@ -208,15 +168,17 @@ def check(kind: Kind, file: Artifact, options: argparse.Namespace) -> Iterator[C
             runs = len(worker.run(options.seconds))
             command = [*("-m", str(file.model)), "-data_shape", f"[{batch},{spec.channels},{spec.height},{spec.width}]"]
             command += ["-niter", str(runs), "-nthreads", str(count), "-infer_precision", str(kind.config.precision)]
-            found = Check(kind.title, batch, [], [])
+            ours: list[float] = []
+            theirs: list[float] = []
             for index in range(options.check_rounds):
                 for turn in (index, index + 1):
                     time.sleep(PAUSE_S)
                     if turn % 2 == 0:
-                        found.ours.append(_median(worker.run(options.seconds)))
+                        ours.append(_median(worker.run(options.seconds)))
                     else:
-                        found.theirs.append(benchmark_app(command))
-            yield found
+                        theirs.append(benchmark_app(command))
+            ratio = Value(_median(ours) / _median(theirs), *median_ratio(ours, theirs))
+            yield Check(kind.title, batch, ours, theirs, ratio)
 
 
 BENCHMARK_APP = (
@@ -241,19 +203,19 @@ def benchmark_app(arguments: Sequence[str]) -> float:
     """
     command = [sys.executable, "-W", "ignore", "-c", BENCHMARK_APP, *FIXED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-    found = _MEDIAN.search(done.stdout)
-    if done.returncode or found is None:
+    match = _MEDIAN.search(done.stdout)
+    if done.returncode or match is None:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]
         raise RuntimeError(f"benchmark_app ended with status {done.returncode}; it wrote last: {lines[-1]}")
-    return float(found[1]) / (1000 if found[2] == "us" else 1)
+    return float(match[1]) / (1000 if match[2] == "us" else 1)
 
 
 def _no_benchmark_app() -> str:
     """Why there is none, or ""."""
-    found = find_spec("openvino")
-    if found is None or found.origin is None:
+    package = find_spec("openvino")
+    if package is None or package.origin is None:
         return "OpenVINO is not installed"
-    there = (Path(found.origin).parent / "tools" / "benchmark" / "main.py").is_file()
+    there = (Path(package.origin).parent / "tools" / "benchmark" / "main.py").is_file()
     return "" if there else "this OpenVINO came without it"
 
 
@@ -266,61 +228,15 @@ def _unsteady(checks: list[Check]) -> list[str]:
     ]
 
 
-def markdown(table: Table, batches: Sequence[int]) -> str:
-    """Both tables of one model, and the notes."""
-    heads = [f"b{batch}, ms | b{batch}, images/s | x eager" for batch in batches]
-    lines = [f"### {table.model}, {table.weights}", "", f"| | {' | '.join(heads)} |", f"|---{'|---:' * 3 * len(batches)}|"]
-    for title in dict.fromkeys(row.subject for row in table.rows):
-        found = {int(row.metrics["batch"].value): row.metrics for row in table.rows if row.subject == title}
-        cells = [cell for batch in batches for cell in _cells(found[batch], title == REFERENCE)]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    if table.checks:
-        lines += [
-            "",
-            "| beside benchmark_app | batch | ours, ms | theirs, ms | ours / theirs | |",
-            "|---|---:|---:|---:|---:|---|",
-        ]
-        lines += [_line(each) for each in table.checks]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes), ""])
-
-
-def _cells(metrics: dict[str, Metric], same: bool) -> tuple[str, str, str]:
-    faster = "1" if same else _span(metrics["speedup"])
-    return f"{metrics['p50'].value:.2f}", f"{metrics['throughput'].value:.1f}", faster
-
-
-def _line(of: Check) -> str:
-    verdict = f"within {100 * CLOSE:.0f} %" if abs(of.ratio.value - 1) <= CLOSE else f"**not within {100 * CLOSE:.0f} %**"
-    times = f"{_median(of.ours):.2f} | {_median(of.theirs):.2f}"
-    return f"| {of.title} | {of.batch} | {times} | {_span(of.ratio, 3)} | {verdict} |"
-
-
-def _span(metric: Metric, digits: int = 2) -> str:
-    middle = f"{metric.value:.{digits}f}"
-    return middle if metric.low is None else f"{middle} [{metric.low:.{digits}f}, {metric.high:.{digits}f}]"
-
-
 def _median(values: Sequence[float]) -> float:
     return percentiles(values, 0.5)[0]
 
 
-def numbers(tables: Sequence[Table]) -> dict[str, Any]:
-    """Everything for a program: times in ms, sizes in MiB."""
-    found = []
-    for table in tables:
-        checks = [{**each._asdict(), "ratio": msgspec.to_builtins(each.ratio)} for each in table.checks]
-        rows = msgspec.to_builtins(table.rows)
-        found.append({**table._asdict(), "rows": rows, "checks": checks})
-    place = {**msgspec.to_builtins(this_machine()), "instruction_sets": machine.instruction_sets()}
-    return {"machine": place, "load": os.getloadavg()[0], "models": found}
-
-
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", default=",".join(MODELS), help="these, or what `vitdeploy export` takes (default: %(default)s)"
-    )
+    parser = results.parser(__doc__)
+    usual = ",".join(MODELS)
+    parser.add_argument("--models", default=usual, help="these, or what `vitdeploy export` takes (default: %(default)s)")
     parser.add_argument("--batches", default="1,8", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.5, help="of one row in one round, at least (default: %(default)s)")
@@ -328,29 +244,21 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     rounds = "with benchmark_app (default: %(default)s; 0 leaves it out)"
     parser.add_argument("--check-rounds", type=int, default=FEWEST_ROUNDS, help=rounds)
     parser.add_argument("--work", type=Path, help="folder to keep the models (default: a temporary one)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    options = parser.parse_args(given)
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.batches, options.rounds = "vit_tiny_patch16_224", "1", 2
+        options.seconds, options.check_rounds = 0.02, 1
     options.models = [name for name in options.models.split(",") if name]
     options.batches = tuple(sorted({int(size) for size in options.batches.split(",")}))
     return options
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    options = arguments(given)
-    tables = []
+def main() -> None:
+    """Measure and store."""
+    options = arguments()
     with tempfile.TemporaryDirectory() as scratch:
         options.work = (options.work or Path(scratch)).absolute()
-        for model in options.models:
-            tables.append(collect(model, options))
-            print(markdown(tables[-1], options.batches), flush=True)
-    found = numbers(tables)
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['instruction_sets']}; {versions}.")
-    print(f"Load of the machine at the end: {found['load']:.1f}.")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        results.store("engines", Engines([collect(model, options) for model in options.models]), options)
 
 
 if __name__ == "__main__":

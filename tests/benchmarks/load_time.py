@@ -1,32 +1,35 @@
 """How long weights take to become a checked module, beside reading the file and building an empty module by hand.
 
-    python tests/benchmarks/load_time.py [VARIANT]          (ViT-B/16 when none is named)
+    python -m tests.benchmarks.load_time [VARIANT]          (ViT-B/16 when none is named)
 
 The peer reads the same file with `safetensors.torch.load_file` and constructs the same module; it checks nothing and does not
 even put the one into the other. Nine interleaved rounds in one process, warm file cache; the promise is a ratio of at most 2.
 """
 
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from tests.benchmarks import results
+from tests.benchmarks.figures import LoadTime
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.models.vit import VisionTransformer, build
 from vitdeploy.zoo.variants import find
 
 
 def main() -> None:
-    """Measure and print."""
-    spec = find(sys.argv[1] if len(sys.argv) > 1 else "vit_base_patch16_224")
+    """Measure and store."""
+    parser = results.parser(__doc__)
+    parser.add_argument("variant", nargs="?", default="vit_base_patch16_224")
+    options = parser.parse_args()
+    spec = find(options.variant)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "weights.safetensors"
         save_file(build(spec).state_dict(), path)
         ours, theirs = [], []
-        for _ in range(10):
+        for _ in range(2 if options.quick else 10):
             start = time.perf_counter()
             rebuild(spec, path)
             middle = time.perf_counter()
@@ -34,10 +37,7 @@ def main() -> None:
             VisionTransformer(spec)
             ours.append(middle - start)
             theirs.append(time.perf_counter() - middle)
-    ours, theirs = ours[1:], theirs[1:]
-    print(f"{spec.name}: read, check and build {statistics.median(ours):.2f} s")
-    print(f"{spec.name}: load_file and an empty module {statistics.median(theirs):.2f} s")
-    print(f"ratio {statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}")
+    results.store("load_time", LoadTime(spec.name, ours[1:], theirs[1:]), options)  # the first warms the cache
 
 
 if __name__ == "__main__":

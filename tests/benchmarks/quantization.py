@@ -1,32 +1,31 @@
 """Quantizers compared: ours and its peers, on the same models, calibration images, test images and engines.
 
-    python tests/benchmarks/quantization.py [--models dinov2,clip] [--engines onnxruntime] [--peers OTHER/bin/python] ...
+    python -m tests.benchmarks.quantization [--models dinov2,clip] [--engines onnxruntime] [--peers OTHER/bin/python] ...
 
 FP32 in the same engine is what every row is compared with. On OpenVINO every model runs twice: its float parts held to
 float32, and in bf16, which is what OpenVINO does by itself where the CPU has that arithmetic (a line says what it does here).
 Each quantizer runs in a process of its own, which gives its seconds and its peak memory. Models made of real weights need
-VITDEPLOY_REAL_WEIGHTS and VITDEPLOY_CIFAR10 (see ptq/models.py) and are passed over without. The table goes to standard output
-as Markdown, progress to standard error. With --work what was made is kept and used again. Peers that this Python lacks are
+VITDEPLOY_REAL_WEIGHTS and VITDEPLOY_CIFAR10 (see ptq/models.py) and are passed over without. With --work what was made is kept
+and used again. Peers that this Python lacks are
 looked for in the Pythons given by --peers (repeatable). Latency wants an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-from ptq import models, peers, report, timing
-from ptq.compare import distance
-from ptq.models import Case, MissingError
-from ptq.report import Row, Table
-from ptq.runs import AbsentError, Made, logits, quantize, tell
 
+from tests.benchmarks import figures, results
+from tests.benchmarks.ptq import models, peers, report, timing
+from tests.benchmarks.ptq.compare import distance
+from tests.benchmarks.ptq.models import Case, MissingError
+from tests.benchmarks.ptq.report import Row, Table
+from tests.benchmarks.ptq.runs import AbsentError, Made, logits, quantize, tell
+from tests.benchmarks.results import say
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import VitdeployError
@@ -34,12 +33,6 @@ from vitdeploy.errors import VitdeployError
 EXTRA = ("ort-percentile", "ort-entropy", "modelopt-max")
 """Settings of peers that were tried for the sake of fairness, and are run only when `--methods` names them."""
 ENGINES = ("onnxruntime", "openvino")
-START = time.monotonic()
-
-
-def say(line: str) -> None:
-    """Progress, to standard error."""
-    print(f"{time.monotonic() - START:7.1f} s  {line}", file=sys.stderr, flush=True)
 
 
 def collect(case: Case, engine: str, options: argparse.Namespace) -> Table:
@@ -54,14 +47,14 @@ def collect(case: Case, engine: str, options: argparse.Namespace) -> Table:
         for precision in list(precisions):
             config = OpenConfig(threads=options.threads, precision=precision)
             try:
-                found = distance(reference, logits(case, artifact, engine, config, options.work), labels)
+                apart = distance(reference, logits(case, artifact, engine, config, options.work), labels)
             except VitdeployError as error:
                 table.notes.append(f"Left out: {title}, {precision}: {error}")
                 if method == "fp32":  # this CPU has not this arithmetic
                     precisions.remove(precision)
                 continue
-            table.rows.append(Row(method, title, precision, artifact, found, made))
-            tell(say, case, f"{engine} {precision}: {title}: KL {1000 * found.kl.value:.2f}e-3", made)
+            table.rows.append(Row(method, title, precision, artifact, apart, made))
+            tell(say, case, f"{engine} {precision}: {title}: KL {1000 * apart.kl.value:.2f}e-3", made)
 
     add("fp32", "FP32", source, None)
     if engine == "openvino":
@@ -89,14 +82,14 @@ def clock(table: Table, options: argparse.Namespace) -> None:
         row.key: timing.Subject(row.artifact, table.engine, OpenConfig(threads=options.threads, precision=row.precision))
         for row in table.rows
     }
-    found = timing.measure(subjects, options.rounds, lambda line: say(f"{table.model}, {table.engine}: {line}"))
+    rounds = timing.measure(subjects, options.rounds, lambda line: say(f"{table.model}, {table.engine}: {line}"))
     for row in table.rows:
-        row.rounds = found[row.key]
+        row.rounds = rounds[row.key]
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--models", default=",".join(models.NAMES), help="from: %(default)s")
     parser.add_argument("--engines", default=",".join(ENGINES), help="from: %(default)s")
     usual = ",".join(name for name in peers.METHODS if name not in EXTRA)
@@ -107,8 +100,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-latency", action="store_true")
     parser.add_argument("--work", type=Path, help="folder to keep what was made (default: a temporary one)")
     parser.add_argument("--peers", action="append", default=[], metavar="PYTHON", help="a Python that has other quantizers")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
+    if options.quick:
+        options.models, options.methods, options.images, options.rounds = "fashion", "ours,ort-dynamic", 20, 2
     for name, known in (("models", models.NAMES), ("engines", ENGINES), ("methods", peers.METHODS)):
         chosen = [part for part in getattr(options, name).split(",") if part]
         if unknown := [part for part in chosen if part not in known]:
@@ -119,7 +113,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and store."""
     options = arguments()
     with tempfile.TemporaryDirectory() as scratch:
         options.work = (options.work or Path(scratch)).absolute()
@@ -128,18 +122,15 @@ def main() -> None:
             try:
                 case = models.make(name, options.work, options.images, say)
             except MissingError as error:
-                print(f"{name}: left out: {error}\n")
+                say(f"{name}: left out: {error}")
                 continue
             for engine in options.engines:
                 table = collect(case, engine, options)
                 if not options.no_latency:
                     clock(table, options)
                 tables.append(table)
-                print(report.table(table), flush=True)
-        print(report.goals(tables))
-        print(f"Load of the machine at the end: {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores.")
-        if options.json:
-            options.json.write_text(json.dumps([report.numbers(table) for table in tables], indent=1) + "\n")
+        measured = figures.Quantization([report.numbers(table) for table in tables], report.goals(tables))
+        results.store("quantization", measured, options)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,35 @@
 """How long `vitdeploy --help` takes, beside an empty Python and `python -c "import typer"`; the promise is below 0.2 s.
 
-    python tests/benchmarks/startup.py
+    python -m tests.benchmarks.startup
 
 Median of 15 interleaved runs each, wall clock, warm file cache.
 """
 
-import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+from tests.benchmarks import results
+from tests.benchmarks.figures import Startup
+
+MAIN = "import sys; from vitdeploy.cli.commands import main; sys.exit(main())"
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "python -c 'import typer'": [sys.executable, "-c", "import typer"],
-    "vitdeploy --help": [str(Path(sys.executable).with_name("vitdeploy")), "--help"],
+    "vitdeploy --help": [sys.executable, "-c", MAIN, "--help"],
 }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and store."""
+    options = results.parser(__doc__).parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(16):
+    for _ in range(3 if options.quick else 16):
         for name, command in COMMANDS.items():
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             seconds[name].append(time.perf_counter() - start)
-    for name, runs in seconds.items():
-        print(f"{name:28} {1000 * statistics.median(runs[1:]):6.0f} ms  (fastest {1000 * min(runs[1:]):.0f} ms)")
+    results.store("startup", Startup({name: runs[1:] for name, runs in seconds.items()}), options)  # the first warms the cache
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def section(name: str, result: Result) -> str:
     place = f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}, Python {machine.python}"
     load = f"load {result.load[0]:g} before, {result.load[1]:g} at the end"
     lines = [f"## {title}", "", about, "", *render(result.figures), ""]
-    lines += [f"`{result.command}`, {result.minutes:g} minutes, {result.taken}; {load}. {place}; {versions}.", ""]
+    lines += [f"`{result.command}`, {result.minutes:g} minutes, {result.taken}; {load}.", f"{place}; {versions}.", ""]
     return "\n".join(lines)
 
 
@@ -64,12 +64,12 @@ def span(value: Value | None, factor: float = 1.0, form: str = ".2f") -> str:
     if value is None:
         return ""
     middle, low, high = (format(factor * part + 0.0, form) for part in (value.value, value.low, value.high))
-    return f"{middle} [{low}, {high}]"
+    return re.sub(r"-(0\.0+)\b", r"+\1" if "+" in form else r"\1", f"{middle} [{low}, {high}]")
 
 
-def demo(found: figures.Demo) -> Iterator[str]:
+def demo(measured: figures.Demo) -> Iterator[str]:
     """The tables of the report, one level down."""
-    text = markdown.format_report(found.report)
+    text = markdown.format_report(measured.report)
     yield re.sub(r"^(#+) ", r"##\1 ", text.partition("\n")[2].strip(), flags=re.M)
 
 
@@ -184,6 +184,10 @@ def quantization(measured: figures.Quantization) -> Iterator[str]:
         yield ""
         yield from (f"- {markdown.escape(note)}" for note in table.notes)
         yield ""
+    libraries = sorted(
+        {pair for table in measured.tables for row in table.rows if row.made for pair in row.made.versions.items()}
+    )
+    yield f"Quantizers ran with {', '.join(f'{name} {version}' for name, version in libraries)}.\n"
     if measured.goals:
         yield "### Goals\n"
         judged = {True: "yes", False: "**no**"}

@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.benchmarks.figures import Value
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.statistics import Interval, percentiles, wilson
 
 RESAMPLES = 5000
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -46,8 +38,8 @@ def distance(reference: NDArray[np.float32], logits: NDArray[np.float32], labels
     """Compare logits [n, classes] with FP32's; labels [n]."""
     accuracy = Accuracy("fp32", ("it",))
     accuracy.add({"fp32": reference, "it": logits}, labels)
-    found = accuracy.metrics("it")
-    top1, change = found["top1"], found["top1_difference"]
+    metrics = accuracy.metrics("it")
+    top1, change = metrics["top1"], metrics["top1_difference"]
     same = int((reference.argmax(1) == logits.argmax(1)).sum())
     each = divergence(reference, logits)
     return Distance(
@@ -62,8 +54,8 @@ def distance(reference: NDArray[np.float32], logits: NDArray[np.float32], labels
 def divergence(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> Floats:
     """KL(reference || model) of each row's softmax, in nats."""
     ours, theirs = _log_softmax(reference), _log_softmax(logits)
-    found: Floats = (np.exp(ours) * (ours - theirs)).sum(1)
-    return found
+    each: Floats = (np.exp(ours) * (ours - theirs)).sum(1)
+    return each
 
 
 def ratio(top: Floats, bottom: Floats) -> Value:
@@ -83,5 +75,5 @@ def _draw(count: int) -> NDArray[np.int64]:
 def _log_softmax(logits: NDArray[np.float32]) -> Floats:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return found
+    logarithms: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logarithms

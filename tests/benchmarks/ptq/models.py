@@ -170,8 +170,8 @@ def _fitted(name: str, source: Path, size: tuple[int, int] | None, out: Path, sa
         say(f"{name}: features of {len(data)} training images")
         features, labels = _features(artifact, data)
         np.savez(kept, features=features, labels=labels)
-    with np.load(kept) as found:
-        weight, bias, strength = fit(found["features"], found["labels"])
+    with np.load(kept) as arrays:
+        weight, bias, strength = fit(arrays["features"], arrays["labels"])
     say(f"{name}: linear head with L2 penalty {strength:g}")
     state = load_file(artifact.weights)
     state |= {"head.weight": weight, "head.bias": bias}

@@ -223,7 +223,7 @@ def _own(precision: str, target: str) -> Method:
     def make(job: Job) -> Path:
         return _ours(job, precision, target)
 
-    return Method(f"**vitdeploy {precision}**", target, ("vitdeploy",), make)
+    return Method(f"vitdeploy {precision}", target, ("vitdeploy",), make)
 
 
 _ORT, _OV = "onnxruntime", "openvino"
@@ -273,13 +273,13 @@ def peak_mib() -> float:
 
 def installed() -> dict[str, str]:
     """Library to version."""
-    found = {}
+    present = {}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            present[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return present
 
 
 def quieten(home: str) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ptq import peers
-from ptq.models import Case
 
 import vitdeploy
+from tests.benchmarks.ptq import peers
+from tests.benchmarks.ptq.models import Case
 from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import load
@@ -42,12 +42,14 @@ class Made:
         seconds: Of the quantizer's call.
         peak_mib: Largest resident memory of its process, with interpreter and libraries.
         before_mib: The same before the call.
+        versions: Of the libraries that the quantizer's Python has.
     """
 
     artifact: Artifact
     seconds: float
     peak_mib: float
     before_mib: float
+    versions: dict[str, str]
 
 
 def quantize(case: Case, name: str, pythons: Sequence[str], work: Path) -> Made:
@@ -61,12 +63,13 @@ def quantize(case: Case, name: str, pythons: Sequence[str], work: Path) -> Made:
     key = _key(source, case, name)
     note = folder / "made.json"
     made = json.loads(note.read_text()) if note.is_file() else {}
-    if made.get("key") != key:
+    if made.get("key") != key or "versions" not in made:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         made = _child(case, name, pythons, folder) | {"key": key}
         note.write_text(json.dumps(made, indent=2))
-    return Made(_opened(folder / made["file"], source), made["seconds"], made["peak_mib"], made["before_mib"])
+    artifact = _opened(folder / made["file"], source)
+    return Made(artifact, made["seconds"], made["peak_mib"], made["before_mib"], made["versions"])
 
 
 def _key(source: Artifact, case: Case, name: str) -> str:
@@ -74,7 +77,7 @@ def _key(source: Artifact, case: Case, name: str) -> str:
     parts = [source.id, sha256(case.calibration), name]
     if name in peers.OWN:
         package = Path(vitdeploy.__file__).parent
-        files = sorted([*package.glob("*.py"), *(package / "graph").glob("*.py"), *(package / "quant").glob("*.py")])
+        files = sorted([*package.glob("*.py"), *(package / "graph").rglob("*.py"), *(package / "quant").rglob("*.py")])
         parts += [sha256(file) for file in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -117,8 +120,8 @@ def logits(case: Case, artifact: Artifact, engine: str, config: OpenConfig, work
             name = artifact.spec.output
             taken = [runner.run(np.array(images[at : at + BATCH]))[name] for at in range(0, len(images), BATCH)]
         np.save(kept, np.concatenate(taken))
-    found: NDArray[np.float32] = np.load(kept)
-    return found
+    kept_logits: NDArray[np.float32] = np.load(kept)
+    return kept_logits
 
 
 def tell(say: Callable[[str], None], case: Case, title: str, made: Made | None) -> None:

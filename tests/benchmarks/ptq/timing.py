@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ptq.compare import Value
-
+from tests.benchmarks.figures import Value
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.measure.latency import PAUSE_S
@@ -39,7 +38,7 @@ Rounds = dict[int, list[float]]
 def measure(subjects: Mapping[str, Subject], rounds: int, say: Callable[[str], None]) -> dict[str, Rounds]:
     """Give every subject its turn in every round, the order rotating."""
     names = list(subjects)
-    found: dict[str, Rounds] = {name: {batch: [] for batch in BATCHES} for name in names}
+    rounds_ms: dict[str, Rounds] = {name: {batch: [] for batch in BATCHES} for name in names}
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(Worker(name, subject.artifact, subject.engine, subject.config))
@@ -55,8 +54,8 @@ def measure(subjects: Mapping[str, Subject], rounds: int, say: Callable[[str], N
                 start = index % len(names)
                 for name in names[start:] + names[:start]:
                     time.sleep(PAUSE_S)
-                    found[name][batch].append(percentiles(workers[name].run(SECONDS), 0.5)[0])
-    return found
+                    rounds_ms[name][batch].append(percentiles(workers[name].run(SECONDS), 0.5)[0])
+    return rounds_ms
 
 
 def median(rounds: Rounds, batch: int) -> float:

@@ -67,8 +67,12 @@ def place(tmp_path_factory) -> Path:
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {language for _, language, _ in BLOCKS} <= {"bash", "python", "toml", "text"}
-    others = [line for page, line in LINES if line not in COMMANDS[page]]
-    assert [line for line in others if not line.startswith("pip install ")] == ["make demo", "make test"]
+    others = [(page, line) for page, line in LINES if line not in COMMANDS[page] and not line.startswith("pip install ")]
+    assert [line for page, line in others if page == "README.md"] == ["make demo", "make test"]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page, line in others:  # of developers: what they name exists
+        program, subject, *_ = line.split()
+        assert (program == "make" and subject in targets) or (program == "python" and (ROOT / subject).is_file()), page
 
 
 def test_the_top_page_is_one_page() -> None:
@@ -199,6 +203,8 @@ def test_the_map_has_every_room() -> None:
     package, page = ROOT / "vitdeploy", PAGES["vitdeploy/README.md"]
     rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert set(re.findall(r"^\| `([\w/]+)` \|", page, re.M)) == rooms
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", page.split("At the root")[1].split("## A walk")[0])) == modules
 
 
 def test_the_walk_leads_where_it_says() -> None:

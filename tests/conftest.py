@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,20 @@ SHARED = {
     "bytes": (TINY, ExportConfig(input="uint8-nhwc", top_k=2, prove_batches=(1, 3))),
 }
 """The artifacts that many tests read, by name. Nothing may change them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark as slow what `sampled` leaves out of fast runs, before anything is deselected."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled is None:
+            continue
+        name = item.nodeid.split("[")[0]
+        if counts[name] % sampled.args[0]:
+            item.add_marker(pytest.mark.slow)
+        counts[name] += 1
 
 
 def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = None) -> Artifact:

@@ -150,6 +150,7 @@ def test_bfloat16_runs_every_kind_of_network(name, tmp_path):
 
 
 @compiles
+@pytest.mark.slow
 def test_compiled_computes_the_same(compiled, small, pixels):
     found, truth = compiled.run(pixels)["logits"], logits(small, pixels)
     assert found.dtype == np.float32
@@ -162,6 +163,7 @@ def test_compiled_computes_the_same(compiled, small, pixels):
 
 
 @compiles
+@pytest.mark.slow
 def test_no_number_of_batch_sizes_falls_back_to_eager(compiled, small, pixels):
     """PyTorch compiles for so many sizes, and runs the next one as it was written, with a line in a log at most."""
     import torch._dynamo
@@ -174,6 +176,7 @@ def test_no_number_of_batch_sizes_falls_back_to_eager(compiled, small, pixels):
 
 
 @compiles
+@pytest.mark.slow
 def test_compiled_in_bfloat16(cache, small, pixels):
     runner, truth = opened(small, compiled=True, precision="bf16"), logits(small, pixels)
     found = runner.run(pixels)["logits"]
@@ -186,6 +189,7 @@ def test_compiled_in_bfloat16(cache, small, pixels):
 
 
 @compiles
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_named_as_the_reason(cache, small, pixels, tmp_path):
     """It answers, and then does not compile: as where Python's headers are missing."""
     from torch._inductor import config

@@ -40,6 +40,7 @@ def close(artifact: Artifact, run) -> None:
         assert np.abs(found - expected[:batch]).max() <= SHARE * expected.std()
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_hugging_face_folder(architecture, tmp_path) -> None:
     """Every class, its folder as `save_pretrained` writes it."""
@@ -56,6 +57,7 @@ def size_of(size: tuple[int, int]) -> ExportConfig:
     return ExportConfig(prove_batches=(1, 3), image_size=size)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", [case.name for case in FAMILIES.values()])
 def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
     """One architecture of every family, a bare state dict."""
@@ -68,6 +70,7 @@ def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
     close(artifact, theirs)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", [case.name for case in FAMILIES.values() if case.sized] + ["vit_tiny_patch16_224"])
 def test_timm_folder(name, tmp_path) -> None:
     """``config.json`` and weights, as timm puts them on the hub, with the labels."""
@@ -83,6 +86,7 @@ def test_timm_folder(name, tmp_path) -> None:
     close(artifact, theirs)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_16", "vit_h_14"])
 def test_torchvision_state_dict(name, tmp_path) -> None:
     theirs = test_torchvision.created(name, depth=1)
@@ -111,6 +115,7 @@ def test_meta_dinov3(tmp_path) -> None:
     close(artifact, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not WEIGHTS or not PHOTOS, reason="VITDEPLOY_REAL_WEIGHTS and VITDEPLOY_CIFAR10 name no trained weights and photos"
 )

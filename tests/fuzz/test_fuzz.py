@@ -66,9 +66,9 @@ def passed(folder: Path, number: int, running: tuple) -> Outcome:
     return Outcome(what, told, "repaired" if notes else "sound", *(engine.attempt(shown) for engine in running))
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    """Of all graphs; half of them a thread, whose engines are processes of their own."""
+@pytest.fixture(scope="module", params=[COUNT // 20, pytest.param(COUNT, marks=pytest.mark.slow)])
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """Of the first graphs or of all; half of them a thread, whose engines are processes of their own."""
 
     def lane(numbers: range) -> list[Outcome]:
         folder = tmp_path_factory.mktemp("lane")
@@ -76,7 +76,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
             return [passed(folder, number, running) for number in numbers]
 
     with ThreadPoolExecutor(LANES) as pool:
-        lanes = pool.map(lane, [range(FIRST + n, FIRST + COUNT, LANES) for n in range(LANES)])
+        lanes = pool.map(lane, [range(FIRST + n, FIRST + request.param, LANES) for n in range(LANES)])
         outcomes = [outcome for part in lanes for outcome in part]
     for place in Outcome._fields[1:]:
         print(place, dict(Counter(getattr(outcome, place)[:6] for outcome in outcomes)))
@@ -84,7 +84,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 
 
 def test_all_went_through(outcomes: list[Outcome]) -> None:
-    assert len(outcomes) == COUNT
+    assert len(outcomes) in (COUNT, COUNT // 20)
 
 
 def test_every_outcome_is_typed(outcomes: list[Outcome]) -> None:
@@ -98,17 +98,17 @@ def test_every_outcome_is_typed(outcomes: list[Outcome]) -> None:
 def test_the_engines_were_really_reached(outcomes: list[Outcome]) -> None:
     """A check that refused everything would make the rest vacuous."""
     shown = [outcome for outcome in outcomes if outcome.checked in ("sound", "repaired")]
-    assert len(shown) > 0.45 * COUNT
+    assert len(shown) > 0.45 * len(outcomes)
     for engine in ENGINES:
-        assert sum(getattr(outcome, engine) == "ran" for outcome in shown) > 0.1 * COUNT
-        assert sum(getattr(outcome, engine) == "VD4004" for outcome in shown) > 0.1 * COUNT
+        assert sum(getattr(outcome, engine) == "ran" for outcome in shown) > 0.1 * len(outcomes)
+        assert sum(getattr(outcome, engine) == "VD4004" for outcome in shown) > 0.1 * len(outcomes)
 
 
 def test_what_is_shown_to_an_engine_hardly_ever_ends_it(outcomes: list[Outcome]) -> None:
     """Without the check one in a hundred does: a new kind of crash belongs into `crashers.py`."""
     ended = [outcome for outcome in outcomes if {outcome.onnxruntime[:6], outcome.openvino[:6]} & set(ENDED)]
     print(*ended, sep="\n")
-    assert len(ended) <= max(2, COUNT // 1000), ended
+    assert len(ended) <= max(2, len(outcomes) // 1000), ended
 
 
 def test_mutants_are_found_again() -> None:

@@ -147,6 +147,7 @@ def test_every_planned_layer_is_counted_in_int8(made):
         assert (row["lane"], row["token_db"] > 35) == (False, True)
 
 
+@pytest.mark.slow
 def test_every_rewrite_can_be_left_out_and_is_listed(source, made, reference, tmp_path):
     """One by one: the result is right without it, and the record says what was done."""
     done = made.record.proof["rewrites"]
@@ -188,6 +189,7 @@ def with_outliers(model: onnx.ModelProto) -> None:
                 tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("skip", [(), ("norm-affine",)])
 def test_outlier_channels_cost_nothing(source, reference, skip, tmp_path):
     """With their factors folded away exactly, and, where that is left out, with factors that are chosen from the images."""
@@ -213,6 +215,7 @@ def with_a_massive_token(model: onnx.ModelProto) -> None:
 
 
 @needs_vnni
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", ENGINES)
 def test_massive_tokens_take_the_lane_and_spare_the_rest(source, target, tmp_path):
     massive = edited(source, tmp_path / "source", with_a_massive_token)
@@ -267,6 +270,7 @@ def test_arm_gets_signed_activations_of_the_same_values(source, made, tmp_path):
     assert any(ours[name] for name in zeros)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "portable"])
 def test_a_fixed_batch_runs_in_int8_too(static, target, reference, tmp_path):
     """ONNX Runtime makes a Gemm of MatMul and Add when it knows the batch, and computes that in float if it is let."""

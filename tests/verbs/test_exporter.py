@@ -61,6 +61,7 @@ def session(artifact: Artifact) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", CASES)
 def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> None:
     artifact = export(lively(CASES[name], tmp_path), ExportConfig(), tmp_path / "out")
@@ -150,6 +151,7 @@ def test_another_image_size_resamples_positions(small, tmp_path) -> None:
     assert load_file(back.weights)["pos_embed"].shape == (1, 1 + 8 * 8, 32)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("layout", ["uint8-nchw", "uint8-nhwc"])
 @pytest.mark.parametrize("change", [{}, {"embed": "linear"}, {"patch_bias": False}], ids=["conv", "linear", "no bias"])
 def test_raw_pixels_give_the_same_logits(tmp_path, layout, change) -> None:

@@ -43,6 +43,7 @@ EXPORTS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("exporter", "network", "opset", "expected"), EXPORTS, ids=lambda each: None if isinstance(each, dict) else str(each)
 )

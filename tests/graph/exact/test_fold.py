@@ -234,6 +234,7 @@ def test_centred_values_have_no_mean() -> None:
 # All of them
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("layout", [Layout(), Layout(attention=True)], ids=["gemms", "attention"])
 @pytest.mark.parametrize("name", CHAIN)
 def test_all_rewrites_of_our_own_networks(name, layout) -> None:

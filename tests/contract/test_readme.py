@@ -151,7 +151,7 @@ def test_the_worked_example_of_a_mapping(place) -> None:
 
 
 def test_the_table_of_sources_is_the_tests_own() -> None:
-    done = run([sys.executable, str(ROOT / "tests" / "what_loads.py")], ROOT)
+    done = run([sys.executable, str(ROOT / "tests" / "checkpoints" / "what_loads.py")], ROOT)
     assert done.stdout in PAGES["vitdeploy/checkpoints/README.md"]
 
 

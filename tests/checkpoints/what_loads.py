@@ -1,6 +1,6 @@
 """The table of what loads in vitdeploy/checkpoints/README.md, made from the cases that the tests hold to the source libraries.
 
-    python tests/what_loads.py          print it
+    python tests/checkpoints/what_loads.py          print it
 
 `tests/contract/test_readme.py` fails when the page has another one.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.checkpoints.huggingface_cases import HUGGINGFACE
 from tests.checkpoints.timm_cases import CASES as TIMM

@@ -17,7 +17,7 @@ from vitdeploy import data, files
 from vitdeploy.data import idx, images
 from vitdeploy.spec import InputContract
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DATA = ROOT / "calibration" / "fashion-mnist"
 SETS = {"calibration": 512, "evaluation": 2000}
 
@@ -100,7 +100,7 @@ def test_a_draw_is_balanced_and_depends_on_the_seed() -> None:
 
 def test_the_demo_models_weights_are_those_of_the_recorded_run() -> None:
     """The digest that the training script wrote beside them; small enough to ship; at least 90 % on the images kept here."""
-    recipes = Path(__file__).parents[1] / "recipes"
+    recipes = ROOT / "recipes"
     record = json.loads((recipes / "fashion_mnist_vit.json").read_text())
     weights = recipes / "fashion_mnist_vit.safetensors"
     assert files.sha256(weights) == record["sha256"]

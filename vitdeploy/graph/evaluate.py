@@ -35,7 +35,7 @@ def evaluate(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | Non
     if operation is None or node.domain != "" or not inputs or inputs[0] is None:
         return None
     try:
-        return [np.asarray(found) for found in operation(node, inputs)]
+        return [np.asarray(array) for array in operation(node, inputs)]
     except (
         ValueError,
         IndexError,
@@ -46,61 +46,61 @@ def evaluate(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | Non
         return None
 
 
-def _needed(inputs: Sequence[Array | None], index: int) -> Array:
-    found = inputs[index] if index < len(inputs) else None
-    if found is None:
+def _require(inputs: Sequence[Array | None], index: int) -> Array:
+    array = inputs[index] if index < len(inputs) else None
+    if array is None:
         raise ValueError("an input that must be there is left out")
-    return found
+    return array
 
 
-def _numbers(node: ir.Node, name: str, inputs: Sequence[Array | None], index: int) -> list[int] | None:
+def _read_numbers(node: ir.Node, name: str, inputs: Sequence[Array | None], index: int) -> list[int] | None:
     """Whole numbers of an attribute, or of an input."""
-    found = whole(node, name)
-    if found is None and index < len(inputs) and inputs[index] is not None:
-        found = tuple(int(each) for each in _needed(inputs, index).reshape(-1))
-    return None if found is None else list(found)
+    numbers = whole(node, name)
+    if numbers is None and index < len(inputs) and inputs[index] is not None:
+        numbers = tuple(int(each) for each in _require(inputs, index).reshape(-1))
+    return None if numbers is None else list(numbers)
 
 
-def _bounded(shape: Sequence[int], source: Array) -> list[int]:
+def _check_size(shape: Sequence[int], source: Array) -> list[int]:
     if int(np.prod(shape, dtype=np.float64)) > max(LARGEST, source.size):
         raise MemoryError("a constant that is larger than it should be")
     return [int(size) for size in shape]
 
 
 def _reshape(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    source = _needed(inputs, 0)
-    target = [int(size) for size in _needed(inputs, 1)]
+    source = _require(inputs, 0)
+    target = [int(size) for size in _require(inputs, 1)]
     copies = not integer(node, "allowzero", 0)
     return [source.reshape([source.shape[place] if size == 0 and copies else size for place, size in enumerate(target)])]
 
 
 def _squeeze(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    axes = _numbers(node, "axes", inputs, 1)
-    return [np.squeeze(_needed(inputs, 0), None if axes is None else tuple(axes))]
+    axes = _read_numbers(node, "axes", inputs, 1)
+    return [np.squeeze(_require(inputs, 0), None if axes is None else tuple(axes))]
 
 
 def _unsqueeze(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    axes = _numbers(node, "axes", inputs, 1)
+    axes = _read_numbers(node, "axes", inputs, 1)
     if axes is None:
         raise ValueError("no axes")
-    return [np.expand_dims(_needed(inputs, 0), tuple(axes))]
+    return [np.expand_dims(_require(inputs, 0), tuple(axes))]
 
 
 def _concat(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [np.concatenate([_needed(inputs, place) for place in range(len(inputs))], integer(node, "axis", 0))]
+    return [np.concatenate([_require(inputs, place) for place in range(len(inputs))], integer(node, "axis", 0))]
 
 
 def _gather(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [np.take(_needed(inputs, 0), _needed(inputs, 1).astype(np.int64), integer(node, "axis", 0))]
+    return [np.take(_require(inputs, 0), _require(inputs, 1).astype(np.int64), integer(node, "axis", 0))]
 
 
 def _slice(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    source = _needed(inputs, 0)
-    starts, ends = _numbers(node, "starts", inputs, 1), _numbers(node, "ends", inputs, 2)
+    source = _require(inputs, 0)
+    starts, ends = _read_numbers(node, "starts", inputs, 1), _read_numbers(node, "ends", inputs, 2)
     if starts is None or ends is None:
         raise ValueError("no bounds")
-    axes = _numbers(node, "axes", inputs, 3) or list(range(len(starts)))
-    steps = _numbers(node, "steps", inputs, 4) or [1] * len(starts)
+    axes = _read_numbers(node, "axes", inputs, 3) or list(range(len(starts)))
+    steps = _read_numbers(node, "steps", inputs, 4) or [1] * len(starts)
     index = [slice(None)] * source.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         last = None if step < 0 and end < -source.shape[axis] else end  # backwards through the first element
@@ -109,8 +109,8 @@ def _slice(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
 
 
 def _split(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    source, axis, parts = _needed(inputs, 0), integer(node, "axis", 0), len(node.outputs)
-    lengths = _numbers(node, "split", inputs, 1)
+    source, axis, parts = _require(inputs, 0), integer(node, "axis", 0), len(node.outputs)
+    lengths = _read_numbers(node, "split", inputs, 1)
     if lengths is None:
         step = -(-source.shape[axis] // parts)  # the last part is the smaller one
         return list(np.split(source, [step * place for place in range(1, parts)], axis))
@@ -118,49 +118,49 @@ def _split(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
 
 
 def _expand(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    source = _needed(inputs, 0)
-    shape = np.broadcast_shapes(source.shape, tuple(int(size) for size in _needed(inputs, 1)))
-    return [np.ascontiguousarray(np.broadcast_to(source, _bounded(shape, source)))]
+    source = _require(inputs, 0)
+    shape = np.broadcast_shapes(source.shape, tuple(int(size) for size in _require(inputs, 1)))
+    return [np.ascontiguousarray(np.broadcast_to(source, _check_size(shape, source)))]
 
 
 def _transpose(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [np.ascontiguousarray(np.transpose(_needed(inputs, 0), whole(node, "perm")))]
+    return [np.ascontiguousarray(np.transpose(_require(inputs, 0), whole(node, "perm")))]
 
 
 def _flatten(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    source, axis = _needed(inputs, 0), integer(node, "axis", 1)
+    source, axis = _require(inputs, 0), integer(node, "axis", 1)
     rows = int(np.prod(source.shape[:axis], dtype=np.int64))
     return [source.reshape(rows, -1)]
 
 
 def _tile(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    source, repeats = _needed(inputs, 0), [int(each) for each in _needed(inputs, 1)]
-    _bounded([size * each for size, each in zip(source.shape, repeats, strict=True)], source)
+    source, repeats = _require(inputs, 0), [int(each) for each in _require(inputs, 1)]
+    _check_size([size * each for size, each in zip(source.shape, repeats, strict=True)], source)
     return [np.tile(source, repeats)]
 
 
 def _cast(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [_needed(inputs, 0).astype(ir.DataType(integer(node, "to", 1)).numpy())]
+    return [_require(inputs, 0).astype(ir.DataType(integer(node, "to", 1)).numpy())]
 
 
 def _constant_of_shape(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    shape = _needed(inputs, 0)
+    shape = _require(inputs, 0)
     filled = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
-    return [np.full(_bounded([int(size) for size in shape], shape), filled.reshape(()), filled.dtype)]
+    return [np.full(_check_size([int(size) for size in shape], shape), filled.reshape(()), filled.dtype)]
 
 
 def _range(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    start, end, step = (_needed(inputs, place).reshape(()).item() for place in range(3))
-    _bounded([max(0, math.ceil((end - start) / step))], _needed(inputs, 0))
-    return [np.arange(start, end, step, dtype=_needed(inputs, 0).dtype)]
+    start, end, step = (_require(inputs, place).reshape(()).item() for place in range(3))
+    _check_size([max(0, math.ceil((end - start) / step))], _require(inputs, 0))
+    return [np.arange(start, end, step, dtype=_require(inputs, 0).dtype)]
 
 
 def _shape_of(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-    shape = _needed(inputs, 0).shape
-    return [np.array(shape[_window(node, len(shape))], np.int64)]
+    shape = _require(inputs, 0).shape
+    return [np.array(shape[_read_window(node, len(shape))], np.int64)]
 
 
-def _window(node: ir.Node, rank: int) -> slice:
+def _read_window(node: ir.Node, rank: int) -> slice:
     """Which sizes a Shape gives."""
     return slice(integer(node, "start", 0), integer(node, "end", rank))
 
@@ -177,10 +177,10 @@ def _elementwise(function: Callable[..., Any], kinds: frozenset[str] | None = No
     """An operator of as many inputs as the function has; ``kinds`` of numbers (NumPy's letters) that it takes."""
 
     def operation(_: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
-        arrays = [_needed(inputs, place) for place in range(len(inputs))]
+        arrays = [_require(inputs, place) for place in range(len(inputs))]
         if kinds is not None and arrays[0].dtype.kind not in kinds:
             raise TypeError(arrays[0].dtype)
-        _bounded(np.broadcast_shapes(*(array.shape for array in arrays)), max(arrays, key=lambda array: array.size))
+        _check_size(np.broadcast_shapes(*(array.shape for array in arrays)), max(arrays, key=lambda array: array.size))
         with np.errstate(all="ignore"):
             return [np.asarray(function(*arrays))]
 
@@ -199,7 +199,7 @@ _MOVES: dict[str, Callable[[ir.Node, Sequence[Array | None]], list[Array]]] = {
     "Transpose": _transpose,
     "Tile": _tile,
     "Flatten": _flatten,
-    "Identity": lambda _, inputs: [_needed(inputs, 0)],
+    "Identity": lambda _, inputs: [_require(inputs, 0)],
 }
 """They only move numbers, so they move names of sizes as well."""
 _ARITHMETIC: dict[str, Callable[[ir.Node, Sequence[Array | None]], list[Array]]] = {
@@ -207,7 +207,7 @@ _ARITHMETIC: dict[str, Callable[[ir.Node, Sequence[Array | None]], list[Array]]]
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "Shape": _shape_of,
-    "Size": lambda _, inputs: [np.array(_needed(inputs, 0).size, np.int64)],
+    "Size": lambda _, inputs: [np.array(_require(inputs, 0).size, np.int64)],
     "Add": _elementwise(np.add),
     "Sub": _elementwise(np.subtract),
     "Mul": _elementwise(np.multiply),
@@ -248,13 +248,13 @@ def follow(graph: ir.Graph) -> dict[ir.Value, Array]:
     for node in graph:
         if node.domain != "":
             continue
-        found = _follow(node, [_elements(value, known) for value in node.inputs])
-        if found is not None:
-            known.update((value, array) for value, array in zip(node.outputs, found, strict=False) if array.size <= _SMALL)
+        results = _follow(node, [_read_elements(value, known) for value in node.inputs])
+        if results is not None:
+            known.update((value, array) for value, array in zip(node.outputs, results, strict=False) if array.size <= _SMALL)
     return known
 
 
-def _elements(value: ir.Value | None, known: dict[ir.Value, Array]) -> Array | None:
+def _read_elements(value: ir.Value | None, known: dict[ir.Value, Array]) -> Array | None:
     if value is None or value in known:
         return None if value is None else known[value]
     if value.const_value is None or value.producer() is not None or value.const_value.size > _SMALL:
@@ -269,7 +269,7 @@ def _follow(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
         if shape is None:
             return None
         named = [f"{node.name}[{axis}]" if size is None else size for axis, size in enumerate(shape)]
-        return [_objects(named[_window(node, len(shape))])]
+        return [_as_objects(named[_read_window(node, len(shape))])]
     present = [array for array in inputs if array is not None]
     if not present or len(present) != sum(value is not None for value in node.inputs):
         return None
@@ -278,30 +278,30 @@ def _follow(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
     if node.op_type in _SYMBOLIC:
         return [_symbolic(node.op_type, present)]
     data = len(inputs) if node.op_type == "Concat" else 1
-    arguments = [array if array is None or place < data else _settled(array) for place, array in enumerate(inputs)]
+    arguments = [array if array is None or place < data else _as_numbers(array) for place, array in enumerate(inputs)]
     if node.op_type == "ConstantOfShape":
-        arguments = [_settled(present[0])]
+        arguments = [_as_numbers(present[0])]
     elif node.op_type not in _MOVES:
         return None
     if any(array is None and value is not None for array, value in zip(arguments, node.inputs, strict=True)):
         return None
-    found = evaluate(node, arguments)
-    return None if found is None else [array.astype(object) for array in found]
+    results = evaluate(node, arguments)
+    return None if results is None else [array.astype(object) for array in results]
 
 
-def _objects(elements: Sequence[object]) -> Array:
+def _as_objects(elements: Sequence[object]) -> Array:
     array = np.empty(len(elements), dtype=object)
     array[:] = elements
     return array
 
 
-def settled(elements: Array) -> bool:
+def is_settled(elements: Array) -> bool:
     """Whether every element is a number."""
     return all(isinstance(each, (int, bool)) for each in elements.flat)
 
 
-def _settled(elements: Array) -> Array | None:
-    return elements.astype(np.int64) if settled(elements) else None
+def _as_numbers(elements: Array) -> Array | None:
+    return elements.astype(np.int64) if is_settled(elements) else None
 
 
 def _symbolic(operator: str, inputs: list[Array]) -> Array:
@@ -340,10 +340,10 @@ def _equal(first: object, second: object) -> object:
     if first == second:
         return True
     both = isinstance(first, int) and isinstance(second, int)
-    return False if both or _negative(first) or _negative(second) else None
+    return False if both or _is_negative(first) or _is_negative(second) else None
 
 
-def _negative(element: object) -> bool:
+def _is_negative(element: object) -> bool:
     return isinstance(element, int) and element < 0
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Editor, declare
-from vitdeploy.graph.query import Array, constant, is_constant, only_user, resized
+from vitdeploy.graph.query import Array, constant, is_constant, only_user, resize_axis
 
 
 class Linear:
@@ -119,7 +119,7 @@ def insert_linear(editor: Editor, before: ir.Node, value: ir.Value, parameters: 
     matmul = ir.node("MatMul", [value, weight], name=f"{stem}/MatMul")
     add = ir.node("Add", [matmul.outputs[0], bias], name=f"{stem}/Add")
     for node in (matmul, add):
-        declare(node.outputs[0], value.type, resized(value, -1, parameters[0].shape[1]))
+        declare(node.outputs[0], value.type, resize_axis(value, -1, parameters[0].shape[1]))
     editor.insert([matmul, add], before)
     return Linear(matmul)
 
@@ -137,6 +137,6 @@ def insert_split(editor: Editor, before: ir.Node, value: ir.Value, widths: Seque
     sizes = editor.constant(f"{stem}/Split.split", np.array(widths, np.int64))
     split = ir.node("Split", [value, sizes], {"axis": -1}, num_outputs=len(widths), name=f"{stem}/Split")
     for part, width in zip(split.outputs, widths, strict=True):
-        declare(part, value.type, resized(value, -1, width))
+        declare(part, value.type, resize_axis(value, -1, width))
     editor.insert([split], before)
     return list(split.outputs)

@@ -16,17 +16,17 @@ FAR = 24
 """Nodes between a linear layer and the attention it feeds, at most (rotary positions are the longest way)."""
 
 
-def path(value: ir.Value, start: ir.Value) -> Iterator[ir.Node]:
+def trace_path(value: ir.Value, start: ir.Value) -> Iterator[ir.Node]:
     """Nodes from ``start`` down to ``value`` along first inputs, in the order of the graph; nothing else is on it."""
-    found: list[ir.Node] = []
-    while value is not start and len(found) < FAR:
+    nodes: list[ir.Node] = []
+    while value is not start and len(nodes) < FAR:
         node = value.producer()
         above = None if node is None else node.inputs[0]
         if node is None or above is None:
             break
-        found.append(node)
+        nodes.append(node)
         value = above
-    return reversed(found)
+    return reversed(nodes)
 
 
 def move(numbers: Array, start: ir.Value, way: Iterable[ir.Node], end: ir.Value) -> Array | None:
@@ -44,7 +44,7 @@ def move(numbers: Array, start: ir.Value, way: Iterable[ir.Node], end: ir.Value)
         source = None if node.inputs[0] is None else values.get(node.inputs[0])
         if source is None:
             return None
-        if scales(node):
+        if is_scale(node):
             values[node.outputs[0]] = source
             continue
         inputs = [source, *(constant(value) for value in node.inputs[1:])]
@@ -52,19 +52,19 @@ def move(numbers: Array, start: ir.Value, way: Iterable[ir.Node], end: ir.Value)
         target = inputs[1] if node.op_type == "Reshape" and len(inputs) > 1 else None
         if target is not None and isinstance(batch, int) and batch > 1 and target.size and target[0] % batch == 0:
             inputs[1] = np.array([target[0] // batch, *target[1:]])  # one image of the one batch size that the file takes
-        found = evaluate(node, inputs) if node.op_type in MOVES and not missing else None
-        if found is None:
+        results = evaluate(node, inputs) if node.op_type in MOVES and not missing else None
+        if results is None:
             return None
-        values.update(zip(node.outputs, found, strict=True))
+        values.update(zip(node.outputs, results, strict=True))
     return values.get(end)
 
 
-def scales(node: ir.Node) -> bool:
+def is_scale(node: ir.Node) -> bool:
     """Whether a node multiplies by, or divides by, one number."""
     return node.op_type in ("Mul", "Div") and number(node.inputs[1]) is not None
 
 
-def root(value: ir.Value) -> ir.Value:
+def find_root(value: ir.Value) -> ir.Value:
     """The tensor that a selection of its tokens was taken from, or the tensor itself."""
     node = value.producer()
     along = node is not None and node.op_type == "Slice" and whole(node, "axes", 3) == (1,)

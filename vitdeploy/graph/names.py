@@ -46,7 +46,7 @@ def name_by_module(model: ir.Model, *, root: str = "") -> None:
     taken: set[str] = {name for name in (*kept, *graph.initializers) if name is not None}
     paths: dict[ir.Node, str] = {}
     for node in graph:
-        paths[node] = _path(node, paths, root)
+        paths[node] = _read_path(node, paths, root)
         node.name = free_name(f"{paths[node]}/{node.op_type}" if paths[node] else node.op_type, taken)
         for index, value in enumerate(node.outputs):
             if value.name not in kept:
@@ -65,7 +65,7 @@ def name_by_module(model: ir.Model, *, root: str = "") -> None:
     graph.doc_string = None
 
 
-def _path(node: ir.Node, paths: dict[ir.Node, str], root: str) -> str:
+def _read_path(node: ir.Node, paths: dict[ir.Node, str], root: str) -> str:
     """The module that made a node; a node made by an optimiser belongs where its first input was made."""
     text = node.metadata_props.get(SCOPES)
     if text is None:
@@ -112,6 +112,6 @@ def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
         graph.initializers[name] = graph.initializers.pop(old)
 
 
-def shape_arithmetic(model: ir.Model) -> list[str]:
+def list_shape_arithmetic(model: ir.Model) -> list[str]:
     """Names of nodes that compute shapes at run time, or nothing at all: where a "dynamic" batch gets frozen."""
     return [str(node.name) for node in model.graph if node.op_type in _AT_RUN_TIME]

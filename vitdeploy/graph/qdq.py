@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.linear import Linear
-from vitdeploy.graph.query import Array, first
+from vitdeploy.graph.query import Array, find_first
 
 E4M3: np.dtype[Any] = ir.DataType.FLOAT8E4M3FN.numpy()
 """8-bit floats, 4 bits of exponent and 3 of mantissa. A cast to them rounds to even, and makes NaN of what is too large."""
@@ -50,7 +50,7 @@ def quantize(editor: Editor, value: ir.Value, codes: Codes, uses: Iterable[tuple
         uses: Node and input index of each use that shall see the rounded tensor.
     """
     uses = list(uses)
-    before, name = first(node for node, _ in uses), str(value.name)
+    before, name = find_first(node for node, _ in uses), str(value.name)
     constants = [
         editor.constant(f"{name}.scale", np.array(codes.scale, np.float32)),
         editor.constant(f"{name}.zero", np.array(codes.zero, codes.dtype)),
@@ -162,5 +162,5 @@ def _share_range(editor: Editor, value: ir.Value) -> tuple[ir.Value, ir.Value, i
         shapes = ((codes, value.shape), (ir.TensorType(ir.DataType.FLOAT), ()), (codes, ()))
         for out, (type_, shape) in zip(node.outputs, shapes, strict=True):
             declare(out, type_, shape)
-        editor.insert([node], first(users))
+        editor.insert([node], find_first(users))
     return node.outputs[0], node.outputs[1], node.outputs[2]

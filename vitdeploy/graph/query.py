@@ -88,8 +88,8 @@ def other(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """The second operand of a node with two; None when both are the same."""
     if len(node.inputs) != 2:
         return None
-    first, second = node.inputs
-    return (second if second is not value else None) if first is value else first
+    one, two = node.inputs
+    return (two if two is not value else None) if one is value else one
 
 
 def sizes(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
@@ -99,7 +99,7 @@ def sizes(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return tuple(size if isinstance(size, int) else size.value or None for size in value.shape)
 
 
-def resized(value: ir.Value, axis: int, size: int) -> ir.Shape | None:
+def resize_axis(value: ir.Value, axis: int, size: int) -> ir.Shape | None:
     """A value's shape with another size along one axis."""
     if value.shape is None:
         return None
@@ -108,7 +108,7 @@ def resized(value: ir.Value, axis: int, size: int) -> ir.Shape | None:
     return ir.Shape(changed)
 
 
-def first(nodes: Iterable[ir.Node]) -> ir.Node:
+def find_first(nodes: Iterable[ir.Node]) -> ir.Node:
     """The node that comes first in its graph."""
     wanted = set(nodes)
     some = next(iter(wanted))

@@ -15,10 +15,8 @@ import onnx_ir as ir
 
 from vitdeploy.errors import InputError
 from vitdeploy.graph.linear import Linear, is_linear
-from vitdeploy.graph.moves import FAR, MOVES, move, path, root, scales
-from vitdeploy.graph.query import Array, constant, integer
-
-__all__ = ["Attention", "Linear", "Site", "Structure", "constant", "recognise"]
+from vitdeploy.graph.moves import FAR, MOVES, find_root, is_scale, move, trace_path
+from vitdeploy.graph.query import Array, constant, integer, only_user
 
 _POINTWISE = frozenset(
     ("Gelu", "Sigmoid", "Mul", "Relu", "Tanh", "Erf", "Split", "Slice", "LayerNormalization", "Reshape", "Div")
@@ -113,21 +111,22 @@ def recognise(model: ir.Model) -> Structure:
         InputError: VD3023, no attention between linear layers.
     """
     linears = {node: Linear(node) for node in model.graph if is_linear(node)}
-    attentions = [found for node in model.graph if node.op_type == "Softmax" and (found := _attention(node, linears))]
+    around = (_read_attention(node, linears) for node in model.graph if node.op_type == "Softmax")
+    attentions = [attention for attention in around if attention is not None]
     inside: dict[Linear, None] = {}
     for attention in attentions:
         known = [linear for linear in (*attention.linears, attention.projection) if linear is not None]
         inside.update(dict.fromkeys(known))
     if not inside:
-        raise InputError("VD3023", "has no block of a Vision Transformer: " + _looked_for(model))
-    for first, second in _feeds(linears):
+        raise InputError("VD3023", "has no block of a Vision Transformer: " + _explain_absence(model))
+    for first, second in _pair_layers(linears):
         inside.update(dict.fromkeys((first, second)))
-    inside.update(dict.fromkeys(linear for linear in linears.values() if _alone(linear)))
-    sites = _sites([linear for linear in linears.values() if linear in inside], attentions)
+    inside.update(dict.fromkeys(linear for linear in linears.values() if _is_own_branch(linear)))
+    sites = _collect_sites([linear for linear in linears.values() if linear in inside], attentions)
     return Structure(attentions, sites, [linear for linear in linears.values() if linear not in inside])
 
 
-def _looked_for(model: ir.Model) -> str:
+def _explain_absence(model: ir.Model) -> str:
     looked = "MatMul, Softmax, MatMul between linear layers was looked for"
     for operator in ("Softmax", "Attention", "MultiHeadAttention", "MatMul"):
         nearest = next((node for node in model.graph if node.op_type == operator), None)
@@ -136,32 +135,32 @@ def _looked_for(model: ir.Model) -> str:
     return f"{looked}; it has no MatMul at all"
 
 
-def _attention(softmax: ir.Node, linears: dict[ir.Node, Linear]) -> Attention | None:
+def _read_attention(softmax: ir.Node, linears: dict[ir.Node, Linear]) -> Attention | None:
     """The attention around a softmax; None when it is another softmax (of a head, of top-k)."""
     shape = softmax.outputs[0].shape
     last = (-1,) if shape is None else (-1, len(shape) - 1)
-    scores, scale = _above_softmax(softmax)
+    scores, scale = _trace_scores(softmax)
     users = list(softmax.outputs[0].uses())
     if scores is None or len(users) != 1 or users[0].node.op_type != "MatMul" or users[0].idx != 0:
         return None
     context = users[0].node
     parts = [part for part in (scores.inputs[0], scores.inputs[1], context.inputs[1]) if part is not None]
-    found = [_source(part, linears) for part in parts]
-    if len(parts) != 3 or (found[2] is None and found[1] is None) or integer(softmax, "axis", -1) not in last:
+    layers = [_find_source(part, linears) for part in parts]
+    if len(parts) != 3 or (layers[2] is None and layers[1] is None) or integer(softmax, "axis", -1) not in last:
         return None
     columns = [
-        None if linear is None else _columns(part, linear, turned=place == 1)
-        for place, (part, linear) in enumerate(zip(parts, found, strict=True))
+        None if linear is None else _locate_columns(part, linear, turned=place == 1)
+        for place, (part, linear) in enumerate(zip(parts, layers, strict=True))
     ]
-    if found[2] is not None and any(node.op_type not in MOVES for node in path(parts[2], found[2].output)):
+    if layers[2] is not None and any(node.op_type not in MOVES for node in trace_path(parts[2], layers[2].output)):
         columns[2] = None  # what scales values outside their layer is not undone by the projection
-    projection = _taker(context.outputs[0], linears)
-    rows = None if projection is None or columns[2] is None else _rows(context, projection, columns[2].shape)
-    known, sources = (columns[0], columns[1], columns[2]), (found[0], found[1], found[2])
+    projection = _find_taker(context.outputs[0], linears)
+    rows = None if projection is None or columns[2] is None else _locate_rows(context, projection, columns[2].shape)
+    known, sources = (columns[0], columns[1], columns[2]), (layers[0], layers[1], layers[2])
     return Attention(softmax, scores, context, sources, known, projection, rows, tuple(scale))
 
 
-def _above_softmax(softmax: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
+def _trace_scores(softmax: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
     """The product of q and k, and the multiplications by a number that it alone goes through, or q before it."""
     value, scale = softmax.inputs[0], list[ir.Node]()
     for _ in range(4):
@@ -171,22 +170,18 @@ def _above_softmax(softmax: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
         if node.op_type == "MatMul":
             first = node.inputs[0]
             above = None if first is None else first.producer()
-            if above is not None and scales(above) and _lonely(above):
+            if above is not None and is_scale(above) and only_user(above.outputs[0]):
                 scale.append(above)
             return node, scale
         if node.op_type == "Add":
             scale.clear()  # what follows it scales the bias, too
-        elif scales(node) and _lonely(node):
+        elif is_scale(node) and only_user(node.outputs[0]):
             scale.append(node)
         value = next((each for each in node.inputs if each is not None and constant(each) is None), None)
     return None, []
 
 
-def _lonely(node: ir.Node) -> bool:
-    return len(list(node.outputs[0].uses())) == 1 and not node.outputs[0].is_graph_output()
-
-
-def _source(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
+def _find_source(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
     """The nearest linear layer above a tensor, breadth first."""
     ends = {linear.output: linear for linear in linears.values()}
     queue, seen = [value], {value}
@@ -206,13 +201,12 @@ def _source(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
     return None
 
 
-def _taker(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
+def _find_taker(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
     """The linear layer that takes a tensor, behind moves and a norm."""
     for _ in range(8):
-        users = list(value.uses())
-        if len(users) != 1 or value.is_graph_output():
+        node = only_user(value)
+        if node is None:
             return None
-        node = users[0].node
         if node in linears:
             return linears[node]
         if node.op_type not in MOVES and node.op_type != "LayerNormalization":
@@ -221,15 +215,15 @@ def _taker(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
     return None
 
 
-def _columns(value: ir.Value, linear: Linear, *, turned: bool) -> Array | None:
+def _locate_columns(value: ir.Value, linear: Linear, *, turned: bool) -> Array | None:
     """Which column of a layer's output is channel i of head h in ``value``: int64 [h, d], or None.
 
     None also where another node reads one of these columns: who changed them would change what that node sees.
     ``value`` is [N, h, T, d], or [N, h, d, T] when ``turned``; a layout without heads ([N, T, d]) counts as one head.
     """
-    way = list(path(value, linear.output))
-    tokens = _tokens(linear)
-    if tokens is None or any(node.op_type not in MOVES and not scales(node) for node in way):
+    way = list(trace_path(value, linear.output))
+    tokens = _read_token_axes(linear)
+    if tokens is None or any(node.op_type not in MOVES and not is_scale(node) for node in way):
         return None
     numbers = np.broadcast_to(np.arange(linear.shape[1]), (*tokens, linear.shape[1]))
     moved = move(numbers, linear.output, way, value)
@@ -239,10 +233,10 @@ def _columns(value: ir.Value, linear: Linear, *, turned: bool) -> Array | None:
     moved = moved if moved.ndim == 4 else moved[:, None]
     chosen = moved[0, :, 0].copy()  # [h, d]
     same = (moved == moved[:1, :, :1]).all() and len(np.unique(chosen)) == chosen.size
-    return chosen if same and _private(chosen, numbers, linear.output, way, value) else None
+    return chosen if same and _is_private(chosen, numbers, linear.output, way, value) else None
 
 
-def _private(chosen: Array, numbers: Array, start: ir.Value, way: list[ir.Node], end: ir.Value) -> bool:
+def _is_private(chosen: Array, numbers: Array, start: ir.Value, way: list[ir.Node], end: ir.Value) -> bool:
     """Whether no node beside a way reads one of the chosen columns."""
     values = [start, *(value for node in way[1:] if (value := node.inputs[0]) is not None), end]
     for place, (node, here) in enumerate(zip(way, values, strict=False)):
@@ -254,7 +248,7 @@ def _private(chosen: Array, numbers: Array, start: ir.Value, way: list[ir.Node],
     return len(list(end.uses())) == 1 and not any(value.is_graph_output() for value in values)
 
 
-def _tokens(linear: Linear) -> tuple[int, ...] | None:
+def _read_token_axes(linear: Linear) -> tuple[int, ...] | None:
     """The axes before the channels, with 1 for the batch; None when the file does not say."""
     shape = linear.output.shape if linear.output.shape is not None else linear.input.shape
     if shape is None or len(shape) < 2:
@@ -263,10 +257,10 @@ def _tokens(linear: Linear) -> tuple[int, ...] | None:
     return (1, *sizes) if len(sizes) == len(shape) - 2 else None
 
 
-def _rows(context: ir.Node, projection: Linear, shape: tuple[int, ...]) -> Array | None:
+def _locate_rows(context: ir.Node, projection: Linear, shape: tuple[int, ...]) -> Array | None:
     """Which row of the projection's weight takes channel i of head h: int64 [h, d], or None."""
     heads, size = shape
-    way = list(path(projection.input, context.outputs[0]))
+    way = list(trace_path(projection.input, context.outputs[0]))
     known = context.outputs[0].shape
     if known is None or not isinstance(known[-2], int) or projection.shape[0] != heads * size:
         return None
@@ -281,7 +275,7 @@ def _rows(context: ir.Node, projection: Linear, shape: tuple[int, ...]) -> Array
     return np.argsort(flat[0]).reshape(heads, size)
 
 
-def _feeds(linears: dict[ir.Node, Linear]) -> Iterator[tuple[Linear, Linear]]:
+def _pair_layers(linears: dict[ir.Node, Linear]) -> Iterator[tuple[Linear, Linear]]:
     """Pairs of linear layers with only an activation between them: the MLPs, gated ones too."""
     for first in linears.values():
         queue, seen, computes = [first.output], {first.output}, False
@@ -298,7 +292,7 @@ def _feeds(linears: dict[ir.Node, Linear]) -> Iterator[tuple[Linear, Linear]]:
                     queue += fresh
 
 
-def _alone(linear: Linear) -> bool:
+def _is_own_branch(linear: Linear) -> bool:
     """Whether a layer is a residual branch of its own: x + LN(x) W, an MLP of one layer."""
     norm = linear.input.producer()
     value = linear.output
@@ -311,10 +305,10 @@ def _alone(linear: Linear) -> bool:
     return norm.inputs[0] in users[0].inputs
 
 
-def _sites(linears: list[Linear], attentions: list[Attention]) -> list[Site]:
+def _collect_sites(linears: list[Linear], attentions: list[Attention]) -> list[Site]:
     grouped: dict[ir.Value, list[Linear]] = {}
     for linear in linears:
-        grouped.setdefault(root(linear.input), []).append(linear)
+        grouped.setdefault(find_root(linear.input), []).append(linear)
     contexts = {
         attention.projection: attention for attention in attentions if attention.projection and attention.rows is not None
     }
@@ -322,17 +316,17 @@ def _sites(linears: list[Linear], attentions: list[Attention]) -> list[Site]:
     for value, users in grouped.items():
         maker = value.producer()
         kind = "other"
-        if _normalises(maker, users[0].shape[0]):
+        if _is_norm(maker, users[0].shape[0]):
             kind = "norm"
         elif users[0] in contexts:
             kind, maker = "context", contexts[users[0]].context
         elif maker is not None and maker.op_type in ("Gelu", "Mul", "Relu"):
             kind = "activation"
-        sites.append(Site(value, users, kind, maker, _only(value, users)))
+        sites.append(Site(value, users, kind, maker, _has_no_other_users(value, users)))
     return sites
 
 
-def _only(value: ir.Value, linears: list[Linear]) -> bool:
+def _has_no_other_users(value: ir.Value, linears: list[Linear]) -> bool:
     """Whether nothing uses a tensor, or what is selected from it, but these layers."""
     takers = {linear.matmul for linear in linears}
     taken = [value, *dict.fromkeys(linear.input for linear in linears if linear.input is not value)]
@@ -342,7 +336,7 @@ def _only(value: ir.Value, linears: list[Linear]) -> bool:
     )
 
 
-def _normalises(node: ir.Node | None, width: int) -> bool:
+def _is_norm(node: ir.Node | None, width: int) -> bool:
     """Whether a node is a LayerNormalization of the channels with constant weights."""
     if node is None or node.op_type != "LayerNormalization" or any(len(list(out.uses())) for out in node.outputs[1:]):
         return False

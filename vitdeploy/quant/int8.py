@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph import qdq
 from vitdeploy.graph.exact import fold
-from vitdeploy.graph.structure import Attention, Linear, Site, Structure
+from vitdeploy.graph.linear import Linear
+from vitdeploy.graph.structure import Attention, Site, Structure
 from vitdeploy.proof.census import Plan
 from vitdeploy.quant import products, rounding
 from vitdeploy.quant.calibrator import Want

@@ -25,7 +25,7 @@ from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.checkpoints.loader import load
 from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
-from vitdeploy.graph.names import name_by_module, shape_arithmetic
+from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
 from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.progress import Progress, silent
@@ -138,7 +138,7 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     assert exported is not None
     graph = exported.model
     name_by_module(graph, root="model")
-    if spec.network == "vit" and (leftover := shape_arithmetic(graph)):
+    if spec.network == "vit" and (leftover := list_shape_arithmetic(graph)):
         message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
         raise MachineError("VD4003", message, fix="report this with the model's spec")
     return graph

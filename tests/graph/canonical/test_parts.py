@@ -284,6 +284,40 @@ def test_a_mask_that_hides_something_stays_and_so_does_its_guard():
     assert found["Where"] == 1 and found["Add"] == 1
 
 
+def filled(hidden: np.ndarray, level: float, *, swap: bool = False, expand: bool = False) -> tuple[Sketch, str]:
+    """Attention whose scores are filled in where something is hidden."""
+    sketch = Sketch(20)
+    scores = sketch.add("MatMul", "x", sketch.add("Transpose", "x", perm=[0, 2, 1]))
+    mask = sketch.constant(~hidden if swap else hidden)
+    if expand:
+        batch = sketch.add("Shape", "x", start=0, end=1)
+        shape = sketch.add("Concat", batch, sketch.constant(np.array(hidden.shape, np.int64)), axis=0)
+        mask = sketch.add("Expand", mask, shape)
+    parts = (sketch.constant(np.float32(level)), scores)
+    masked = sketch.add("Where", mask, *(reversed(parts) if swap else parts))
+    return sketch, sketch.add("MatMul", sketch.add("Softmax", masked), "x")
+
+
+@pytest.mark.parametrize("level", [-1e9, -np.inf, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("swap", [True, False])
+@pytest.mark.parametrize(
+    ("hidden", "expand", "added"), [(~CORNER, False, 1), (~CORNER[None], False, 1), (CORNER & False, True, 0)]
+)
+def test_scores_that_a_mask_fills_in_are_added_to(hidden, expand, added, level, swap):
+    found, done = sketched(*filled(hidden, level, swap=swap, expand=expand))
+    assert found["Where"] == 0 and found["Add"] == added
+    assert "masks" in names_of(done)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "level"), [(~CORNER, -2.0), (~CORNER, 0.0), (CORNER | True, -1e9), (CORNER.T & CORNER, 1e9), (CORNER, -1e9)],
+    ids=["not low", "zero", "everything", "high", "a row without a key"],
+)  # fmt: skip
+def test_a_mask_that_fills_in_otherwise_stays(hidden, level):
+    found, _ = sketched(*filled(hidden, level))
+    assert found["Where"] == 1 and found["Add"] == 0
+
+
 def test_transposes_in_a_row_are_one_or_none():
     sketch = Sketch(20, ("batch", 2, 3, 4))
     first = sketch.add("Transpose", sketch.add("Transpose", "x", perm=[0, 2, 1, 3]), perm=[0, 2, 1, 3])

@@ -61,10 +61,10 @@ def fuse_gelu(editor: Editor) -> Iterator[tuple[str, ...]]:
     for node in list(editor.graph):
         if node.graph is None or node.domain != "" or node.op_type not in ("Erf", "Tanh"):
             continue
-        found = _enclosing(node)
-        if found is None:
+        ends = _find_gelu(node)
+        if ends is None:
             continue
-        source, result = found
+        source, result = ends
         last = result.producer()
         assert last is not None
         fused = editor.add(last, "Gelu", [source], approximate="none" if node.op_type == "Erf" else "tanh")
@@ -73,10 +73,10 @@ def fuse_gelu(editor: Editor) -> Iterator[tuple[str, ...]]:
         yield (maker_name(fused),)
 
 
-def _enclosing(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+def _find_gelu(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """The input and the result of the GELU around an Erf or Tanh."""
     wanted = _gelu if node.op_type == "Erf" else _gelu_tanh
-    for source in _sources(node):
+    for source in _list_sources(node):
         tolerance = _TOLERANCE.get(source.dtype or ir.DataType.FLOAT, 3e-6)
         value = node.outputs[0]
         for _ in range(_STEPS):
@@ -90,18 +90,18 @@ def _enclosing(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     return None
 
 
-def _sources(node: ir.Node) -> list[ir.Value]:
+def _list_sources(node: ir.Node) -> list[ir.Value]:
     """Values above a node through sums and products: the nearest first."""
-    found: list[ir.Value] = []
+    sources: list[ir.Value] = []
     queue = [value for value in node.inputs if value is not None]
-    while queue and len(found) < _DEPTH:
+    while queue and len(sources) < _DEPTH:
         value = queue.pop(0)
-        if number(value) is not None or value in found:
+        if number(value) is not None or value in sources:
             continue
-        found.append(value)
+        sources.append(value)
         above = maker(value, *_FUNCTIONS)
         queue += [] if above is None else [each for each in above.inputs if each is not None]
-    return found
+    return sources
 
 
 def _compute(value: ir.Value, source: ir.Value, depth: int) -> Array | None:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.canonical.masks import uniform
-from vitdeploy.graph.canonical.opsets import refusal
-from vitdeploy.graph.canonical.shapes import last_axis
+from vitdeploy.graph.canonical.masks import find_uniform
+from vitdeploy.graph.canonical.opsets import make_refusal
+from vitdeploy.graph.canonical.shapes import is_last_axis
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.query import (
     MICROSOFT,
@@ -64,15 +64,15 @@ def split_attention(editor: Editor) -> Iterator[tuple[str, ...]]:
         read = _READERS.get((node.domain, node.op_type))
         if read is not None and node.inputs and sizes(node.inputs[0]) is not None:  # or not yet
             if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
-                raise refusal(node, "gives more than its result")
+                raise make_refusal(node, "gives more than its result")
             parts = read(editor, node)
-            scale = parts.scale if parts.scale is not None else 1 / math.sqrt(_width(node, parts))
+            scale = parts.scale if parts.scale is not None else 1 / math.sqrt(_read_width(node, parts))
             yield _attend(editor, node, parts, scale)
 
 
 def _attend(editor: Editor, node: ir.Node, parts: _Parts, scale: float) -> tuple[str, ...]:
     dtype = parts.tensors[0].dtype or ir.DataType.FLOAT
-    query, key, value = (_by_head(editor, node, tensor, parts.heads) for tensor in parts.tensors)
+    query, key, value = (_split_heads(editor, node, tensor, parts.heads) for tensor in parts.tensors)
     factor = editor.constant(f"{node.name}.scale", np.array(scale, dtype.numpy()))
     turned = editor.add(node, "Transpose", [key], perm=(0, 1, 3, 2))
     scores = editor.add(node, "MatMul", [editor.add(node, "Mul", [query, factor]), turned])
@@ -87,7 +87,7 @@ def _attend(editor: Editor, node: ir.Node, parts: _Parts, scale: float) -> tuple
     return tuple(maker_name(each) for each in (scores, probabilities, context))
 
 
-def _by_head(editor: Editor, node: ir.Node, tensor: ir.Value, heads: int) -> ir.Value:
+def _split_heads(editor: Editor, node: ir.Node, tensor: ir.Value, heads: int) -> ir.Value:
     """[N, T, heads * d] as [N, heads, T, d]."""
     if not heads:
         return tensor
@@ -95,84 +95,84 @@ def _by_head(editor: Editor, node: ir.Node, tensor: ir.Value, heads: int) -> ir.
     return editor.add(node, "Transpose", [editor.add(node, "Reshape", [tensor, shape])], perm=(0, 2, 1, 3))
 
 
-def _width(node: ir.Node, parts: _Parts) -> float:
+def _read_width(node: ir.Node, parts: _Parts) -> float:
     """Channels of one head."""
     last = (sizes(parts.tensors[0]) or (None,))[-1]
     if not isinstance(last, int):
-        raise refusal(node, "has heads of a width that the file does not say")
+        raise make_refusal(node, "has heads of a width that the file does not say")
     return last / parts.heads if parts.heads else last
 
 
-def _three(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
-    found = [value for value in node.inputs[:3] if value is not None]
-    if len(found) != 3:
-        raise refusal(node, "takes query, key and value in one tensor")
-    return found[0], found[1], found[2]
+def _read_three(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+    tensors = [value for value in node.inputs[:3] if value is not None]
+    if len(tensors) != 3:
+        raise make_refusal(node, "takes query, key and value in one tensor")
+    return tensors[0], tensors[1], tensors[2]
 
 
-def _given(node: ir.Node, *places: int) -> bool:
+def _is_given(node: ir.Node, *places: int) -> bool:
     return any(place < len(node.inputs) and node.inputs[place] is not None for place in places)
 
 
 def _read_onnx(editor: Editor, node: ir.Node) -> _Parts:
     """Opset 23's Attention."""
-    tensors = _three(node)
-    if integer(node, "is_causal", 0) or real(node, "softcap", 0.0) or _given(node, 4, 5, 6):
-        raise refusal(node, "is causal, capped or has a past, which is no attention of a ViT")
+    tensors = _read_three(node)
+    if integer(node, "is_causal", 0) or real(node, "softcap", 0.0) or _is_given(node, 4, 5, 6):
+        raise make_refusal(node, "is causal, capped or has a past, which is no attention of a ViT")
     ranks = {len(shape) for shape in map(sizes, tensors) if shape is not None}
     if len(ranks) != 1:
-        raise refusal(node, "has tensors of a rank that the file does not say")
+        raise make_refusal(node, "has tensors of a rank that the file does not say")
     heads, key_heads = integer(node, "q_num_heads", 0), integer(node, "kv_num_heads", 0)
     if ranks == {4}:
-        heads, key_heads, found = 0, 0, {(sizes(tensor) or (None, None))[1] for tensor in tensors}
-        if len(found) != 1 or found == {None}:
-            raise refusal(node, "has another number of keys than of heads")
+        heads, key_heads, counts = 0, 0, {(sizes(tensor) or (None, None))[1] for tensor in tensors}
+        if len(counts) != 1 or counts == {None}:
+            raise make_refusal(node, "has another number of keys than of heads")
     if heads != key_heads or (ranks == {3} and not heads):
-        raise refusal(node, "has another number of keys than of heads")
+        raise make_refusal(node, "has another number of keys than of heads")
     scale = real(node, "scale", 0.0) if "scale" in node.attributes else None
-    return _Parts(tensors, heads, scale, _mask(editor, node, tensors[1]) if _given(node, 3) else None)
+    return _Parts(tensors, heads, scale, _read_mask(editor, node, tensors[1]) if _is_given(node, 3) else None)
 
 
-def _mask(editor: Editor, node: ir.Node, key: ir.Value) -> ir.Value | None:
+def _read_mask(editor: Editor, node: ir.Node, key: ir.Value) -> ir.Value | None:
     """What is added to the scores: a mask of yes and no is 0 and minus infinity; None when it hides nothing."""
     mask = node.inputs[3]
     assert mask is not None
-    found = uniform(mask)
-    if found is not None and (found if mask.dtype == ir.DataType.BOOL else found == 0):
+    everywhere = find_uniform(mask)
+    if everywhere is not None and (everywhere if mask.dtype == ir.DataType.BOOL else everywhere == 0):
         return None
     shape, keys = sizes(mask), sizes(key)
     length = None if keys is None else keys[-2]
     if shape is None or shape[-1] not in (1, length):
-        raise refusal(node, "has a mask that does not cover all keys")
+        raise make_refusal(node, "has a mask that does not cover all keys")
     if mask.dtype != ir.DataType.BOOL:
         return mask
     allowed = constant(mask)
     if allowed is None:
-        raise refusal(node, "has a mask of yes and no that is computed")
+        raise make_refusal(node, "has a mask of yes and no that is computed")
     dtype = (key.dtype or ir.DataType.FLOAT).numpy()
     return editor.derive(mask, "mask", np.where(allowed, 0, -np.inf).astype(dtype))
 
 
 def _read_multi_head(editor: Editor, node: ir.Node) -> _Parts:
     """com.microsoft's MultiHeadAttention."""
-    tensors = _three(node)
-    heads = _plain(node, (4, 6, 7, 8, 9))
+    tensors = _read_three(node)
+    heads = _read_heads(node, (4, 6, 7, 8, 9))
     shapes = [sizes(tensor) for tensor in tensors]
     if any(shape is not None and len(shape) != 3 for shape in shapes):
-        raise refusal(node, "takes tensors that are not [batch, tokens, channels]")
-    bias = node.inputs[3] if _given(node, 3) else None
+        raise make_refusal(node, "takes tensors that are not [batch, tokens, channels]")
+    bias = node.inputs[3] if _is_given(node, 3) else None
     if bias is not None:
-        tensors = _biased(editor, node, tensors, bias)
-    return _Parts(tensors, heads, _scale(node), node.inputs[5] if _given(node, 5) else None)
+        tensors = _add_bias(editor, node, tensors, bias)
+    return _Parts(tensors, heads, _read_scale(node), node.inputs[5] if _is_given(node, 5) else None)
 
 
-def _biased(
+def _add_bias(
     editor: Editor, node: ir.Node, tensors: tuple[ir.Value, ir.Value, ir.Value], bias: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """q, k and v with their parts of one bias."""
     numbers, width = constant(bias), (sizes(tensors[0]) or (None,))[-1]
     if numbers is None or not isinstance(width, int):
-        raise refusal(node, "has a bias that is computed, or for a width that the file does not say")
+        raise make_refusal(node, "has a bias that is computed, or for a width that the file does not say")
     added = []
     for place, (tensor, part) in enumerate(zip(tensors, np.split(numbers, [width, 2 * width]), strict=True)):
         value = editor.add(node, "Add", [tensor, editor.derive(bias, f"part {place}", part.copy())])
@@ -183,11 +183,11 @@ def _biased(
 
 def _read_packed(editor: Editor, node: ir.Node) -> _Parts:
     """com.microsoft's Attention, which holds the weights of q, k and v."""
-    heads = _plain(node, (3, 4, 6))
+    heads = _read_heads(node, (3, 4, 6))
     source, weight, bias = (*node.inputs, None)[:3]
     shape = sizes(weight)
     if source is None or weight is None or shape is None or not isinstance(shape[-1], int):
-        raise refusal(node, "has weights of a shape that the file does not say")
+        raise make_refusal(node, "has weights of a shape that the file does not say")
     product = editor.add(node, "MatMul", [source, weight])
     if bias is not None:
         product = editor.add(node, "Add", [product, bias])
@@ -197,17 +197,17 @@ def _read_packed(editor: Editor, node: ir.Node) -> _Parts:
     for part, width in zip((query, key, value), widths, strict=True):
         part.type = source.type
         part.shape = ir.Shape([*(sizes(source) or (None, None, None))[:2], width])
-    return _Parts((query, key, value), heads, _scale(node), node.inputs[5] if _given(node, 5) else None)
+    return _Parts((query, key, value), heads, _read_scale(node), node.inputs[5] if _is_given(node, 5) else None)
 
 
-def _plain(node: ir.Node, absent: tuple[int, ...]) -> int:
+def _read_heads(node: ir.Node, absent: tuple[int, ...]) -> int:
     """The number of heads, after refusing masks, pasts and what else is no attention of a ViT."""
-    if _given(node, *absent) or integer(node, "unidirectional", 0) or integer(node, "do_rotary", 0):
-        raise refusal(node, "is causal, padded, rotary or has a past, which is not understood")
+    if _is_given(node, *absent) or integer(node, "unidirectional", 0) or integer(node, "do_rotary", 0):
+        raise make_refusal(node, "is causal, padded, rotary or has a past, which is not understood")
     return integer(node, "num_heads", 0)
 
 
-def _scale(node: ir.Node) -> float | None:
+def _read_scale(node: ir.Node) -> float | None:
     return real(node, "scale", 0.0) or None
 
 
@@ -233,13 +233,13 @@ def gather_scale(editor: Editor) -> Iterator[tuple[str, ...]]:
         The multiplication, or what used to scale when the product is 1.
     """
     for softmax in list(editor.graph):
-        if softmax.op_type != "Softmax" or softmax.domain != "" or not last_axis(softmax, integer(softmax, "axis", -1)):
+        if softmax.op_type != "Softmax" or softmax.domain != "" or not is_last_axis(softmax, integer(softmax, "axis", -1)):
             continue
-        matmul, factors = _scores(softmax)
+        matmul, factors = _trace_scores(softmax)
         if matmul is None:
             continue
         query, key = matmul.inputs[:2]
-        factors = [*factors, *_above(query), *_above(key)]
+        factors = [*factors, *_trace_factors(query), *_trace_factors(key)]
         if not factors or (len(factors) == 1 and factors[0].node is maker(query, "Mul")):
             continue
         yield _rescale(editor, matmul, factors)
@@ -260,7 +260,7 @@ def _rescale(editor: Editor, matmul: ir.Node, factors: list[_Factor]) -> tuple[s
     return (maker_name(scaled),)
 
 
-def _scores(softmax: ir.Node) -> tuple[ir.Node | None, list[_Factor]]:
+def _trace_scores(softmax: ir.Node) -> tuple[ir.Node | None, list[_Factor]]:
     """The product of q and k above a Softmax, and the factors between it and the mask."""
     value, factors = softmax.inputs[0], list[_Factor]()
     for _ in range(4):
@@ -269,29 +269,29 @@ def _scores(softmax: ir.Node) -> tuple[ir.Node | None, list[_Factor]]:
             break
         if node.op_type == "MatMul":
             return (None, []) if any(is_constant(each) for each in node.inputs) else (node, factors)
-        factor = _factor(node)
+        factor = _read_factor(node)
         if factor is not None:
             factors.append(factor)
             value = factor.source
         elif node.op_type == "Add":
             factors.clear()  # what scales the mask too stays
             branches = [each for each in node.inputs if each is not None and not is_constant(each)]
-            value = next((each for each in branches if maker(each, "MatMul") or _factor(each.producer())), None)
+            value = next((each for each in branches if maker(each, "MatMul") or _read_factor(each.producer())), None)
         else:
             break
     return None, []
 
 
-def _factor(node: ir.Node | None) -> _Factor | None:
+def _read_factor(node: ir.Node | None) -> _Factor | None:
     """A multiplication or division by one number that only one node takes."""
     if node is None or node.domain != "" or node.op_type not in ("Mul", "Div") or only_user(node.outputs[0]) is None:
         return None
     first, second = node.inputs[:2]
-    found = number(second)
-    if found is not None and first is not None and found != 0 and _rank(second) <= _rank(first):
-        return _Factor(node, first, found if node.op_type == "Mul" else 1 / found)
-    found = number(first) if node.op_type == "Mul" else None
-    return _Factor(node, second, found) if found is not None and second is not None and _rank(first) <= _rank(second) else None
+    factor = number(second)
+    if factor is not None and first is not None and factor != 0 and _rank(second) <= _rank(first):
+        return _Factor(node, first, factor if node.op_type == "Mul" else 1 / factor)
+    factor = number(first) if node.op_type == "Mul" else None
+    return _Factor(node, second, factor) if factor is not None and second is not None and _rank(first) <= _rank(second) else None
 
 
 def _rank(value: ir.Value | None) -> int:
@@ -300,17 +300,17 @@ def _rank(value: ir.Value | None) -> int:
     return 99 if shape is None else len(shape)
 
 
-def _above(value: ir.Value | None) -> list[_Factor]:
+def _trace_factors(value: ir.Value | None) -> list[_Factor]:
     """Multiplications by a number above q or k, through nodes that only move numbers."""
-    found: list[_Factor] = []
+    factors: list[_Factor] = []
     for _ in range(8):
         node = None if value is None else value.producer()
-        factor = _factor(node)
+        factor = _read_factor(node)
         if factor is not None:
-            found.append(factor)
+            factors.append(factor)
             value = factor.source
             continue
         if value is None or only_user(value) is None or maker(value, *_MOVES) is None or node is None:
             break
         value = node.inputs[0]
-    return found
+    return factors

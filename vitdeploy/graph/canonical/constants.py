@@ -19,7 +19,7 @@ _NUMBERS = {
 }
 
 
-def fold(editor: Editor) -> Iterator[tuple[str, ...]]:
+def fold_constants(editor: Editor) -> Iterator[tuple[str, ...]]:
     """Make every value that depends on no input an initializer; leave out nodes that copy their input.
 
     Args:
@@ -32,7 +32,7 @@ def fold(editor: Editor) -> Iterator[tuple[str, ...]]:
         if node.graph is None or node.domain != "":
             continue
         name = str(node.name)
-        if _copies(node):
+        if _is_copy(node):
             source = node.inputs[0]
             if source is not None and editor.replace(node.outputs[0], source):
                 yield (name,)
@@ -41,7 +41,7 @@ def fold(editor: Editor) -> Iterator[tuple[str, ...]]:
             if _take_branch(editor, node):
                 yield (name,)
             continue
-        arrays = _constants_of(node)
+        arrays = _compute(node)
         if arrays is not None and _write(editor, node, arrays):
             yield (name,)
 
@@ -61,7 +61,7 @@ def _take_branch(editor: Editor, node: ir.Node) -> bool:
     return True
 
 
-def _copies(node: ir.Node) -> bool:
+def _is_copy(node: ir.Node) -> bool:
     """Whether a node gives what it takes."""
     if node.op_type == "Identity":
         return True
@@ -76,10 +76,10 @@ def _copies(node: ir.Node) -> bool:
     return False
 
 
-def _constants_of(node: ir.Node) -> list[Array] | None:
+def _compute(node: ir.Node) -> list[Array] | None:
     """What a node computes from constants alone; None when it takes anything else, or is not to be computed here."""
     if node.op_type == "Constant":
-        return _literal(node)
+        return _read_literal(node)
     present = [value for value in node.inputs if value is not None]
     if not present or not all(is_constant(value) for value in present):
         return None
@@ -90,7 +90,7 @@ def _constants_of(node: ir.Node) -> list[Array] | None:
     return evaluate(node, [constant(value) for value in node.inputs])
 
 
-def _literal(node: ir.Node) -> list[Array] | None:
+def _read_literal(node: ir.Node) -> list[Array] | None:
     if "value" in node.attributes:
         return [node.attributes["value"].as_tensor().numpy()]
     for name, dtype in _NUMBERS.items():

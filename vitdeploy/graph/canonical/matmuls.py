@@ -28,12 +28,12 @@ def split_gemm(editor: Editor) -> Iterator[tuple[str, ...]]:
         if source is None:
             continue
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None and _bias(editor, node, bias) is None:
+        if bias is not None and _make_bias(editor, node, bias) is None:
             continue
-        product = editor.add(node, "MatMul", [source, _weight(editor, node)])
+        product = editor.add(node, "MatMul", [source, _make_weight(editor, node)])
         made = [maker_name(product)]
         if bias is not None:
-            product = editor.add(node, "Add", [product, _bias(editor, node, bias)])
+            product = editor.add(node, "Add", [product, _make_bias(editor, node, bias)])
             made.append(maker_name(product))
         product.shape, product.type = old.shape, old.type
         editor.replace(old, product)
@@ -56,7 +56,7 @@ def split_matmul(editor: Editor) -> Iterator[tuple[str, ...]]:
             or integer(node, "transBatchB", 0)
         ):
             continue
-        first, second = (_turned(editor, node, place, name) for place, name in enumerate(("transA", "transB")))
+        first, second = (_turn(editor, node, place, name) for place, name in enumerate(("transA", "transB")))
         if first is None or second is None:
             continue
         alpha = real(node, "alpha", 1.0)
@@ -68,7 +68,7 @@ def split_matmul(editor: Editor) -> Iterator[tuple[str, ...]]:
         yield (maker_name(product),)
 
 
-def _turned(editor: Editor, node: ir.Node, place: int, name: str) -> ir.Value | None:
+def _turn(editor: Editor, node: ir.Node, place: int, name: str) -> ir.Value | None:
     """An operand with its last two axes exchanged where the node says so; None while its rank is not known."""
     value = node.inputs[place]
     if value is None or not integer(node, name, 0):
@@ -82,7 +82,7 @@ def _turned(editor: Editor, node: ir.Node, place: int, name: str) -> ir.Value | 
     return turned
 
 
-def _weight(editor: Editor, node: ir.Node) -> ir.Value:
+def _make_weight(editor: Editor, node: ir.Node) -> ir.Value:
     """The matrix as MatMul takes it."""
     value, alpha = node.inputs[1], real(node, "alpha", 1.0)
     assert value is not None
@@ -96,7 +96,7 @@ def _weight(editor: Editor, node: ir.Node) -> ir.Value:
     return editor.derive(value, f"Gemm {turned} {alpha}", scaled)
 
 
-def _bias(editor: Editor, node: ir.Node, value: ir.Value) -> ir.Value | None:
+def _make_bias(editor: Editor, node: ir.Node, value: ir.Value) -> ir.Value | None:
     """What is added, one number a column; None when it is a matrix or computed and has a factor."""
     beta = real(node, "beta", 1.0)
     bias = constant(value)

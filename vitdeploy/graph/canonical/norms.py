@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.canonical.shapes import last_axis
+from vitdeploy.graph.canonical.shapes import is_last_axis
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.query import (
     MICROSOFT,
@@ -47,24 +47,24 @@ def fuse_layer_norm(editor: Editor) -> Iterator[tuple[str, ...]]:
     if editor.opset < 17:  # the operator is not there
         return
     for node in list(editor.graph):
-        norm = None if node.graph is None else _normalised(node)
+        norm = None if node.graph is None else _read_norm(node)
         width = None if norm is None else (sizes(norm.source) or (None,))[-1]
         if norm is None or not isinstance(width, int):
             continue
-        result, weight = _applied(norm.result, "Mul", width)
-        result, bias = _applied(result, "Add", width)
+        result, weight = _read_applied(norm.result, "Mul", width)
+        result, bias = _read_applied(result, "Add", width)
         last = result.producer()
         assert last is not None
-        inputs = [norm.source, _flat(editor, weight, last, width)]
+        inputs = [norm.source, _flatten(editor, weight, last, width)]
         if bias is not None:
-            inputs.append(_flat(editor, bias, last, width))
+            inputs.append(_flatten(editor, bias, last, width))
         fused = editor.add(last, "LayerNormalization", inputs, axis=-1, epsilon=norm.epsilon)
         fused.type, fused.shape = result.type, norm.source.shape
         editor.replace(result, fused)
         yield (maker_name(fused),)
 
 
-def _normalised(node: ir.Node) -> _Norm | None:
+def _read_norm(node: ir.Node) -> _Norm | None:
     """The normalisation that ends in this node: deviation times 1/sqrt, in any of the ways to write it."""
     if node.domain != "" or node.op_type not in ("Div", "Mul") or len(node.inputs) != 2:
         return None
@@ -72,36 +72,36 @@ def _normalised(node: ir.Node) -> _Norm | None:
     if node.op_type == "Mul":
         pairs.append((node.inputs[1], node.inputs[0]))
     for deviation, factor in pairs:
-        variance = _square_root(factor, inverse=node.op_type == "Mul")
-        found = None if variance is None or deviation is None else _deviation(deviation, variance)
-        if found is not None:
-            return _Norm(found[0], node.outputs[0], found[1])
+        variance = _read_root(factor, inverse=node.op_type == "Mul")
+        parts = None if variance is None or deviation is None else _read_deviation(deviation, variance)
+        if parts is not None:
+            return _Norm(parts[0], node.outputs[0], parts[1])
     return None
 
 
-def _square_root(value: ir.Value | None, *, inverse: bool) -> ir.Value | None:
+def _read_root(value: ir.Value | None, *, inverse: bool) -> ir.Value | None:
     """What a square root, or its inverse, is taken of."""
     if not inverse:
         root = maker(value, "Sqrt")
         power = maker(value, "Pow")
-        if power is not None and _close(number(power.inputs[1]), 0.5):
+        if power is not None and _is_close(number(power.inputs[1]), 0.5):
             return power.inputs[0]
         return None if root is None else root.inputs[0]
     node = maker(value, "Reciprocal", "Div", "Pow")
     if node is None:
         return None
     if node.op_type == "Reciprocal":
-        return _square_root(node.inputs[0], inverse=False)
+        return _read_root(node.inputs[0], inverse=False)
     if node.op_type == "Div":
-        return _square_root(node.inputs[1], inverse=False) if _close(number(node.inputs[0]), 1.0) else None
-    return node.inputs[0] if _close(number(node.inputs[1]), -0.5) else None
+        return _read_root(node.inputs[1], inverse=False) if _is_close(number(node.inputs[0]), 1.0) else None
+    return node.inputs[0] if _is_close(number(node.inputs[1]), -0.5) else None
 
 
-def _close(found: float | None, wanted: float) -> bool:
-    return found is not None and abs(found - wanted) <= 1e-6 * abs(wanted)
+def _is_close(value: float | None, wanted: float) -> bool:
+    return value is not None and abs(value - wanted) <= 1e-6 * abs(wanted)
 
 
-def _deviation(deviation: ir.Value, variance: ir.Value) -> tuple[ir.Value, float] | None:
+def _read_deviation(deviation: ir.Value, variance: ir.Value) -> tuple[ir.Value, float] | None:
     """Source x and epsilon, when ``deviation`` is x - mean(x), and ``variance`` the mean of its square plus epsilon."""
     plus = maker(variance, "Add")
     if plus is None or len(plus.inputs) != 2:
@@ -110,33 +110,33 @@ def _deviation(deviation: ir.Value, variance: ir.Value) -> tuple[ir.Value, float
     if epsilon is None:
         epsilon, square = number(plus.inputs[0]), plus.inputs[1]
     mean = maker(square, "ReduceMean")
-    if epsilon is None or mean is None or not _over_last(mean):
+    if epsilon is None or mean is None or not _is_over_last(mean):
         return None
-    source = _centred(deviation)
+    source = _read_centred(deviation)
     squared = maker(mean.inputs[0], "Pow", "Mul")
     if source is None or squared is None:
         return None
     first, second = squared.inputs[:2]
-    twice = second is first if squared.op_type == "Mul" else _close(number(second), 2.0)
-    return (source, epsilon) if twice and first is not None and _centred(first) is source else None
+    twice = second is first if squared.op_type == "Mul" else _is_close(number(second), 2.0)
+    return (source, epsilon) if twice and first is not None and _read_centred(first) is source else None
 
 
-def _centred(value: ir.Value | None) -> ir.Value | None:
+def _read_centred(value: ir.Value | None) -> ir.Value | None:
     """The x of x - mean(x)."""
     node = maker(value, "Sub")
     mean = None if node is None else maker(node.inputs[1], "ReduceMean")
-    if node is None or mean is None or not _over_last(mean) or mean.inputs[0] is not node.inputs[0]:
+    if node is None or mean is None or not _is_over_last(mean) or mean.inputs[0] is not node.inputs[0]:
         return None
     return node.inputs[0]
 
 
-def _over_last(node: ir.Node) -> bool:
+def _is_over_last(node: ir.Node) -> bool:
     """Whether a ReduceMean goes over the last axis alone, and keeps it."""
     axes = whole(node, "axes", 1)
-    return axes is not None and len(axes) == 1 and last_axis(node, axes[0]) and integer(node, "keepdims", 1) == 1
+    return axes is not None and len(axes) == 1 and is_last_axis(node, axes[0]) and integer(node, "keepdims", 1) == 1
 
 
-def _applied(value: ir.Value, operator: str, width: int) -> tuple[ir.Value, ir.Value | None]:
+def _read_applied(value: ir.Value, operator: str, width: int) -> tuple[ir.Value, ir.Value | None]:
     """The next node's result, when it applies a constant vector along the last axis, and that vector."""
     node = only_user(value, operator)
     operand = None if node is None else other(node, value)
@@ -146,14 +146,14 @@ def _applied(value: ir.Value, operator: str, width: int) -> tuple[ir.Value, ir.V
     return node.outputs[0], operand
 
 
-def _flat(editor: Editor, found: ir.Value | None, node: ir.Node, width: int) -> ir.Value:
+def _flatten(editor: Editor, vector: ir.Value | None, node: ir.Node, width: int) -> ir.Value:
     """A vector as LayerNormalization takes it; ones when there is none."""
-    if found is None:
+    if vector is None:
         dtype = node.outputs[0].dtype or ir.DataType.FLOAT
         return editor.constant(f"{node.name}.weight", np.ones(width, dtype.numpy()))
-    numbers = constant(found)
+    numbers = constant(vector)
     assert numbers is not None
-    return found if numbers.ndim == 1 else editor.derive(found, "flat", numbers.reshape(-1))
+    return vector if numbers.ndim == 1 else editor.derive(vector, "flat", numbers.reshape(-1))
 
 
 def split_skip_norm(editor: Editor) -> Iterator[tuple[str, ...]]:
@@ -195,7 +195,7 @@ def split_root_norm(editor: Editor) -> Iterator[tuple[str, ...]]:
     Source: Zhang and Sennrich, https://arxiv.org/abs/1910.07467: y = x / sqrt(mean(x^2) + epsilon) * weight.
     """
     for node in list(editor.graph):
-        if node.domain != "" or node.op_type != "RMSNormalization" or not last_axis(node, integer(node, "axis", -1)):
+        if node.domain != "" or node.op_type != "RMSNormalization" or not is_last_axis(node, integer(node, "axis", -1)):
             continue
         source, weight = node.inputs[:2]
         if source is None or source.dtype != ir.DataType.FLOAT or not is_constant(weight):

@@ -42,7 +42,7 @@ def check_opset(model: ir.Model) -> None:
         raise InputError("VD3025", f"the model {said}, {OLDEST} to {NEWEST} can be edited", fix=fix)
 
 
-def refusal(node: ir.Node, why: str) -> InputError:
+def make_refusal(node: ir.Node, why: str) -> InputError:
     """The error for a node that can't be edited, VD3025.
 
     Args:
@@ -87,7 +87,7 @@ def convert(editor: Editor) -> Iterator[tuple[str, ...]]:
     changed = []
     for node in [node for node in graph if node.domain == ""]:
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
-            raise refusal(node, f"holds a graph of its own, which can't be brought to operator set {TARGET}")
+            raise make_refusal(node, f"holds a graph of its own, which can't be brought to operator set {TARGET}")
         if _convert(editor, node, version):
             changed.append(str(node.name))
     graph.opset_imports[""] = TARGET
@@ -103,21 +103,21 @@ def leave_domains(model: ir.Model) -> None:
     """
     for node in model.graph:
         if node.domain != "":
-            raise refusal(node, "is of no operator set that all engines read")
+            raise make_refusal(node, "is of no operator set that all engines read")
     RemoveUnusedOpsetsPass()(model)
 
 
 def _convert(editor: Editor, node: ir.Node, version: int) -> bool:
     """Bring one node to the target; whether anything but its version had to change."""
-    new = _schema(node, TARGET)
+    new = _find_schema(node, TARGET)
     if new is None:
-        raise refusal(node, f"does not exist in operator set {TARGET}")
-    old = _schema(node, version)
+        raise make_refusal(node, f"does not exist in operator set {TARGET}")
+    old = _find_schema(node, version)
     if old is None or old.since_version == new.since_version:
         return False
     low, high = sorted((version, TARGET))
     if low < _CHANGED.get(node.op_type, 0) <= high and not (node.op_type == "BatchNormalization" and len(node.outputs) == 1):
-        raise refusal(node, f"means something else in operator set {TARGET} than in {version}")
+        raise make_refusal(node, f"means something else in operator set {TARGET} than in {version}")
     _check_types(node, new)
     changed = _move_attributes(editor, node, old, new)
     if node.op_type == "Split" and version < 18 <= TARGET and (len(node.inputs) < 2 or node.inputs[1] is None):
@@ -126,7 +126,7 @@ def _convert(editor: Editor, node: ir.Node, version: int) -> bool:
     return changed
 
 
-def _schema(node: ir.Node, version: int) -> onnx.defs.OpSchema | None:
+def _find_schema(node: ir.Node, version: int) -> onnx.defs.OpSchema | None:
     try:
         return onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
@@ -136,14 +136,14 @@ def _schema(node: ir.Node, version: int) -> onnx.defs.OpSchema | None:
 def _check_types(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
     """Refuse an element type that the older definition did not allow."""
     if len(node.inputs) > schema.max_input or len(node.outputs) > schema.max_output:
-        raise refusal(node, f"has inputs or outputs that it has not in operator set {TARGET}")
+        raise make_refusal(node, f"has inputs or outputs that it has not in operator set {TARGET}")
     for place, value in enumerate(node.inputs):
         allowed = schema.inputs[min(place, len(schema.inputs) - 1)].types
         if value is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
             continue
         name = value.dtype.name.lower()
         if f"tensor({name})" not in allowed:
-            raise refusal(node, f"takes {name}, which it does not in operator set {TARGET}")
+            raise make_refusal(node, f"takes {name}, which it does not in operator set {TARGET}")
 
 
 def _move_attributes(editor: Editor, node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSchema) -> bool:
@@ -156,7 +156,7 @@ def _move_attributes(editor: Editor, node: ir.Node, old: onnx.defs.OpSchema, new
             node.resize_inputs(formal.index(name) + 1)
             node.replace_input_with(formal.index(name), editor.constant(f"{node.name}.{name}", np.array(numbers, np.int64)))
         elif not _is_default(node.attributes[name], old):
-            raise refusal(node, f"has {name!r}, which it has not in operator set {TARGET}")
+            raise make_refusal(node, f"has {name!r}, which it has not in operator set {TARGET}")
         node.attributes.pop(name)
     return bool(gone)
 

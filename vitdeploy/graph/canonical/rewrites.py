@@ -14,12 +14,12 @@ import onnx_ir as ir
 from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph.canonical.activations import fuse_gelu, split_gelu
 from vitdeploy.graph.canonical.attention import gather_scale, split_attention
-from vitdeploy.graph.canonical.constants import fold, order_operands, remove_dead, strip_inputs
+from vitdeploy.graph.canonical.constants import fold_constants, order_operands, remove_dead, strip_inputs
 from vitdeploy.graph.canonical.masks import drop_masks
 from vitdeploy.graph.canonical.matmuls import lead_batch, split_gemm, split_matmul, unflatten
 from vitdeploy.graph.canonical.norms import fuse_layer_norm, split_root_norm, split_skip_norm
 from vitdeploy.graph.canonical.opsets import TARGET, check_opset, convert, inline_functions, leave_domains
-from vitdeploy.graph.canonical.shapes import infer, remove_moves, settle_shapes, turn_softmax
+from vitdeploy.graph.canonical.shapes import infer_shapes, remove_moves, settle_shapes, turn_softmax
 from vitdeploy.graph.canonical.tokens import add_tokens
 from vitdeploy.graph.editor import Editor
 
@@ -43,7 +43,7 @@ class Rewrite(NamedTuple):
 _Step = Callable[[Editor], Iterator[tuple[str, ...]]]
 _SETTLE: tuple[tuple[str, _Step], ...] = (
     ("dead", remove_dead),
-    ("constants", fold),
+    ("constants", fold_constants),
     ("shapes", settle_shapes),
     ("tokens", add_tokens),
 )
@@ -90,7 +90,7 @@ NAMES: tuple[str, ...] = ("functions", *(name for steps in (_SETTLE, _SPLIT, _LO
 - ``batch-first``: linear layers take the batch before the tokens.
 - ``layer-norm``: one LayerNormalization for its nine parts.
 - ``gelu``: one Gelu for its five parts.
-- ``masks``: attention masks that hide nothing go.
+- ``masks``: attention masks that hide nothing go; one that fills scores in is added to them.
 - ``scale``: one multiplication of q for all that scale the attention scores.
 - ``softmax``: the last axis is -1.
 - ``moves``: Reshapes that change nothing go, Transposes in a row become one.
@@ -151,7 +151,7 @@ def canonicalise(model: ir.Model, *, skip: Collection[str] = ()) -> list[Rewrite
 def _settle(model: ir.Model, run: Callable[[tuple[tuple[str, _Step], ...]], int]) -> None:
     """Infer shapes, compute constants and write known shapes down until nothing more is known."""
     for _ in range(_ROUNDS):
-        infer(model)
+        infer_shapes(model)
         if not run(_SETTLE):
             return
 

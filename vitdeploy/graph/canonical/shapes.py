@@ -15,14 +15,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.graph.editor import Editor
-from vitdeploy.graph.evaluate import follow, settled
+from vitdeploy.graph.evaluate import follow, is_settled
 from vitdeploy.graph.query import Array, constant, integer, maker, sizes
 
 Sizes = tuple[int | str | None, ...]
 _BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"))
 
 
-def infer(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model) -> None:
     """Infer type and shape of every value from the inputs alone, in place.
 
     What the file says of values in between is not believed: tools that made a batch dynamic often left it as it was.
@@ -97,10 +97,10 @@ class _Names:
         """One unknown size on each side: the second is so many times the first as the known ones leave over."""
         unknown = [[size for size in shape if not isinstance(size, int)] for shape in (before, after)]
         first, second = ((each[0] if len(each) == 1 else None) for each in unknown)
-        if first is None or second is None or not _elements(before) or not _elements(after):
+        if first is None or second is None or not _count_elements(before) or not _count_elements(after):
             return
         times, base = self.multiples.get(first, (Fraction(1), first))
-        times *= Fraction(_elements(before), _elements(after))
+        times *= Fraction(_count_elements(before), _count_elements(after))
         if times == 1:
             self._join(base, second)
         else:
@@ -109,16 +109,16 @@ class _Names:
     def _read_broadcast(self, shapes: list[list[int | str | None]], output: list[int | str | None], last: int) -> None:
         """A size of the result is the one that all operands have, those of size 1 left out."""
         for place in range(-len(output), -last):
-            found = {shape[place] for shape in shapes if len(shape) >= -place and shape[place] != 1}
-            if len(found) == 1:
-                self._join(output[place], found.pop())
+            operands = {shape[place] for shape in shapes if len(shape) >= -place and shape[place] != 1}
+            if len(operands) == 1:
+                self._join(output[place], operands.pop())
 
 
-def _elements(shape: list[int | str | None]) -> int:
+def _count_elements(shape: list[int | str | None]) -> int:
     return math.prod(size for size in shape if isinstance(size, int))
 
 
-def same(first: Sizes | None, second: Sizes | None) -> bool:
+def is_same(first: Sizes | None, second: Sizes | None) -> bool:
     """Whether two shapes of as many elements are proven equal: all sizes are, but for one at most, which then must be."""
     if first is None or second is None or len(first) != len(second):
         return False
@@ -148,7 +148,7 @@ def settle_shapes(editor: Editor) -> Iterator[tuple[str, ...]]:
         if node.op_type == "Reshape" and node.domain == "":
             if _settle_reshape(editor, node, known):
                 yield (str(node.name),)
-        elif any(value in known and _replaceable(value) and settled(known[value]) for value in node.outputs):
+        elif any(value in known and _is_replaceable(value) and is_settled(known[value]) for value in node.outputs):
             yield from _replace_all(editor, node, known)
 
 
@@ -158,7 +158,7 @@ def _settle_reshape(editor: Editor, node: ir.Node, known: dict[ir.Value, Array])
     if value is None:
         return False
     numbers = constant(value)
-    target = _target(node, known.get(value) if numbers is None else numbers.astype(object))
+    target = _find_target(node, known.get(value) if numbers is None else numbers.astype(object))
     if target is None or (numbers is not None and target == numbers.tolist()):
         return False
     node.attributes.pop("allowzero", None)
@@ -166,7 +166,7 @@ def _settle_reshape(editor: Editor, node: ir.Node, known: dict[ir.Value, Array])
     return True
 
 
-def _replaceable(value: ir.Value) -> bool:
+def _is_replaceable(value: ir.Value) -> bool:
     return value.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL) and not value.is_graph_output()
 
 
@@ -174,14 +174,14 @@ def _replace_all(editor: Editor, node: ir.Node, known: dict[ir.Value, Array]) ->
     """Outputs of which every number is known become constants."""
     name, done = str(node.name), False
     for value in node.outputs:
-        if value in known and _replaceable(value) and settled(known[value]) and value.uses():
+        if value in known and _is_replaceable(value) and is_settled(known[value]) and value.uses():
             assert value.dtype is not None
             done |= editor.freeze(value, known[value].astype(value.dtype.numpy()))
     if done:
         yield (name,)
 
 
-def _target(node: ir.Node, elements: Array | None) -> list[int] | None:
+def _find_target(node: ir.Node, elements: Array | None) -> list[int] | None:
     """The shape that a Reshape is given, as numbers; 0 copies a size, one -1 is what is left."""
     source, output = sizes(node.inputs[0]), sizes(node.outputs[0])
     if elements is None or elements.ndim != 1 or len(elements) == 0:
@@ -214,7 +214,7 @@ def _resolve(source: Sizes, wanted: list[int | str | None]) -> list[int | str | 
             right.remove(name)
     if any(not isinstance(each, int) for each in (*left, *right)):
         return wanted
-    elements, divisor = _elements(left), _elements(right)
+    elements, divisor = _count_elements(left), _count_elements(right)
     if divisor == 0 or elements % divisor:
         return wanted
     return [elements // divisor if each == -1 else each for each in wanted]
@@ -232,7 +232,7 @@ def remove_moves(editor: Editor) -> Iterator[tuple[str, ...]]:
             continue
         name = str(node.name)
         if node.op_type == "Reshape":
-            idle = same(sizes(source), sizes(node.outputs[0])) and editor.replace(node.outputs[0], source)
+            idle = is_same(sizes(source), sizes(node.outputs[0])) and editor.replace(node.outputs[0], source)
             if idle or _merge_turned(editor, node):
                 yield (name,)
         elif node.op_type == "Transpose" and _merge_transposes(editor, node):
@@ -244,9 +244,9 @@ def _merge_transposes(editor: Editor, node: ir.Node) -> bool:
     if _turn_before(editor, node):
         return True
     above = maker(node.inputs[0], "Transpose")
-    axes = _permutation(node)
+    axes = _read_permutation(node)
     source = node.inputs[0]
-    if axes is not None and above is not None and (before := _permutation(above)) is not None:
+    if axes is not None and above is not None and (before := _read_permutation(above)) is not None:
         axes, source = tuple(before[axis] for axis in axes), above.inputs[0]
     if axes is None or source is None:
         return False
@@ -264,7 +264,7 @@ def _turn_before(editor: Editor, node: ir.Node) -> bool:
     join = maker(node.inputs[0], "Reshape")
     if join is None or join.inputs[0] is None or maker(join.inputs[0], "Transpose") is None:
         return False
-    source, joined, axes = sizes(join.inputs[0]), sizes(join.outputs[0]), _permutation(node)
+    source, joined, axes = sizes(join.inputs[0]), sizes(join.outputs[0]), _read_permutation(node)
     if source is None or joined is None or axes is None or len(source) <= len(joined) or axes[-1] != len(joined) - 1:
         return False
     last = len(joined) - 1
@@ -279,7 +279,7 @@ def _turn_before(editor: Editor, node: ir.Node) -> bool:
     return editor.replace(node.outputs[0], editor.add(node, "Reshape", [turned, editor.constant(f"{node.name}.shape", numbers)]))
 
 
-def _permutation(node: ir.Node) -> tuple[int, ...] | None:
+def _read_permutation(node: ir.Node) -> tuple[int, ...] | None:
     if "perm" in node.attributes:
         return tuple(node.attributes["perm"].as_ints())
     shape = sizes(node.inputs[0])
@@ -290,19 +290,19 @@ def _merge_turned(editor: Editor, node: ir.Node) -> bool:
     """``[a, b, c, d] -> [a b, c, d] -> [a b, d, c] -> [a, b, d, c]`` is one Transpose: how SDPA is exported before opset 23."""
     turn = maker(node.inputs[0], "Transpose")
     flat = None if turn is None else maker(turn.inputs[0], "Reshape")
-    if turn is None or flat is None or _permutation(turn) != (0, 2, 1):
+    if turn is None or flat is None or _read_permutation(turn) != (0, 2, 1):
         return False
     source, middle, result = sizes(flat.inputs[0]), sizes(flat.outputs[0]), sizes(node.outputs[0])
     if source is None or middle is None or result is None or len(source) != 4 or len(middle) != 3:
         return False
     known = all(isinstance(size, int) for size in source[1:])
-    if not known or middle[1:] != source[2:] or not same(result, (*source[:2], source[3], source[2])):
+    if not known or middle[1:] != source[2:] or not is_same(result, (*source[:2], source[3], source[2])):
         return False
     assert flat.inputs[0] is not None
     return editor.replace(node.outputs[0], editor.add(node, "Transpose", [flat.inputs[0]], perm=(0, 1, 3, 2)))
 
 
-def last_axis(node: ir.Node, axis: int) -> bool:
+def is_last_axis(node: ir.Node, axis: int) -> bool:
     """Whether an axis is the last one of a node's first input."""
     shape = sizes(node.inputs[0])
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
@@ -317,6 +317,6 @@ def turn_softmax(editor: Editor) -> Iterator[tuple[str, ...]]:
     for node in editor.graph:
         if node.op_type == "Softmax" and node.domain == "":
             axis = integer(node, "axis", -1)
-            if axis != -1 and last_axis(node, axis):
+            if axis != -1 and is_last_axis(node, axis):
                 node.attributes["axis"] = ir.AttrInt64("axis", -1)
                 yield (str(node.name),)

@@ -29,7 +29,7 @@ def add_tokens(editor: Editor) -> Iterator[tuple[str, ...]]:
     for node in joins:
         if any(value is None for value in node.inputs):
             continue
-        tokens = [_tokens(value, known) for value in node.inputs]
+        tokens = [_read_tokens(value, known) for value in node.inputs]
         moving = [place for place, each in enumerate(tokens) if each is None]
         patches = node.inputs[moving[0]] if len(moving) == 1 else None
         shape = sizes(patches)
@@ -41,12 +41,12 @@ def add_tokens(editor: Editor) -> Iterator[tuple[str, ...]]:
             or integer(node, "axis", 0) not in (1, -2)
         ):
             continue
-        table = _table(tokens, shape[1:])
+        table = _make_table(tokens, shape[1:])
         if table is not None:
             yield _pad(editor, node, patches, table, sum(each.shape[1] for each in tokens[: moving[0]] if each is not None))
 
 
-def _tokens(value: ir.Value | None, known: dict[ir.Value, Array]) -> Array | None:
+def _read_tokens(value: ir.Value | None, known: dict[ir.Value, Array]) -> Array | None:
     """Tokens that are the same for every image, float [1, k, width]; None for anything else."""
     expand = maker(value, "Expand")
     numbers = constant(value if expand is None else expand.inputs[0])
@@ -65,7 +65,7 @@ def _tokens(value: ir.Value | None, known: dict[ir.Value, Array]) -> Array | Non
     return np.broadcast_to(numbers[:1], (1, *shape_of_all))
 
 
-def _table(tokens: Sequence[Array | None], patches: Sequence[int | str | None]) -> Array | None:
+def _make_table(tokens: Sequence[Array | None], patches: Sequence[int | str | None]) -> Array | None:
     """The tokens in their places, float [1, all, width], with zeros where the patches are."""
     count, width = patches
     fixed = [array for array in tokens if array is not None]

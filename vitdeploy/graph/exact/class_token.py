@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.linear import insert_linear, insert_split, is_linear
-from vitdeploy.graph.query import constant, integer, only_user, resized, whole
+from vitdeploy.graph.query import constant, integer, only_user, resize_axis, whole
 from vitdeploy.graph.structure import Attention, Structure
 
 
@@ -31,7 +31,7 @@ def keep_class_token(editor: Editor, structure: Structure) -> list[str]:
             bias = constant(part)
             if bias is not None and bias.ndim >= 2 and bias.shape[-2] == tokens:
                 editor.own(node, index, np.ascontiguousarray(bias[..., :count, :]))
-        declare(node.outputs[0], node.outputs[0].type, resized(node.outputs[0], -2, count))
+        declare(node.outputs[0], node.outputs[0].type, resize_axis(node.outputs[0], -2, count))
     _merge_heads(editor, attention, count)
     assert attention.projection is not None
     product = attention.projection.matmul.outputs[0]
@@ -40,7 +40,7 @@ def keep_class_token(editor: Editor, structure: Structure) -> list[str]:
     assert before is not None
     editor.rewire(add, index, _first_tokens(editor, before, count, add))
     for value in dict.fromkeys((product, attention.projection.output, *below)):
-        declare(value, value.type, resized(value, 1, count))
+        declare(value, value.type, resize_axis(value, 1, count))
     return [str(node.name) for node in editor.graph if any(value in below or value is product for value in node.outputs)]
 
 
@@ -197,6 +197,6 @@ def _first_tokens(editor: Editor, value: ir.Value, count: int, before: ir.Node) 
         for what, number in (("starts", 0), ("ends", count), ("axes", 1))
     ]
     node = ir.node("Slice", [value, *bounds], name=f"{name}/Slice")
-    declare(node.outputs[0], value.type, resized(value, 1, count))
+    declare(node.outputs[0], value.type, resize_axis(value, 1, count))
     editor.insert([node], before)
     return node.outputs[0]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.linear import Linear, insert_linear, insert_split
-from vitdeploy.graph.query import Array, constant, first, integer, only_user, other, text, whole
+from vitdeploy.graph.query import Array, constant, find_first, integer, only_user, other, text, whole
 from vitdeploy.graph.structure import Attention, Site, Structure
 
 Double = NDArray[np.float64]
@@ -29,16 +29,16 @@ def fold_normalisation(editor: Editor) -> list[str]:
     """
     conv = next((node for node in editor.graph if node.op_type == "Conv"), None)
     weight = None if conv is None else constant(conv.inputs[1])
-    if conv is None or weight is None or not _cuts(conv):
+    if conv is None or weight is None or not _is_unpadded(conv):
         return []
     factor, offset, gone = np.ones(1), np.zeros(1), list[ir.Node]()  # what the convolution sees: x * factor + offset
-    for node in _upwards(conv.inputs[0]):
-        flat = _channels(constant(node.inputs[1])) if len(node.inputs) == 2 else None
+    for node in _walk_up(conv.inputs[0]):
+        flat = _read_channels(constant(node.inputs[1])) if len(node.inputs) == 2 else None
         if (
             flat is None
             or node.op_type not in ("Sub", "Add", "Mul", "Div")
             or only_user(node.outputs[0]) is None
-            or _widens(node)
+            or _is_widening(node)
         ):
             break
         if node.op_type in ("Mul", "Div"):
@@ -59,27 +59,27 @@ def fold_normalisation(editor: Editor) -> list[str]:
     return [str(node.name) for node in gone]
 
 
-def _cuts(conv: ir.Node) -> bool:
+def _is_unpadded(conv: ir.Node) -> bool:
     """Whether a convolution sees nothing but pixels: behind padding, zeros would have to become means."""
     known = len(conv.inputs) < 3 or conv.inputs[2] is None or constant(conv.inputs[2]) is not None
     plain = text(conv, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(whole(conv, "pads") or ())
     return known and plain and integer(conv, "group", 1) == 1
 
 
-def _upwards(value: ir.Value | None) -> Iterator[ir.Node]:
+def _walk_up(value: ir.Value | None) -> Iterator[ir.Node]:
     node = None if value is None else value.producer()
     while node is not None and node.inputs[0] is not None:
         yield node
         node = node.inputs[0].producer()
 
 
-def _widens(node: ir.Node) -> bool:
+def _is_widening(node: ir.Node) -> bool:
     """Whether one channel of the input may become several by broadcasting."""
     before, after = (None if value is None else value.shape for value in (node.inputs[0], node.outputs[0]))
     return before is None or after is None or len(before) != 4 or len(after) != 4 or before[1] != after[1]
 
 
-def _channels(number: Array | None) -> Double | None:
+def _read_channels(number: Array | None) -> Double | None:
     """One number, or one a channel of [N, C, H, W]; None for anything else."""
     if number is None or number.size == 1:
         return None if number is None else number.reshape(1).astype(np.float64)
@@ -146,7 +146,7 @@ def pack_qkv(editor: Editor, structure: Structure) -> list[str]:
 def _pack(editor: Editor, attention: Attention, parts: list[Linear]) -> None:
     widths = [part.shape[1] for part in parts]
     weight, bias = np.concatenate([part.weight for part in parts], 1), np.concatenate([part.bias for part in parts])
-    before = first(part.matmul for part in parts)
+    before = find_first(part.matmul for part in parts)
     stem = f"{str(before.name).removesuffix('/MatMul')}.packed"
     linear = insert_linear(editor, before, parts[0].input, (weight, bias), stem)
     for part, new in zip(parts, insert_split(editor, before, linear.output, widths, stem), strict=True):
@@ -209,7 +209,7 @@ def rescale_input(editor: Editor, site: Site, factor: Array, shift: Array) -> No
         return
     takers = [linear.matmul if linear.input is site.value else linear.input.producer() for linear in site.linears]
     users = [node for node in dict.fromkeys(takers) if node is not None]
-    place = first(users)
+    place = find_first(users)
     stem = f"{site.linears[0].name.removesuffix('/MatMul')}.equalise"
     divisor = editor.constant(f"{stem}.weight", (1 / factor).astype(np.float32))
     scaled = ir.node("Mul", [site.value, divisor], name=f"{stem}/Mul")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.linear import Linear
-from vitdeploy.graph.moves import MOVES, move, path
+from vitdeploy.graph.moves import MOVES, move, trace_path
 from vitdeploy.graph.query import Array, constant, integer, whole
 from vitdeploy.graph.structure import Attention, Structure
 
@@ -51,7 +51,7 @@ def rotate_stream(editor: Editor, structure: Structure, turn: Double) -> bool:
         structure: Every norm of the stream with gamma 1 and beta 0, and with no other users than its layers.
         turn: R, float64 [C, C], orthogonal with R 1 = 1.
     """
-    stream = _follow(structure, len(turn))
+    stream = _follow_stream(structure, len(turn))
     if stream is None:
         return False
     for linear in stream.linears:
@@ -68,10 +68,12 @@ def rotate_stream(editor: Editor, structure: Structure, turn: Double) -> bool:
             editor.own(conv, 2, (bias.astype(np.float64) @ turn).astype(np.float32))
     for value in stream.turned:
         kept = {key for key, read in stream.readers.items() if read is value}
-        _insert(editor, value, turn, "rotate", [(use.node, use.idx) for use in value.uses() if (use.node, use.idx) not in kept])
+        _insert_turn(
+            editor, value, turn, "rotate", [(use.node, use.idx) for use in value.uses() if (use.node, use.idx) not in kept]
+        )
     for value in dict.fromkeys(stream.readers.values()):
         if value not in stream.turned:
-            _insert(editor, value, turn.T, "rotate_back", [key for key, read in stream.readers.items() if read is value])
+            _insert_turn(editor, value, turn.T, "rotate_back", [key for key, read in stream.readers.items() if read is value])
     for site in structure.sites:
         if site.maker in stream.norms:
             for linear in site.linears:
@@ -79,7 +81,7 @@ def rotate_stream(editor: Editor, structure: Structure, turn: Double) -> bool:
     return True
 
 
-def _insert(editor: Editor, value: ir.Value, turn: Double, name: str, uses: Iterable[tuple[ir.Node, int]]) -> None:
+def _insert_turn(editor: Editor, value: ir.Value, turn: Double, name: str, uses: Iterable[tuple[ir.Node, int]]) -> None:
     """A product with a constant matrix behind a value, put into the given uses."""
     maker, uses = value.producer(), list(uses)
     assert maker is not None
@@ -92,7 +94,7 @@ def _insert(editor: Editor, value: ir.Value, turn: Double, name: str, uses: Iter
         user.replace_input_with(index, node.outputs[0])
 
 
-def _follow(structure: Structure, width: int) -> _Stream | None:
+def _follow_stream(structure: Structure, width: int) -> _Stream | None:
     """All of the stream, from the norms before attentions; None when something on it is not understood."""
     stream = _Stream(width)
     norms = {site.maker: site for site in structure.sites if site.kind == "norm" and site.maker is not None}
@@ -106,38 +108,38 @@ def _follow(structure: Structure, width: int) -> _Stream | None:
         if value in stream.values:
             continue
         stream.values[value] = None
-        above = _above(value, stream, outputs)
+        above = _note_writers(value, stream, outputs)
         if above is None:
             return None
-        queue += [*above, *_below(value, stream, norms)]
+        queue += [*above, *_note_readers(value, stream, norms)]
     stream.readers = {use: value for use, value in stream.readers.items() if use[0].outputs[0] not in stream.values}
-    understood = len(stream.turned) <= _TURNED and all(norms[node].only and _bare(node) for node in stream.norms)
+    understood = len(stream.turned) <= _TURNED and all(norms[node].only and _is_bare(node) for node in stream.norms)
     return stream if stream.norms and understood else None
 
 
-def _bare(norm: ir.Node) -> bool:
+def _is_bare(norm: ir.Node) -> bool:
     """Whether a norm has weight 1 and bias 0, as far as it has them."""
     weight, bias = constant(norm.inputs[1]), constant(norm.inputs[2]) if len(norm.inputs) > 2 else None
     return weight is not None and bool((weight == 1).all()) and (bias is None or not bias.any())
 
 
-def _above(value: ir.Value, stream: _Stream, outputs: dict[ir.Value, Linear]) -> list[ir.Value] | None:
+def _note_writers(value: ir.Value, stream: _Stream, outputs: dict[ir.Value, Linear]) -> list[ir.Value] | None:
     """What a value of the stream is made of: further values; writers are noted; None for what can't be turned."""
     if value in outputs:
         stream.linears[outputs[value]] = None
         return []
-    node, conv = value.producer(), _patches(value, stream.width)
+    node, conv = value.producer(), _find_patches(value, stream.width)
     if conv is not None:
         stream.patches[conv] = None
         return []
-    parts = None if node is None else _parts(node, stream)
+    parts = None if node is None else _read_parts(node, stream)
     if parts is None:
         stream.turned[value] = None  # a writer that no weights turn: the product with R is computed
         return [] if value.shape is not None and len(value.shape) and value.shape[-1] == stream.width else None
     return parts
 
 
-def _parts(node: ir.Node, stream: _Stream) -> list[ir.Value] | None:
+def _read_parts(node: ir.Node, stream: _Stream) -> list[ir.Value] | None:
     """The operands of an Add, or of a node that moves rows of channels, tables noted; None for any other node."""
     parts, tables = list[ir.Value](), list[int]()
     for index, part in enumerate(node.inputs):
@@ -150,25 +152,25 @@ def _parts(node: ir.Node, stream: _Stream) -> list[ir.Value] | None:
             tables.append(index)
         elif node.op_type != "Add" or (table.ndim and table.shape[-1] != 1):  # one number for all channels: R leaves it
             return None
-    if node.op_type != "Add" and not all(_keeps(node, part, stream.width) for part in parts):
+    if node.op_type != "Add" and not all(_is_keeping(node, part, stream.width) for part in parts):
         return None
     stream.tables.update({(node, index): None for index in tables})
     return parts
 
 
-def _below(value: ir.Value, stream: _Stream, norms: Iterable[ir.Node]) -> Iterator[ir.Value]:
+def _note_readers(value: ir.Value, stream: _Stream, norms: Iterable[ir.Node]) -> Iterator[ir.Value]:
     """Values further down that carry the stream; any other user is noted as a reader."""
     for use in value.uses():
         node = use.node
         if node in norms and use.idx == 0:
             stream.norms[node] = None
-        elif node.op_type == "Add" or (_keeps(node, value, stream.width) and (use.idx == 0 or node.op_type == "Concat")):
+        elif node.op_type == "Add" or (_is_keeping(node, value, stream.width) and (use.idx == 0 or node.op_type == "Concat")):
             yield from node.outputs
         else:
             stream.readers[node, use.idx] = value
 
 
-def _keeps(node: ir.Node, value: ir.Value, width: int) -> bool:
+def _is_keeping(node: ir.Node, value: ir.Value, width: int) -> bool:
     """Whether a node moves an input as a whole row of channels: they are the last axis before and after, in their order."""
     shapes = [part.shape for part in (value, *node.outputs)]
     if node.op_type not in _KEEPING or any(shape is None or not len(shape) or shape[-1] != width for shape in shapes):
@@ -182,7 +184,7 @@ def _keeps(node: ir.Node, value: ir.Value, width: int) -> bool:
     return node.op_type not in ("Gather", "Split", "Concat") or integer(node, "axis", 0) not in (-1, rank - 1)
 
 
-def _patches(value: ir.Value, width: int) -> ir.Node | None:
+def _find_patches(value: ir.Value, width: int) -> ir.Node | None:
     """The convolution whose channels are a value's last axis, with only moves between, used by nothing else."""
     node, here = value.producer(), value
     for _ in range(6):
@@ -201,7 +203,7 @@ def _patches(value: ir.Value, width: int) -> ir.Node | None:
     if len(sizes) != 3 or sizes[0] != width:
         return None
     numbers = np.broadcast_to(np.arange(width)[None, :, None, None], (1, *sizes))
-    moved = move(numbers, node.outputs[0], path(value, node.outputs[0]), value)
+    moved = move(numbers, node.outputs[0], trace_path(value, node.outputs[0]), value)
     return node if moved is not None and moved.shape[-1] == width and (moved == np.arange(width)).all() else None
 
 

@@ -13,6 +13,7 @@ from vitdeploy.graph import qdq
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact.integer_products import fuse_products
 from vitdeploy.graph.linear import Linear, is_linear
+from vitdeploy.graph.structure import recognise
 
 
 def quantized(*, bias: bool, behind: str = "", shared: bool = False) -> tuple[ir.Model, Editor]:
@@ -58,6 +59,27 @@ def test_a_product_keeps_its_name_and_that_of_the_output_it_makes(bias, behind, 
     pixels = vits.feed(before, 3)
     for one, two in zip(run(before, pixels), run(after, pixels), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Gelu"])
+def test_a_head_that_is_an_mlp_keeps_the_name_of_its_output(activation) -> None:
+    sketch = Sketch()
+    query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))
+    scores = sketch.add("MatMul", query, sketch.add("Transpose", key, perm=[0, 2, 1]))
+    out = sketch.add("MatMul", sketch.add("MatMul", sketch.add("Softmax", scores), value), sketch.weight(16, 16))
+    hidden = sketch.add(activation, sketch.add("MatMul", out, sketch.weight(16, 12)))
+    logits = sketch.add("Add", sketch.add("MatMul", hidden, sketch.weight(12, 5)), sketch.weight(5))
+    model = vits.canonical(sketch.model(logits))
+    editor = Editor(model)
+    last = recognise(model).linears[-1]
+    assert last.output is model.graph.outputs[0] and last.add is not None
+    qdq.quantize(editor, last.input, qdq.Codes(0.03, 128, np.uint8), [(last.matmul, 0)])
+    scale = np.abs(last.weight).max(0) / 127
+    qdq.quantize_weight(editor, last, np.rint(last.weight / scale).astype(np.int8), scale)
+    assert fuse_products(editor) == 1
+    editor.check_interface("native-products")
+    made = model.graph.outputs[0].producer()
+    assert model.graph.outputs[0].name == logits and made is not None and made.op_type == "MatMulIntegerToFloat"
 
 
 def test_nothing_is_fused_in_a_float_graph() -> None:

@@ -61,6 +61,7 @@ def test_nothing_else_changes(form: str, where: str, tmp_path: Path, monkeypatch
     augmented = augment(path.read_bytes() if where == "bytes" else path, [INSIDE, "logits", INSIDE])
     assert augmented.folder == (None if where == "bytes" else tmp_path)
     assert loaded(augmented.model, tmp_path) == with_output(form)
+    assert (b"a.onnx" in augmented.model) == (where in ("inside", "link"))  # never both beside the model and inside it
     if where in ("inside", "link"):
         assert len(augmented.model) < len(seed(form))
 

@@ -72,30 +72,26 @@ def read_graph(path: Path) -> OnnxGraph:
         InputError: VD3001 to VD3005 for a file that is something else, VD3011 for one that is damaged, VD3027 for one that has
             too many nodes, tensors or graphs.
     """
-    model = read(path)
-    try:
-        return summarize(model)
-    except ValueError as exc:
-        raise InputError("VD3011", f"is not a whole ONNX file ({exc})", file=path, fix="write or download it again") from exc
+    return summarize(read(path))
 
 
 def summarize(model: Model) -> OnnxGraph:
     """Count what a model is made of.
 
     Raises:
-        ValueError: It has too many names, or impossible sizes.
+        InputError: VD3011, it has too many names, or impossible sizes.
     """
     elements = Counter[str]()
     for tensor in model.tensors:
         dtype = DTYPES.get(tensor.kind, f"type {tensor.kind}")
         elements[dtype] += tensor.count
         if elements[dtype] > MOST_ELEMENTS:
-            raise ValueError(f"a tensor of {' x '.join(map(str, tensor.sizes))[:80]} numbers is impossible")
+            raise _refuse(model, f"a tensor of {' x '.join(map(str, tensor.sizes))[:80]} numbers is impossible")
     operators = Counter(node.operator for node in model.nodes)
     external = {entry.value: None for tensor in model.tensors for entry in tensor.external if entry.key == "location"}
     inputs, outputs = tuple(model.main.taken), tuple(model.main.outputs)
     if any(len(names) > MOST_NAMES for names in (operators, elements, external, inputs, outputs)):
-        raise ValueError(f"more than {MOST_NAMES:,} names of one kind")
+        raise _refuse(model, f"more than {MOST_NAMES:,} names of one kind")
     return OnnxGraph(
         name=model.main.name,
         inputs=inputs,
@@ -120,6 +116,10 @@ def stored_bytes(path: Path) -> int:
         return sum((path.parent / name).stat().st_size for name in (path.name, *read_graph(path).external))
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+
+
+def _refuse(model: Model, why: str) -> InputError:
+    return InputError("VD3011", f"is not a whole ONNX file ({why})", file=model.path, fix="write or download it again")
 
 
 def _order(counts: Counter[str]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from vitdeploy.checkpoints.headers import Outline, is_npz, read_npz, read_safete
 from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.reader import read
-from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
+from vitdeploy.onnxfile.summary import OnnxGraph, summarize
 from vitdeploy.recipe import Recipe, read_contract, read_spec
 from vitdeploy.report import Report
 from vitdeploy.spec import InputContract, ModelSpec
@@ -141,7 +141,8 @@ def _artifact(path: Path) -> Inspection:
 
 
 def _onnx(path: Path, record: Record | None = None) -> Inspection:
-    model, graph = read(path), read_graph(path)
+    model = read(path)
+    graph = summarize(model)
     notes = [] if graph.inputs else ["the graph has no inputs"]
     notes += _findings(path) if record is None or record.kind == "onnx" else []  # an engine's own operators are its own
     spec, text = None, model.metadata.get(METADATA_SPEC)

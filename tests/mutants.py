@@ -119,9 +119,8 @@ def sample(room: str, count: int, seed: int) -> list[Mutant]:
 class Plan:
     """Which tests are to notice a mutant, in which order."""
 
-    def __init__(self) -> None:
-        folders = [tests for tests in RECORDED if (ROOT / tests).exists()]
-        self.reach = Reach(CACHE, folders)
+    def __init__(self, tests: list[str]) -> None:
+        self.reach = Reach(CACHE, [name for name in tests if (ROOT / name).exists()])
         self._users: dict[str, list[tuple[str, set[int]]]] = defaultdict(list)
         for path in sorted((ROOT / "vitdeploy").rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -289,14 +288,14 @@ def _known(log: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in map(json.loads, log.read_text().splitlines())} if log.is_file() else {}
 
 
-def run(rooms: list[str], count: int, seed: int, workers: int) -> list[dict[str, Any]]:
+def run(rooms: list[str], count: int, seed: int, workers: int, tests: list[str]) -> list[dict[str, Any]]:
     """Every sampled mutant's verdict."""
     mutants = [mutant for room in rooms for mutant in sample(room, count, seed)]
-    tests = _digest(*(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py"))))
+    texts = _digest(*(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py"))))
     keys = {mutant: _digest(mutant.file, (ROOT / mutant.file).read_text(), str(mutant.edit)) for mutant in mutants}
     CACHE.mkdir(parents=True, exist_ok=True)
     log = CACHE / "results.jsonl"
-    known = {key: row for key, row in _known(log).items() if row["status"] in ("killed", "time") or row["tests"] == tests}
+    known = {key: row for key, row in _known(log).items() if row["status"] in ("killed", "time") or row["tests"] == texts}
     rows: list[dict[str, Any]] = [known[keys[mutant]] | {"room": mutant.room} for mutant in mutants if keys[mutant] in known]
     jobs: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in mutants:
@@ -314,7 +313,7 @@ def run(rooms: list[str], count: int, seed: int, workers: int) -> list[dict[str,
             "text": mutant.text,
             "kind": mutant.edit.kind,
         }
-        row = facts | {"mutation": mutant.mutation, "key": keys[mutant], "tests": tests} | verdict
+        row = facts | {"mutation": mutant.mutation, "key": keys[mutant], "tests": texts} | verdict
         rows.append(row)
         with log.open("a") as out:
             out.write(json.dumps(row) + "\n")
@@ -324,7 +323,7 @@ def run(rooms: list[str], count: int, seed: int, workers: int) -> list[dict[str,
         )
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        trial = Run(Plan(), log)
+        trial = Run(Plan(tests), log)
         crew = [Worker(Path(folder) / str(number)) for number in range(min(workers, jobs.qsize()))]
         crew[0].ask(file="", source="", shelf=trial.shelf, order=[], limit=300)  # fills the shelf
         threads = [threading.Thread(target=trial.serve, args=(worker, jobs, keep)) for worker in crew]
@@ -376,6 +375,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=25, help="mutants a room")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--tests", nargs="+", default=list(RECORDED), help="folders and files of the tests that may notice")
     parser.add_argument("--store", action="store_true", help="keep the result in tests/mutants.json")
     parser.add_argument("--record", action="store_true", help="record anew which tests reach which line")
     parser.add_argument("--table", action="store_true", help="print the table of what is stored")
@@ -384,9 +384,9 @@ def main() -> None:
         print(table(json.loads(STORED.read_text())))
         return
     if given.record:
-        for tests in RECORDED:
+        for tests in given.tests:
             shutil.rmtree(CACHE / tests.replace("/", "+"), ignore_errors=True)
-    rows = run(given.room, given.sample, given.seed, given.workers)
+    rows = run(given.room, given.sample, given.seed, given.workers, given.tests)
     for row in sorted(rows, key=lambda row: (row["file"], row["line"])):
         if row["status"] in ("survived", "not reached"):
             print(f"\n{row['file']}:{row['line']}  {row['kind']}, {row['status']}\n    {row['text']}\n    {row['mutation']}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import fcntl
 import functools
 import hashlib
 import json
@@ -189,6 +190,15 @@ def _texts(tests: str) -> dict[str, str]:
     return digests
 
 
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Two runs never record at once."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Reach:
     """The recordings of several folders of tests, read for the sources of now."""
 
@@ -202,11 +212,12 @@ class Reach:
         for tests in folders:
             folder = cache / tests.replace("/", "+")
             if not (folder / "map.json").is_file():
-                command = [sys.executable, __file__, tests, str(folder)]
-                print(f"recording what {tests} reaches", flush=True)
-                subprocess.run(
-                    command, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-                )
+                with _alone(cache):
+                    command = [sys.executable, __file__, tests, str(folder)]
+                    print(f"recording what {tests} reaches", flush=True)
+                    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+                    if not (folder / "map.json").is_file():  # nor did another run while this one waited
+                        subprocess.run(command, check=False, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
             known = json.loads((folder / "map.json").read_text())
             data = coverage.CoverageData(str(folder / "lines"))
             data.read()

@@ -10,6 +10,7 @@ import msgspec
 
 from vitdeploy import machine
 from vitdeploy.artifact import versions
+from vitdeploy.backends.table import list_packages
 
 SCHEMA = 1
 
@@ -90,5 +91,5 @@ def this_machine() -> Machine:
         memory_gib=round(machine.physical_mib() / 1024, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions=versions("torch", "onnx", "onnxruntime", "openvino", "numpy", "pillow"),
+        versions=versions("torch", "onnx", *list_packages(), "numpy", "pillow"),
     )

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.backends import fake_engine
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig, run_any
 from vitdeploy.data import images
@@ -15,8 +16,9 @@ ENGINES = ("onnxruntime", "openvino")
 ALL = ("pytorch", *ENGINES)
 
 
-@pytest.fixture(params=ALL)
-def name(request):
+@pytest.fixture(params=(*ALL, fake_engine.ROW.name))
+def name(request, monkeypatch):
+    monkeypatch.setitem(table.TABLE, fake_engine.ROW.name, fake_engine.ROW)
     return request.param
 
 

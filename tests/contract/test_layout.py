@@ -9,6 +9,7 @@ OF_ALL = ("contract", "faults", "fuzz", "benchmarks")
 """Folders that are about the whole package."""
 OF_SEVERAL = {
     "backends/test_contract.py": "what every backend promises",
+    "backends/test_fake_engine.py": "an engine that is not shipped, through the whole line",
     "backends/test_kernels.py": "what the engines say about the kernels that ran",
     "backends/tensorrt/test_contract_bindings.py": "the bindings of several TensorRT versions",
     "backends/tensorrt/test_gpu.py": "what needs a GPU",

@@ -80,7 +80,7 @@ def test_the_crash_of_onnxruntime_is_repaired(tmp_path: Path) -> None:
         node.input[2] = ""
     path = save(model, tmp_path / "a.onnx")
     shown, notes = check.sanitize(path, tmp_path / "new")
-    assert notes == ("2 LayerNormalization with empty last inputs repaired: it would crash onnxruntime",)
+    assert notes == ("2 LayerNormalization with empty last inputs repaired: it would crash ONNX Runtime",)
     assert shown == tmp_path / "new" / "a.onnx"
     for node in norms(model)[:2]:
         del node.input[2]

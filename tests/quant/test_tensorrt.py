@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from tests.graph import vits
 from tests.quant.fashion import apart, config, demo, edited, logits, pixels
 from tests.quant.test_int8 import with_a_massive_token
+from vitdeploy.backends.table import TENSORRT_FP8, TENSORRT_INT8, Heads
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
@@ -169,8 +170,8 @@ def test_without_its_result_attention_is_not_quantized(source, tmp_path):
     assert len(found.record.proof["notes"]) == 17
 
 
-INT8 = Layout(symmetric=True, half=True, attention=True)
-FP8 = Layout(symmetric=True, half=True, attention=True, floating=True, codes=448)
+INT8 = Layout(symmetric=True, half=True, attention=True, heads=TENSORRT_INT8)
+FP8 = Layout(symmetric=True, half=True, attention=True, floating=True, codes=448, heads=TENSORRT_FP8)
 
 
 @pytest.fixture(scope="module")
@@ -179,25 +180,27 @@ def prepared(source):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [("MOST_TOKENS", 49, "50 tokens, more than 49"), ("HEAD_SIZES", (8, 64), "heads have 32 channels, not 8 or 64")],
+    ("heads", "reason"),
+    [
+        (TENSORRT_INT8._replace(most_tokens=49), "50 tokens, more than 49"),
+        (TENSORRT_INT8._replace(sizes=(8, 64)), "heads have 32 channels, not 8 or 64"),
+        (TENSORRT_FP8._replace(most_channels=16), "heads have 32 channels, not a multiple of 16 up to 16"),
+        (Heads(multiple=64), "heads have 32 channels, not a multiple of 64"),
+    ],
 )
-def test_attention_that_tensorrt_would_slow_down_is_refused(prepared, monkeypatch, name, value, reason):
+def test_attention_that_the_target_would_slow_down_is_refused(prepared, heads, reason):
     products.refuse(prepared, INT8)
-    monkeypatch.setattr(products, name, value)
-    with pytest.raises(UsageError, match=rf"VD2011.*blocks\.0.*{reason}.*stays FP16"):
-        products.refuse(prepared, INT8)
-    assert not any(products.chosen(each, INT8) for each in prepared.attentions)
-    products.refuse(prepared, Layout(attention=True))  # OpenVINO's
-    if name == "MOST_TOKENS":
-        products.refuse(prepared, FP8)
-
-
-def test_fp8_attention_wants_heads_of_whole_sixteens(prepared, monkeypatch):
     products.refuse(prepared, FP8)
-    monkeypatch.setattr(products, "MOST_CHANNELS", 8)
-    with pytest.raises(UsageError, match=r"VD2011.*not a multiple of 16 up to 8"):
-        products.refuse(prepared, FP8)
+    layout = replace(INT8, heads=heads)
+    with pytest.raises(UsageError, match=rf"VD2011.*blocks\.0.*{reason}.*stays FP16"):
+        products.refuse(prepared, layout)
+    assert not any(products.chosen(each, layout) for each in prepared.attentions)
+    products.refuse(prepared, replace(layout, half=False))  # floats beside it are FP32: whatever the heads
+
+
+def test_the_longest_and_widest_attention_of_the_table_passes(prepared):
+    products.refuse(prepared, replace(INT8, heads=TENSORRT_INT8._replace(most_tokens=50, sizes=(32,))))
+    products.refuse(prepared, replace(FP8, heads=TENSORRT_FP8._replace(most_channels=32)))
 
 
 @pytest.mark.parametrize("name", ["rotary-dinov3", "qk-norm", "attn-norm"])

@@ -37,6 +37,7 @@ class Kernel(NamedTuple):
         role: ``gemm`` multiplies by constant weights, ``attention`` multiplies two activations or is a whole attention.
         precision: What it multiplies in; ``int8-dynamic`` has int8 weights and quantizes activations at run time.
         fallback: It computes in float although its inputs were quantized: slower than both.
+        reason: The likely cause of that, where the engine's file knows one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Kernel(NamedTuple):
     role: Role
     precision: Precision
     fallback: bool = False
+    reason: str = ""
 
 
 class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):

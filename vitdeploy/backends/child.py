@@ -257,7 +257,9 @@ class Session:
     def open(self, argument: dict[str, Any], _: list[bytearray]) -> tuple[object, list[memoryview]]:
         """Load the model; see `enter`."""
         os.chdir(argument["current"])  # paths in messages stay as they were written
-        engine = table.load_row(msgspec.convert(argument["engine"], table.Engine))
+        row = msgspec.convert(argument["engine"], table.Engine)
+        table.register([row])
+        engine = table.load(row.name)
         self._artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
         config = msgspec.convert(argument["config"], OpenConfig)
         begun = time.perf_counter_ns()

@@ -72,7 +72,6 @@ class Engine(NamedTuple):
         package: The engine's package, whose presence means that the backend can be used.
         extra: The extra of vitdeploy that brings it.
         install: What to do when it is not installed, where that is more than the extra.
-        title: Its name in sentences.
         target: What it reads of quantized files; None where `quantize` does not write for it.
         reads: The target whose files it reads, where that is another engine's.
         compiles: Whether it is a `Compiler`.
@@ -88,7 +87,6 @@ class Engine(NamedTuple):
     package: str
     extra: str
     install: str = ""
-    title: str = ""
     target: Target | None = None
     reads: str = ""
     compiles: bool = True
@@ -113,11 +111,10 @@ _JETSON = (
     "on a Jetson use the system's TensorRT: python3 -m venv --system-site-packages, with the Python of the system; "
     "elsewhere run: pip install 'vitdeploy[tensorrt]'"
 )
-_TENSORRT_HEADS = (
-    ("int8", Heads(sizes=(16, 32, 64), most_tokens=512)),
-    ("fp8", Heads(multiple=16, most_channels=256)),
-)
-"""Both products in one kernel, or slower than FP16.
+ANY_HEADS = Heads()
+TENSORRT_INT8 = Heads(sizes=(16, 32, 64), most_tokens=512)
+TENSORRT_FP8 = Heads(multiple=16, most_channels=256)
+"""Attention in 8 bits is both products in one kernel, or slower than FP16.
 
 Source: https://github.com/NVIDIA/TensorRT/issues/2981, https://github.com/NVIDIA/TensorRT/issues/3724;
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/transformers-fused-attention.html
@@ -128,7 +125,6 @@ _ROWS = (
         "vitdeploy.backends.pytorch:PyTorch",
         "torch",
         "export",
-        title="PyTorch",
         compiles=False,
         floats=("f32", "bf16"),
     ),
@@ -137,7 +133,6 @@ _ROWS = (
         "vitdeploy.backends.onnxruntime.backend:OnnxRuntime",
         "onnxruntime",
         "onnxruntime",
-        title="ONNX Runtime",
         target=Target(
             ("int8", "fp16", "int8-dynamic", "int8-weight-only"), integer_products=True, integer_bias=True, signed_on_arm=True
         ),
@@ -149,9 +144,8 @@ _ROWS = (
         "vitdeploy.backends.openvino.backend:OpenVino",
         "openvino",
         "openvino",
-        title="OpenVINO",
         target=Target(
-            ("int8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"), attention=(("int8", Heads()),), raw_pixels=True
+            ("int8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"), attention=(("int8", ANY_HEADS),), raw_pixels=True
         ),
         capped=True,
         floats=("f32", "bf16", "f16"),
@@ -162,8 +156,9 @@ _ROWS = (
         "tensorrt",
         "tensorrt",
         install=_JETSON,
-        title="TensorRT",
-        target=Target(("int8", "fp8", "fp16"), attention=_TENSORRT_HEADS, symmetric=True, half=True),
+        target=Target(
+            ("int8", "fp8", "fp16"), attention=(("int8", TENSORRT_INT8), ("fp8", TENSORRT_FP8)), symmetric=True, half=True
+        ),
         compiled_only=True,
     ),
     Engine(
@@ -171,7 +166,6 @@ _ROWS = (
         "vitdeploy.backends.tensorrt.backend:TensorRtRtx",
         "tensorrt_rtx",
         "tensorrt-rtx",
-        title="TensorRT-RTX",
         reads="tensorrt",
         compiled_only=True,
         compiles_anywhere=True,
@@ -210,11 +204,7 @@ def load(name: str) -> Backend:
         UsageError: VD2009, no backend has that name.
         MachineError: VD4001, its engine is not installed; VD4004, it can't be loaded (a shared library is missing).
     """
-    return load_row(find_engine(name))
-
-
-def load_row(row: Engine) -> Backend:
-    """The backend of a row; see `load`."""
+    row = find_engine(name)
     with library(row.package, seam=LOADING), needs(row.extra):
         return cast("Backend", _find_class(row.backend)())
 

@@ -49,11 +49,11 @@ class Checked:
         repairs = []
         stripped = Counter(node.operator for node in self.model.nodes if rules.count_trailing(node))
         for operator, count in sorted(stripped.items()):
-            why = "it would crash onnxruntime" if operator == "LayerNormalization" else "engines disagree on it"
+            why = "it would crash ONNX Runtime" if operator == "LayerNormalization" else "engines disagree on it"
             repairs.append((f"{count} {operator} with {_plural(count, 'an empty last input', 'empty last inputs')}", why))
         if based := len(repair.cut_base(self.places)):
             what = f"{based} {_plural(based, 'tensor', 'tensors')} with a base path of external data"
-            repairs.append((what, "onnxruntime takes it for damage"))
+            repairs.append((what, "ONNX Runtime takes it for damage"))
         if tiny := sum(place.length < TINY for place in self.places.values()):
             what = f"{tiny} {_plural(tiny, 'small tensor', 'small tensors')} beside the model"
             repairs.append((what, "engines need shapes inside of it"))

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import msgspec
 
 from vitdeploy.backends.base import Kernel, Role
+from vitdeploy.backends.table import find_engine
 from vitdeploy.errors import MachineError
 
 _QUANTIZED = ("int8", "fp8", "int8-dynamic")
@@ -96,7 +97,7 @@ def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = 
         missing=tuple(missing),
         untold=tuple(untold),
         fallbacks=tuple(kernel.name or kernel.kind for kernel in products if kernel.fallback),
-        reasons=tuple(dict.fromkeys(_reason(name, plan, named.get(name, []), engine) for name in missing)),
+        reasons=tuple(dict.fromkeys(_guess_reason(named.get(name, [])) for name in missing)),
     )
 
 
@@ -116,14 +117,14 @@ def require(found: Census) -> None:
         f"{found.engine}: {len(found.missing)} of {sum(found.planned.values())} layers planned for 8 bits do not run in them: "
         f"{first} ({'; '.join(found.reasons)})"
     )
-    raise MachineError("VD4009", message, fix=f"quantize for this engine: --target {found.engine}")
+    raise MachineError("VD4009", message, fix=f"quantize for this engine: --target {find_engine(found.engine).quantize_target}")
 
 
 def _runs_in_8_bits(kernels: list[Kernel]) -> bool:
     return bool(kernels) and all(kernel.precision in _QUANTIZED for kernel in kernels)
 
 
-def _reason(name: str, plan: Plan, kernels: list[Kernel], engine: str) -> str:
+def _guess_reason(kernels: list[Kernel]) -> str:
     """Why a node is likely to run in float, as far as its kernel tells."""
     floats = [kernel for kernel in kernels if kernel.precision not in _QUANTIZED]
     if not floats:
@@ -131,20 +132,7 @@ def _reason(name: str, plan: Plan, kernels: list[Kernel], engine: str) -> str:
     first = floats[0]
     if not first.fallback:
         return "its inputs are not quantized in the file"
-    key = (engine, first.role) if first.role == "attention" else (engine, first.kind, name in plan.dynamic)
-    return _LIKELY.get(key, _UNKNOWN)
+    return first.reason or _UNKNOWN
 
 
 _UNKNOWN = "the engine does not recognise the pattern of QuantizeLinear and DequantizeLinear around it"
-_LIKELY: dict[tuple[object, ...], str] = {
-    ("onnxruntime", "Gemm", False): (
-        "with a fixed batch MatMul and Add become a Gemm, which needs an int32 bias behind a DequantizeLinear and a zero point "
-        "at the weight's"
-    ),
-    ("onnxruntime", "MatMul", False): "activations in int8 that several products share stay float on x86: they must be uint8",
-    ("onnxruntime", "MatMul", True): "this onnxruntime is too old to run a dequantized weight as MatMulNBits",
-    ("onnxruntime", "attention"): "its inputs must come straight from a DequantizeLinear each, with no Split between",
-    ("openvino", "attention"): (
-        "both inputs must be quantized: queries, keys and values in int8 with zero point 0, probabilities with zero point 0"
-    ),
-}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitized, seal, versions
 from vitdeploy.backends.base import OpenConfig, run_any, threads
-from vitdeploy.backends.table import PROVER, find_target, list_judges, list_packages, load
+from vitdeploy.backends.table import ANY_HEADS, PROVER, find_target, list_judges, list_packages, load
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
@@ -321,6 +321,7 @@ def layout_of(config: QuantizeConfig, contract: InputContract, *, fixed: bool) -
         half=target.half,
         signed=config.isa == "neon-dotprod" and target.signed_on_arm,
         attention=config.attention,
+        heads=target.find_heads(config.precision) or ANY_HEADS,
         pixels=_pixels(contract) if target.raw_pixels else None,
         integer_bias=fixed and target.integer_bias and not target.integer_products,
         codes=_codes(config),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vitdeploy.backends.table import ANY_HEADS, Heads
 from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph.canonical.rewrites import NAMES, canonicalise
 from vitdeploy.graph.editor import Editor
@@ -42,6 +43,7 @@ class Layout:
             FP16, and inside attention queries, keys and values are quantized right before the products.
         signed: Asymmetric activations are int8, not uint8 (ARM).
         attention: Queries, keys, values and probabilities are quantized too.
+        heads: Those for which the target has an attention in 8 bits.
         integer_bias: Biases are int32 behind a DequantizeLinear.
         codes: Greatest code of a weight: 127, 448 with ``floating``, or 63 where products of uint8 and int8 saturate in pairs
             (x86 without VNNI).
@@ -55,6 +57,7 @@ class Layout:
     half: bool = False
     signed: bool = False
     attention: bool = False
+    heads: Heads = ANY_HEADS
     integer_bias: bool = False
     codes: int = 127
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None

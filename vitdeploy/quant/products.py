@@ -1,8 +1,7 @@
 """The products inside attention in 8 bits: where an engine has a kernel for them, and where their Q/DQ stand.
 
-Source of TensorRT's conditions (both products in one kernel, or slower than FP16): heads of 16, 32 or 64 channels and at most
-512 tokens for INT8, https://github.com/NVIDIA/TensorRT/issues/2981, https://github.com/NVIDIA/TensorRT/issues/3724; heads of
-up to 256 channels for FP8; all of q, k, probabilities, v and the result quantized, the scale before the first product:
+An engine whose float parts are FP16 (TensorRT) computes them faster in FP16 than in 8 bits where it has no kernel for both
+products at once. It wants all of q, k, probabilities, v and the result quantized, and the scale before the first product:
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/transformers-fused-attention.html.
 """
 
@@ -19,16 +18,9 @@ from vitdeploy.graph.structure import Attention, Structure
 from vitdeploy.quant.equalize import Step, step
 from vitdeploy.quant.preparation import Layout, head_size, plain_keys, plain_values
 
-MOST_TOKENS = 512
-"""Tokens up to which TensorRT has INT8 attention in one kernel."""
-HEAD_SIZES = (16, 32, 64)
-"""Channels of a head for which it has."""
-MOST_CHANNELS = 256
-"""Channels of a head up to which it has FP8 attention; a multiple of 16."""
-
 
 def refuse(structure: Structure, layout: Layout) -> None:
-    """Say so before any work is done if TensorRT would compute quantized attention slower than float attention.
+    """Say so before any work is done if the target would compute quantized attention slower than float attention.
 
     Raises:
         UsageError: VD2011, names the first attention and the reason.
@@ -38,7 +30,7 @@ def refuse(structure: Structure, layout: Layout) -> None:
     for attention in structure.attentions:
         reason = "" if _few_queries(attention) else _obstacle(attention, layout)
         if reason:
-            message = f"TensorRT has no 8-bit attention for {attention.name!r}: {reason}"
+            message = f"the target has no 8-bit attention for {attention.name!r}: {reason}"
             raise UsageError("VD2011", message, fix="leave attention out: it stays FP16, in one kernel")
 
 
@@ -109,7 +101,7 @@ def _tokens(attention: Attention) -> tuple[int | None, int | None]:
 
 
 def _obstacle(attention: Attention, layout: Layout) -> str:
-    """Why TensorRT has no kernel for it, or ""."""
+    """Why the target has no kernel for it, or ""."""
     if not (plain_keys(attention) and plain_values(attention)):
         return "a norm or rotary positions lie between its layers and its products"
     if attention.scale:
@@ -117,11 +109,11 @@ def _obstacle(attention: Attention, layout: Layout) -> str:
     size, tokens = head_size(attention, 0), _tokens(attention)[1]
     if size != head_size(attention, 2):
         return f"its queries have {size} channels, its values {head_size(attention, 2)}"
-    if layout.floating:
-        fits = size % 16 == 0 and size <= MOST_CHANNELS
-        return "" if fits else f"its heads have {size} channels, not a multiple of 16 up to {MOST_CHANNELS}"
-    if size not in HEAD_SIZES:
-        return f"its heads have {size} channels, not {', '.join(map(str, HEAD_SIZES[:-1]))} or {HEAD_SIZES[-1]}"
-    if tokens is None or tokens > MOST_TOKENS:
-        return f"it has {'an unknown number of' if tokens is None else tokens} tokens, more than {MOST_TOKENS}"
+    heads = layout.heads
+    if heads.sizes and size not in heads.sizes:
+        return f"its heads have {size} channels, not {', '.join(map(str, heads.sizes[:-1]))} or {heads.sizes[-1]}"
+    if size % heads.multiple or (heads.most_channels is not None and size > heads.most_channels):
+        return f"its heads have {size} channels, not a multiple of {heads.multiple} up to {heads.most_channels}"
+    if heads.most_tokens is not None and (tokens is None or tokens > heads.most_tokens):
+        return f"it has {'an unknown number of' if tokens is None else tokens} tokens, more than {heads.most_tokens}"
     return ""

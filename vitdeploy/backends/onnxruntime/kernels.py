@@ -42,6 +42,18 @@ _PRODUCTS = {
     f"{_MICROSOFT}MultiHeadAttention": _Product(),
     f"{_MICROSOFT}QAttention": _Product(precision="int8"),
 }
+_STRAIGHT = "its inputs must come straight from a DequantizeLinear each, with no Split between"
+_REASONS: dict[tuple[Role, str, bool], str] = {
+    ("gemm", "Gemm", True): (
+        "with a fixed batch MatMul and Add become a Gemm, which needs an int32 bias behind a DequantizeLinear and a zero point "
+        "at the weight's"
+    ),
+    ("gemm", "MatMul", True): "activations in int8 that several products share stay float on x86: they must be uint8",
+    ("gemm", "MatMul", False): "this onnxruntime is too old to run a dequantized weight as MatMulNBits",
+    ("attention", "MatMul", True): _STRAIGHT,
+    ("attention", "MatMul", False): _STRAIGHT,
+}
+"""Why a product computes in float: its role, its operator, and whether its first factor is dequantized."""
 _PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 
 
@@ -72,7 +84,14 @@ def _kernel(node: Node, graph: Nodes, names: frozenset[str]) -> Kernel:
         precision = "int8-dynamic"
     integers = precision in ("int8", "int8-dynamic")
     dequantized = kind == "MatMulNBits" or "DequantizeLinear" in makers
-    return Kernel(_source(node.name, names), kind, _role(kind, factors, graph), precision, dequantized and not integers)
+    role, fallback = _role(kind, factors, graph), dequantized and not integers
+    reason = _REASONS.get((role, kind, _is_dequantized(factors[0], graph)), "") if fallback else ""
+    return Kernel(_source(node.name, names), kind, role, precision, fallback, reason)
+
+
+def _is_dequantized(value: str, graph: Nodes) -> bool:
+    maker = graph.origin(value)
+    return maker is not None and maker.operator == "DequantizeLinear"
 
 
 def _source(name: str, names: frozenset[str]) -> str:

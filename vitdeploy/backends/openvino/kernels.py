@@ -140,4 +140,9 @@ def _kernel(layer: _Layer, name: str, source: _Source, *, first: bool) -> tuple[
     integers = left in _INTEGERS and right in _INTEGERS
     precision: Precision = "int8" if integers else PRECISIONS.get(left, "other")
     depth = layer.depths[0].get_length() if not integers and right in _INTEGERS and source.role == "gemm" else 0
-    return Kernel(name, layer.kind, source.role, precision, source.quantized and not integers), depth
+    fallback = source.quantized and not integers
+    reason = _ATTENTION if fallback and source.role == "attention" else ""
+    return Kernel(name, layer.kind, source.role, precision, fallback, reason), depth
+
+
+_ATTENTION = "both inputs must be quantized: queries, keys and values in int8 with zero point 0, probabilities with zero point 0"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy.backends.table import TENSORRT_INT8
 from vitdeploy.backends.tensorrt.attention import Attention, find_attentions
 from vitdeploy.errors import InputError
 from vitdeploy.onnxfile.model import DTYPES, Model, Node
@@ -21,8 +22,6 @@ from vitdeploy.onnxfile.reader import read
 
 CODES = frozenset(("int8", "float8e4m3fn", "int4", "float4e2m1"))
 """Element types that QuantizeLinear and DequantizeLinear may have."""
-HEAD_SIZES = (16, 32, 64)
-MOST_TOKENS = 512
 PLACES = 5
 """Of Q/DQ in an attention: queries, keys, probabilities, values, and what follows the second product."""
 _QUANTIZE = "quantize the FP32 model with: vitdeploy quantize --precision int8 --target tensorrt"
@@ -211,10 +210,10 @@ def _large_attention(graph: Graph) -> str:
     for each in whole:
         queries, scores = graph.nodes.shape(each.queries), graph.nodes.shape(each.scores)
         size, tokens = (queries or ("",))[-1], (scores or ("",))[-1]
-        if isinstance(size, int) and size not in HEAD_SIZES:
-            reason = f"heads of {size} numbers; INT8 attention is fused for {', '.join(map(str, HEAD_SIZES))}"
-        elif isinstance(tokens, int) and tokens > MOST_TOKENS:
-            reason = f"{tokens} tokens; INT8 attention is fused up to {MOST_TOKENS}"
+        if isinstance(size, int) and size not in TENSORRT_INT8.sizes:
+            reason = f"heads of {size} numbers; INT8 attention is fused for {', '.join(map(str, TENSORRT_INT8.sizes))}"
+        elif isinstance(tokens, int) and tokens > (TENSORRT_INT8.most_tokens or tokens):
+            reason = f"{tokens} tokens; INT8 attention is fused up to {TENSORRT_INT8.most_tokens}"
         else:
             continue
         return f"attention {each.name!r}{_others(whole)} has {reason}: slower than FP16; leave attention in FP16"

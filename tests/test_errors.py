@@ -2,7 +2,6 @@
 
 import errno
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,6 @@ def fail_torch(_: Path) -> None:
     import torch
 
     torch.ones(2) @ torch.ones(3)
-
-
-def fail_torch_compile(_: Path) -> None:
-    subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=True)
 
 
 def fail_torch_onnx(_: Path) -> None:

@@ -135,7 +135,6 @@ class Seam(NamedTuple):
 
 SEAMS: dict[str, Seam] = {
     "torch": Seam(("torch",), (RuntimeError,)),
-    "torch.compile": Seam(("torch", "subprocess"), (RuntimeError, OSError)),  # its C++ compiler is another program
     "torch.onnx": Seam(("torch", "onnxscript", "onnx"), (RuntimeError,)),
     "safetensors": Seam(("safetensors",), (RuntimeError, ValueError, OSError)),
     "onnx": Seam(("onnx", "google"), (RuntimeError, ValueError, OSError)),  # google: protobuf

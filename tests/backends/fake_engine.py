@@ -84,6 +84,6 @@ class FakeRunner:
 
 def _kernel(node: Node, nodes: Nodes) -> Kernel:
     makers = [maker.operator if (maker := nodes.origin(value)) else "" for value in node.inputs[:2]]
-    weights = any(nodes.constant(value) for value in node.inputs[:2])
+    weights = any(nodes.is_constant(value) for value in node.inputs[:2])
     role = "conv" if node.operator == "Conv" else "gemm" if weights else "attention"
     return Kernel(node.name, node.operator, role, "int8" if makers == ["DequantizeLinear"] * 2 else "fp32")

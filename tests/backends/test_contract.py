@@ -119,11 +119,9 @@ def test_another_device_is_refused(name, tiny_artifact):
         ("openvino", {"spin": True}),
         ("openvino", {"arena": False}),
         ("openvino", {"graph": False}),
-        ("openvino", {"compiled": True}),
         ("onnxruntime", {"streams": 2}),
         ("onnxruntime", {"hint": "throughput"}),
         ("onnxruntime", {"graph": True}),
-        ("onnxruntime", {"compiled": True}),
     ],
 )
 def test_a_setting_of_another_engine_is_refused(name, setting, tiny_artifact):

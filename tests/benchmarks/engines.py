@@ -31,12 +31,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import vitdeploy as vd
 from tests.benchmarks import results
 from tests.benchmarks.figures import Check, Engines, EngineTable, Value
 from tests.benchmarks.results import say
+from tests.benchmarks.torch_compile import ROW
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.table import register
 from vitdeploy.errors import VitdeployError
 from vitdeploy.isolate import environment
 from vitdeploy.measure import latency
@@ -61,9 +65,9 @@ class Kind(NamedTuple):
 
 KINDS = (
     Kind(REFERENCE, "fp32", "pytorch", OpenConfig()),
-    Kind("torch.compile", "fp32", "pytorch", OpenConfig(compiled=True)),
+    Kind("torch.compile", "fp32", ROW.name, OpenConfig()),
     Kind("PyTorch bf16", "fp32", "pytorch", OpenConfig(precision="bf16")),
-    Kind("torch.compile bf16", "fp32", "pytorch", OpenConfig(precision="bf16", compiled=True)),
+    Kind("torch.compile bf16", "fp32", ROW.name, OpenConfig(precision="bf16")),
     Kind("ONNX Runtime FP32", "fp32", "onnxruntime", OpenConfig()),
     Kind("ONNX Runtime INT8", "int8-onnxruntime", "onnxruntime", OpenConfig()),
     Kind("OpenVINO FP32", "fp32", "openvino", OpenConfig(precision="f32")),
@@ -256,6 +260,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure and store."""
     options = arguments()
+    register([ROW])
     with tempfile.TemporaryDirectory() as scratch:
         options.work = (options.work or Path(scratch)).absolute()
         results.store("engines", Engines([collect(model, options) for model in options.models]), options)

@@ -62,7 +62,6 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
             TensorRT only.
         arena: Whether memory of one run is kept for the next; None is the engine's choice. ONNX Runtime only.
         graph: Whether a run is replayed as one CUDA graph; None is yes where it can be. TensorRT only.
-        compiled: PyTorch only: run through ``torch.compile``.
     """
 
     threads: int | None = None
@@ -73,7 +72,6 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
     spin: bool | None = None
     arena: bool | None = None
     graph: bool | None = None
-    compiled: bool = False
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):

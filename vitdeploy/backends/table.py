@@ -80,6 +80,7 @@ class Engine(NamedTuple):
         capped: Whether its address space can be limited: on the CPU it reserves in proportion to what it uses.
         floats: What its float parts can be asked to compute in, where the device can.
         observer: ``module:class`` of its `Observer`, if it has one.
+        command: ``module:function`` that writes the command line of the engine's own builder, if it has one.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Engine(NamedTuple):
     capped: bool = False
     floats: tuple[str, ...] = ("f32",)
     observer: str = ""
+    command: str = ""
 
     @property
     def fix(self) -> str:
@@ -156,6 +158,7 @@ _ROWS = (
         "tensorrt",
         "tensorrt",
         install=_JETSON,
+        command="vitdeploy.backends.tensorrt.trtexec:write_command",
         target=Target(
             ("int8", "fp8", "fp16"), attention=(("int8", TENSORRT_INT8), ("fp8", TENSORRT_FP8)), symmetric=True, half=True
         ),
@@ -206,7 +209,7 @@ def load(name: str) -> Backend:
     """
     row = find_engine(name)
     with library(row.package, seam=LOADING), needs(row.extra):
-        return cast("Backend", _find_class(row.backend)())
+        return cast("Backend", find_named(row.backend)())
 
 
 def open_observer(*given: Any, **settings: Any) -> Observer:  # noqa: ANN401 (as `Observer` is made)
@@ -217,7 +220,7 @@ def open_observer(*given: Any, **settings: Any) -> Observer:  # noqa: ANN401 (as
     """
     row = TABLE[PROVER]
     with library(row.package, seam=LOADING), needs(row.extra):
-        observer = _find_class(row.observer)
+        observer = find_named(row.observer)
     return cast("Observer", observer(*given, **settings))
 
 
@@ -337,6 +340,7 @@ def read_by_all(targets: Iterable[Target]) -> Target:
     return first
 
 
-def _find_class(name: str) -> Any:  # noqa: ANN401
+def find_named(name: str) -> Any:  # noqa: ANN401 (a class or function of an engine's own)
+    """What a row names as ``module:name``; its module is imported now."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

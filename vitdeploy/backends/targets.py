@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from vitdeploy.backends.table import PROVER, find_engine, find_target, list_compilers, list_targets
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.table import PROVER, TABLE, find_engine, find_named, find_target, list_compilers, list_targets
 from vitdeploy.errors import UsageError
 from vitdeploy.recipe import CompileConfig, QuantizeConfig, Recipe
 
@@ -39,6 +40,25 @@ def require_compiler(config: CompileConfig) -> None:
     if not find_engine(config.backend).compiles:
         fix = f"choose from: {', '.join(list_compilers())}"
         raise UsageError("VD2009", f"the backend {config.backend!r} makes no engines", fix=fix)
+
+
+def write_command(artifact: Artifact, config: CompileConfig, out: Path) -> list[str]:
+    """The command line of an engine's own builder for what `compile` would build; nothing is run.
+
+    Args:
+        artifact: An ONNX artifact.
+        config: How.
+        out: Folder of the engine.
+
+    Raises:
+        UsageError: VD2009, no such backend; VD2011, its engine has no such program, or that no such setting.
+    """
+    row = find_engine(config.backend)
+    if not row.command:
+        others = " or ".join(name for name, other in TABLE.items() if other.command)
+        raise UsageError("VD2011", f"the backend {row.name!r} has no builder with a command line", fix=f"use --backend {others}")
+    command: list[str] = find_named(row.command)(artifact, config, out)
+    return command
 
 
 def settle_recipe(recipe: Recipe, file: Path | None = None) -> Recipe:

@@ -14,6 +14,7 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.codes import Code
+    from vitdeploy.recipe import CompileConfig
     from vitdeploy.render.tables import Table
     from vitdeploy.report import Report
 
@@ -56,6 +57,15 @@ def check_report_file(out: Path | None) -> None:
 def quote(path: Path) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))
+
+
+def answer_command(artifact: Artifact, config: CompileConfig, out: Path) -> Outcome:
+    """The command line that would build an engine in another program."""
+    from vitdeploy.backends.targets import write_command
+    from vitdeploy.render import console
+
+    command = write_command(artifact, config, out)
+    return Outcome({"schema_version": 1, "command": command}, lambda: console.print_text(shlex.join(command)))
 
 
 def answer_codes(codes: Mapping[str, Code]) -> Outcome:

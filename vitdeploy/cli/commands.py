@@ -193,6 +193,7 @@ def compile(
     compatible: Annotated[bool, typer.Option("--compatible", help="TensorRT: later versions can read it; slower.")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="TensorRT: its weights can be replaced.")] = False,
     seconds: Annotated[float | None, typer.Option(help="Longest time of one build; default 3600.")] = None,
+    print_trtexec: Annotated[bool, typer.Option("--print-trtexec", help="TensorRT: print trtexec's command; no build.")] = False,
     threads: Threads = None,
     progress: Progress,
 ) -> Outcome:
@@ -205,6 +206,8 @@ def compile(
     given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
     config = read_settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
+    if print_trtexec:
+        return answers.answer_command(open_source(source, contract), config, out)
     other = None if rival is None else open_source(rival, None if rival.is_dir() else contract)
     artifact = vd.compile(open_source(source, contract), config, out, rival=other, progress=progress)
     following = "validate {}" if "audit" in artifact.record.proof else "inspect {}"

@@ -268,7 +268,7 @@ def test_nothing_is_guarded_in_silence():
 
 def test_what_was_removed_is_never_touched():
     assert not {name for name in touched() if REMOVED & set(name.split("."))}
-    assert builder._WEAK_FLAGS.keys() == {"float16", "bfloat16", "int8", "float8e4m3fn"}  # the one way to such a flag, by name
+    assert builder.WEAK_FLAGS.keys() == {"float16", "bfloat16", "int8", "float8e4m3fn"}  # the one way to such a flag, by name
 
 
 def test_every_attribute_exists(bindings):
@@ -285,8 +285,8 @@ def test_strong_typing_exists_everywhere(bindings):
 def test_weak_typing_is_of_version_10_alone(bindings):
     """`builder.require_supported` refuses it for 11."""
     version, answer = bindings
-    there = set(builder._WEAK_FLAGS.values()) & set(answer["flags"])
-    assert there == (set(builder._WEAK_FLAGS.values()) if version.startswith("10.") else set())
+    there = set(builder.WEAK_FLAGS.values()) & set(answer["flags"])
+    assert there == (set(builder.WEAK_FLAGS.values()) if version.startswith("10.") else set())
 
 
 def test_types_have_the_names_that_we_look_for(bindings):
@@ -312,4 +312,4 @@ def test_tensorrt_rtx_has_it_all():
     answer = ask("tensorrt_rtx", touched() | GUARDED | ONLY_RTX, [], [])
     assert answer["missing"] == []
     assert set(buffers._MEMORY) <= set(answer["types"])
-    assert not set(builder._WEAK_FLAGS.values()) & set(answer["flags"])
+    assert not set(builder.WEAK_FLAGS.values()) & set(answer["flags"])

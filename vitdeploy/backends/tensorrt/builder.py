@@ -32,7 +32,7 @@ TYPES = {
     "INT64": "int64", "BOOL": "bool", "FP8": "float8e4m3fn",
 }  # fmt: skip
 """TensorRT's name of an element type to ONNX's."""
-_WEAK_FLAGS = {"float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "float8e4m3fn": "FP8"}
+WEAK_FLAGS = {"float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "float8e4m3fn": "FP8"}
 """Element type in the file to the flag that lets a weakly typed network use it."""
 _MEMORY = re.compile(r"out ?of ?memory|insufficient memory|MemoryAllocation|bad_alloc|MEM_ALLOC|cannot allocate", re.IGNORECASE)
 _SKIPPED = re.compile(r"insufficient to use tactic|Skipping tactic", re.IGNORECASE)
@@ -193,7 +193,7 @@ class _Work:
             "TF32": False,  # on by default; 10 bits of mantissa are not the FP32 that the file says
         }
         if config.weakly_typed:
-            flags |= {flag: True for dtype, flag in _WEAK_FLAGS.items() if dtype in graph.elements}
+            flags |= {flag: True for dtype, flag in WEAK_FLAGS.items() if dtype in graph.elements}
         for name, wanted in flags.items():
             (options.set_flag if wanted else options.clear_flag)(getattr(trt.BuilderFlag, name))
         return {

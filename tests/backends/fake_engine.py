@@ -14,7 +14,17 @@ from onnx.reference import ReferenceEvaluator
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import settings
-from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, checked, only_cpu, only_f32, threads
+from vitdeploy.backends.base import (
+    Compiled,
+    Kernel,
+    OpenConfig,
+    Outputs,
+    Tensor,
+    check_tensor,
+    count_threads,
+    require_cpu,
+    require_f32,
+)
 from vitdeploy.backends.table import Engine, Target
 from vitdeploy.errors import library
 from vitdeploy.onnxfile.nodes import Node, Nodes, read_nodes
@@ -32,8 +42,8 @@ class Fake:
     def open(self, artifact: Artifact, config: OpenConfig) -> FakeRunner:
         """Load the file."""
         config = settings.merge_settings(self.name, artifact, config, ("threads", "device", "precision"))
-        only_cpu(self.name, config)
-        only_f32(self.name, config)
+        require_cpu(self.name, config)
+        require_f32(self.name, config)
         return FakeRunner(artifact, config)
 
     def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
@@ -59,14 +69,14 @@ class FakeRunner:
         self.settings: dict[str, Any] = {
             "backend": Fake.name,
             "version": onnx.__version__,
-            "threads": threads(config),
+            "threads": count_threads(config),
             "device": "cpu",
             "precision": artifact.record.precision,
         }
 
     def run(self, tensor: Tensor) -> Outputs:
         """Run one batch; see `Runner.run`."""
-        pixels = checked(tensor, self._artifact.spec.input, self.batch)
+        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
         assert self._evaluator is not None
         with library("onnx", self._artifact.model):
             values = self._evaluator.run(None, {self._evaluator.input_names[0]: pixels})

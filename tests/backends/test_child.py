@@ -113,11 +113,11 @@ def test_a_child_runner_is_the_runner(name, which, request, tiny_pixels):
     ):
         assert there.settings == plain.settings
         assert there.batch == plain.batch
-        expected, found = run_any(plain, tensor), run_any(there, tensor)
-        assert list(found) == list(expected)
+        expected, results = run_any(plain, tensor), run_any(there, tensor)
+        assert list(results) == list(expected)
         for key, rows in expected.items():
-            assert found[key].dtype == rows.dtype
-            np.testing.assert_array_equal(found[key], rows)
+            assert results[key].dtype == rows.dtype
+            np.testing.assert_array_equal(results[key], rows)
         assert [named(kernel) for kernel in there.kernels()] == [named(kernel) for kernel in plain.kernels()]
 
 
@@ -146,16 +146,16 @@ def test_a_tensor_that_does_not_fit_is_refused_here_and_nothing_breaks(change, t
 def test_arrays_of_every_kind_come_back(tiny_artifact, tiny_pixels):
     tensor = tensor_of(tiny_artifact, tiny_pixels)
     with closing(opened(tiny_artifact)) as runner:
-        found = runner.run(tensor)
-        np.testing.assert_array_equal(found["logits"], tensor.reshape(7, -1)[:, :6].reshape(-1, 2, 3))
-        types = {name: (str(array.dtype), array.shape) for name, array in found.items() if name != "logits"}
+        results = runner.run(tensor)
+        np.testing.assert_array_equal(results["logits"], tensor.reshape(7, -1)[:, :6].reshape(-1, 2, 3))
+        types = {name: (str(array.dtype), array.shape) for name, array in results.items() if name != "logits"}
         assert types == {
             "half": ("float16", (2, 3)),
             "none": ("float32", (0, 4)),
             "scalar": ("int64", ()),
             "flags": ("bool", (2,)),
         }
-        assert found["scalar"] == 7
+        assert results["scalar"] == 7
         assert runner.kernels() == (Kernel("", "Softmax", "other", "fp32"), Kernel("a", "MatMul", "gemm", "int8", True))
 
 

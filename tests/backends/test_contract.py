@@ -151,17 +151,17 @@ def test_runs_from_several_threads(engine, tiny_artifact, tensor):
     opened = table.load(engine).open(tiny_artifact, OpenConfig(threads=1))
     alone = [opened.run(tensor[row : row + 1])["logits"] for row in range(len(tensor))]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda row: opened.run(tensor[row : row + 1])["logits"], list(range(len(tensor))) * 5))
-    for index, logits in enumerate(found):
+        rows = list(pool.map(lambda row: opened.run(tensor[row : row + 1])["logits"], list(range(len(tensor))) * 5))
+    for index, logits in enumerate(rows):
         np.testing.assert_array_equal(logits, alone[index % len(tensor)])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_compute_the_original(engine, tiny_artifact, tensor):
     options = OpenConfig(threads=1)
-    found, truth = (table.load(each).open(tiny_artifact, options).run(tensor)["logits"] for each in (engine, "pytorch"))
+    rows, truth = (table.load(each).open(tiny_artifact, options).run(tensor)["logits"] for each in (engine, "pytorch"))
     assert truth.std() > 0.01
-    np.testing.assert_allclose(found, truth, atol=1e-4 * truth.std())
+    np.testing.assert_allclose(rows, truth, atol=1e-4 * truth.std())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -181,8 +181,8 @@ def test_any_number_runs_on_a_fixed_batch(engine, tiny_static, tiny_artifact, te
     static = table.load(engine).open(tiny_static, OpenConfig(threads=1))
     dynamic = table.load(engine).open(tiny_artifact, OpenConfig(threads=1))
     assert dynamic.batch is None
-    found = run_any(static, tensor[:count])["logits"]
-    np.testing.assert_allclose(found, dynamic.run(tensor[:count])["logits"], atol=1e-5)
+    rows = run_any(static, tensor[:count])["logits"]
+    np.testing.assert_allclose(rows, dynamic.run(tensor[:count])["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -220,8 +220,8 @@ def test_original_takes_bytes_when_the_file_does(kind, tiny_artifact, tiny_pixel
     spec = msgspec.structs.replace(tiny_artifact.spec, input=msgspec.structs.replace(tiny_artifact.spec.input, tensor=kind))
     raw = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
     pytorch = table.load("pytorch")
-    found = pytorch.open(raw, OpenConfig(threads=1)).run(images.to_tensor(tiny_pixels, spec.input))["logits"]
-    np.testing.assert_array_equal(found, pytorch.open(tiny_artifact, OpenConfig(threads=1)).run(tensor)["logits"])
+    rows = pytorch.open(raw, OpenConfig(threads=1)).run(images.to_tensor(tiny_pixels, spec.input))["logits"]
+    np.testing.assert_array_equal(rows, pytorch.open(tiny_artifact, OpenConfig(threads=1)).run(tensor)["logits"])
 
 
 def test_unknown_backend_suggests_one():

@@ -62,13 +62,13 @@ def count(quantizer, folder, engine, **plan):
 
 
 def test_float_model_has_no_int8(tiny, engine):
-    found = [kernel for kernel in kernels(tiny, engine) if kernel.role != "other"]
-    assert Counter((kernel.role, kernel.precision) for kernel in found) == {
+    ran = [kernel for kernel in kernels(tiny, engine) if kernel.role != "other"]
+    assert Counter((kernel.role, kernel.precision) for kernel in ran) == {
         ("gemm", "fp32"): 9, ("attention", "fp32"): 4, ("conv", "fp32"): 1,
     }  # fmt: skip
-    assert not any(kernel.fallback for kernel in found)
+    assert not any(kernel.fallback for kernel in ran)
     whole = Quantizer(tiny)
-    assert {kernel.name for kernel in found} == {*whole.gemms, *whole.attention, "head/Gemm", "patch_embed.proj/Conv"}
+    assert {kernel.name for kernel in ran} == {*whole.gemms, *whole.attention, "head/Gemm", "patch_embed.proj/Conv"}
 
 
 @needs_vnni
@@ -85,49 +85,49 @@ def test_fused_attention_is_told(tiny, tmp_path):
 
 def test_nothing_float_is_taken_for_planned(tiny, engine):
     whole = Quantizer(tiny)
-    found = census(Plan(gemms=whole.gemms, attention=whole.attention), kernels(tiny, engine), engine)
-    assert found.missing == whole.gemms + whole.attention
-    assert found.executed == {"gemms": 0, "dynamic": 0, "attention": 0}
-    assert found.reasons == ("its inputs are not quantized in the file",)
+    counted = census(Plan(gemms=whole.gemms, attention=whole.attention), kernels(tiny, engine), engine)
+    assert counted.missing == whole.gemms + whole.attention
+    assert counted.executed == {"gemms": 0, "dynamic": 0, "attention": 0}
+    assert counted.reasons == ("its inputs are not quantized in the file",)
 
 
 @pytest.mark.parametrize("act", ["u8", "s8"])
 def test_linear_layers_run_in_int8(tiny, engine, act, tmp_path):
     quantizer = Quantizer(tiny).static(act)
-    found = count(quantizer, tmp_path, engine, gemms=quantizer.gemms)
-    assert (found.missing, found.fallbacks) == ((), ())
-    assert found.counts == {"gemm/int8": 8, "attention/fp32": 4, "conv/fp32": 1, "gemm/fp32": 1}
-    require(found)
+    counted = count(quantizer, tmp_path, engine, gemms=quantizer.gemms)
+    assert (counted.missing, counted.fallbacks) == ((), ())
+    assert counted.counts == {"gemm/int8": 8, "attention/fp32": 4, "conv/fp32": 1, "gemm/fp32": 1}
+    require(counted)
 
 
 @needs_vnni
 def test_attention_runs_in_int8(tiny, engine, tmp_path):
     quantizer = Quantizer(tiny).static().products()
-    found = count(quantizer, tmp_path, engine, gemms=quantizer.gemms, attention=quantizer.attention)
-    assert (found.missing, found.fallbacks) == ((), ())
-    assert found.counts == {"gemm/int8": 8, "attention/int8": 4, "conv/fp32": 1, "gemm/fp32": 1}
+    counted = count(quantizer, tmp_path, engine, gemms=quantizer.gemms, attention=quantizer.attention)
+    assert (counted.missing, counted.fallbacks) == ((), ())
+    assert counted.counts == {"gemm/int8": 8, "attention/int8": 4, "conv/fp32": 1, "gemm/fp32": 1}
 
 
 @needs_vnni
 def test_weights_only_are_dynamic(tiny, engine, tmp_path):
     quantizer = Quantizer(tiny).weights_only()
-    found = count(quantizer, tmp_path, engine, dynamic=quantizer.gemms)
-    assert (found.missing, found.fallbacks) == ((), ())
-    assert found.counts == {"gemm/int8-dynamic": 8, "attention/fp32": 4, "conv/fp32": 1, "gemm/fp32": 1}
+    counted = count(quantizer, tmp_path, engine, dynamic=quantizer.gemms)
+    assert (counted.missing, counted.fallbacks) == ((), ())
+    assert counted.counts == {"gemm/int8-dynamic": 8, "attention/fp32": 4, "conv/fp32": 1, "gemm/fp32": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"bias": "float"}, {"zeros": False}], ids=["float bias", "no zero point"])
 def test_fixed_batch(tiny, tiny_artifact, wrong, tmp_path):
     """ONNX Runtime turns MatMul and Add of known shapes into Gemm, which it multiplies in int8 in one way of writing only."""
     quantizer = Quantizer(tiny).static(**wrong)
-    found = count(quantizer, tmp_path, "onnxruntime", gemms=quantizer.gemms)
+    counted = count(quantizer, tmp_path, "onnxruntime", gemms=quantizer.gemms)
     if tiny is tiny_artifact:  # its batch is dynamic
-        assert found.missing == ()
+        assert counted.missing == ()
         return
-    assert found.missing == found.fallbacks == quantizer.gemms
-    assert "zero point" in found.reasons[0]
+    assert counted.missing == counted.fallbacks == quantizer.gemms
+    assert "zero point" in counted.reasons[0]
     with pytest.raises(MachineError, match=r"8 of 8 layers.*blocks\.0\.attn\.qkv/MatMul, .*needs an int32 bias") as caught:
-        require(found)
+        require(counted)
     assert caught.value.code == "VD4009"
     assert census(Plan(gemms=quantizer.gemms), kernels(quantizer.write(tmp_path), "openvino"), "openvino").missing == ()
 
@@ -136,10 +136,10 @@ def test_fixed_batch(tiny, tiny_artifact, wrong, tmp_path):
 def test_shared_signed_activations(tiny_artifact, tmp_path):
     """ONNX Runtime moves int8 activations to uint8 when one product takes them; three stay int8, and in float."""
     quantizer = Quantizer(tiny_artifact).unpacked().static("s8")
-    found = count(quantizer, tmp_path, "onnxruntime", gemms=quantizer.gemms)
-    assert set(found.missing) == {f"blocks.{block}.attn.{letter}/MatMul" for block in (0, 1) for letter in "qkv"}
-    assert set(found.fallbacks) == set(found.missing)
-    assert "must be uint8" in found.reasons[0]
+    counted = count(quantizer, tmp_path, "onnxruntime", gemms=quantizer.gemms)
+    assert set(counted.missing) == {f"blocks.{block}.attn.{letter}/MatMul" for block in (0, 1) for letter in "qkv"}
+    assert set(counted.fallbacks) == set(counted.missing)
+    assert "must be uint8" in counted.reasons[0]
     other = Quantizer(tiny_artifact).unpacked().static("u8")
     assert count(other, tmp_path, "onnxruntime", gemms=other.gemms).missing == ()
 
@@ -150,32 +150,32 @@ def test_quantized_before_the_split(tiny, tmp_path):
     quantizer = Quantizer(tiny).static().packed()
     plan = {"gemms": quantizer.gemms, "attention": quantizer.attention}
     assert count(quantizer, tmp_path, "openvino", **plan).missing == ()
-    found = count(quantizer, tmp_path, "onnxruntime", **plan)
-    assert found.missing == found.fallbacks == quantizer.attention
-    assert "no Split" in found.reasons[0]
+    counted = count(quantizer, tmp_path, "onnxruntime", **plan)
+    assert counted.missing == counted.fallbacks == quantizer.attention
+    assert "no Split" in counted.reasons[0]
 
 
 @needs_vnni
 def test_asymmetric_queries(tiny, tmp_path):
     quantizer = Quantizer(tiny).static().products(q="u8")
-    found = count(quantizer, tmp_path, "openvino", gemms=quantizer.gemms, attention=quantizer.attention)
-    assert found.missing == found.fallbacks == quantizer.attention[::2]  # the scores; values are multiplied in int8 still
-    assert "zero point 0" in found.reasons[0]
+    counted = count(quantizer, tmp_path, "openvino", gemms=quantizer.gemms, attention=quantizer.attention)
+    assert counted.missing == counted.fallbacks == quantizer.attention[::2]  # the scores; values are multiplied in int8 still
+    assert "zero point 0" in counted.reasons[0]
 
 
 @needs_vnni
 @pytest.mark.parametrize(("left_out", "missing"), [("q", 0), ("k", 0), ("p", 1), ("v", 1)])
 def test_half_a_product_is_not_int8(tiny, left_out, missing, engine, tmp_path):
     quantizer = Quantizer(tiny).static().products(**{left_out: None})
-    found = count(quantizer, tmp_path, engine, gemms=quantizer.gemms, attention=quantizer.attention)
-    assert found.missing == quantizer.attention[missing::2]
+    counted = count(quantizer, tmp_path, engine, gemms=quantizer.gemms, attention=quantizer.attention)
+    assert counted.missing == quantizer.attention[missing::2]
 
 
 def test_integer_operators_are_not_for_openvino(tiny, tmp_path):
     quantizer = Quantizer(tiny).at_run_time()
-    found = count(quantizer, tmp_path, "onnxruntime", dynamic=quantizer.gemms)
-    assert found.missing == ()
-    assert found.counts["gemm/int8-dynamic"] == 8
+    counted = count(quantizer, tmp_path, "onnxruntime", dynamic=quantizer.gemms)
+    assert counted.missing == ()
+    assert counted.counts["gemm/int8-dynamic"] == 8
     assert count(quantizer, tmp_path, "openvino", dynamic=quantizer.gemms).missing == quantizer.gemms
 
 
@@ -190,14 +190,14 @@ def test_weights_only_without_groups_are_float(tiny_artifact, tmp_path, monkeypa
 
     quantizer = Quantizer(tiny_artifact).weights_only()
     runner = Runner(quantizer.write(tmp_path), OpenConfig(threads=1))
-    found = census(Plan(dynamic=quantizer.gemms), runner.kernels(), "openvino")
-    assert found.missing == found.fallbacks == quantizer.gemms
+    counted = census(Plan(dynamic=quantizer.gemms), runner.kernels(), "openvino")
+    assert counted.missing == counted.fallbacks == quantizer.gemms
 
 
 @needs_bf16
 def test_bfloat16_on_request(tiny_artifact, tmp_path):
-    found = Counter((kernel.role, kernel.precision) for kernel in kernels(tiny_artifact, "openvino", "bf16"))
-    assert (found["gemm", "bf16"], found["attention", "bf16"], found["gemm", "fp32"]) == (9, 4, 0)
+    counted = Counter((kernel.role, kernel.precision) for kernel in kernels(tiny_artifact, "openvino", "bf16"))
+    assert (counted["gemm", "bf16"], counted["attention", "bf16"], counted["gemm", "fp32"]) == (9, 4, 0)
     quantized = Quantizer(tiny_artifact).static().write(tmp_path)
     for artifact, precision, ran in (
         (tiny_artifact, "bf16", "bf16"),

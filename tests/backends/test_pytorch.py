@@ -62,11 +62,11 @@ def test_the_usual_way_is_eager_float32(tiny_artifact, tensor):
 
 def test_bfloat16_is_close_and_says_so(tiny_artifact, tensor):
     runner, truth = opened(tiny_artifact, precision="bf16"), logits(tiny_artifact, tensor)
-    found = runner.run(tensor)["logits"]
+    rows = runner.run(tensor)["logits"]
     assert runner.settings["precision"] == "bf16"
     assert "autocast" in runner.settings["bf16"]
-    assert found.dtype == np.float32
-    difference = np.abs(found - truth).max() / truth.std()
+    assert rows.dtype == np.float32
+    difference = np.abs(rows - truth).max() / truth.std()
     assert 1e-4 < difference < 0.1  # bfloat16 has 8 bits: not the same, and not another network
 
 
@@ -96,5 +96,5 @@ def test_bfloat16_runs_every_kind_of_network(name, tmp_path):
     spec = cases.CASES[name]
     artifact = original_of(spec, tmp_path)
     pixels = images.to_tensor(synthetic.pixels(2, spec.input), spec.input)
-    found, truth = logits(artifact, pixels, precision="bf16"), logits(artifact, pixels)
-    assert np.abs(found - truth).max() < 0.1 * max(truth.std(), np.abs(truth).max() / 10)
+    rows, truth = logits(artifact, pixels, precision="bf16"), logits(artifact, pixels)
+    assert np.abs(rows - truth).max() < 0.1 * max(truth.std(), np.abs(truth).max() / 10)

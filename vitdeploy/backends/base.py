@@ -217,14 +217,14 @@ class Compiler(Backend, Protocol):
         """Settings that are worth measuring on this machine, the usual one first. Engines that only compile have none."""
 
 
-def threads(config: OpenConfig) -> int:
+def count_threads(config: OpenConfig) -> int:
     """The number of threads to ask an engine for: the config's, or the cores that this process may use."""
     if config.threads is not None:
         return config.threads
     return logical_cores()
 
 
-def only_cpu(name: str, config: OpenConfig) -> None:
+def require_cpu(name: str, config: OpenConfig) -> None:
     """Refuse another device than ``cpu``: an engine that fell back in silence would make the numbers a lie.
 
     Raises:
@@ -235,8 +235,8 @@ def only_cpu(name: str, config: OpenConfig) -> None:
         raise UsageError("VD2011", message, fix="leave the device out")
 
 
-def only_f32(name: str, config: OpenConfig) -> None:
-    """Refuse another precision than ``f32``, as `only_cpu` refuses a device.
+def require_f32(name: str, config: OpenConfig) -> None:
+    """Refuse another precision than ``f32``, as `require_cpu` refuses a device.
 
     Raises:
         UsageError: VD2011.
@@ -246,7 +246,7 @@ def only_f32(name: str, config: OpenConfig) -> None:
         raise UsageError("VD2011", message, fix="leave the precision out, or convert the model with vitdeploy quantize")
 
 
-def checked(tensor: Tensor, contract: InputContract, batch: int | None = None) -> Tensor:
+def check_tensor(tensor: Tensor, contract: InputContract, batch: int | None = None) -> Tensor:
     """The tensor, C-contiguous, if it is what the contract names.
 
     Args:

@@ -27,7 +27,7 @@ def write(folder: Path, stamp: dict[str, str]) -> None:
     files.write(folder / NAME, msgspec.json.format(msgspec.json.encode(stamp), indent=2) + b"\n")
 
 
-def misfit(folder: Path, stamp: dict[str, str]) -> str:
+def explain_misfit(folder: Path, stamp: dict[str, str]) -> str:
     """Why a cached file can't be used here.
 
     Args:
@@ -41,12 +41,12 @@ def misfit(folder: Path, stamp: dict[str, str]) -> str:
     try:
         if path.stat().st_size > _LARGEST:
             return "its stamp is damaged"
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except OSError:
         return "it has no stamp"
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return "its stamp is damaged"
     for words, value in stamp.items():
-        if found.get(words) != value:
-            return f"{words} {found.get(words, 'something unknown')}"[:_LONGEST]
+        if kept.get(words) != value:
+            return f"{words} {kept.get(words, 'something unknown')}"[:_LONGEST]
     return ""

@@ -21,7 +21,7 @@ import numpy as np
 from vitdeploy import isolate
 from vitdeploy.artifact import Artifact, Record, sanitized
 from vitdeploy.backends import table
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, checked
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, check_tensor
 from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.files import temporary_folder
 from vitdeploy.isolate import Child, Limits
@@ -187,7 +187,7 @@ class ChildRunner:
             VitdeployError: Whatever the engine raises.
             MachineError: VD4007, the engine died, now or before; VD4008, it took too long.
         """
-        pixels = checked(tensor, self._contract, self.batch)
+        pixels = check_tensor(tensor, self._contract, self.batch)
         header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape)}
         answer, arrays = self._child.ask("run", header, [_bytes(pixels)], seconds=self._seconds)
         try:

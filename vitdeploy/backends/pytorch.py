@@ -15,7 +15,7 @@ from torch import nn
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import settings
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, checked, only_cpu, threads
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_cpu
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
 from vitdeploy.errors import InputError, UsageError, library
@@ -43,7 +43,7 @@ class PyTorch:
             MachineError: VD4004, torch failed; VD4006, out of memory.
         """
         config = settings.merge_settings(self.name, artifact, config, _TAKES)
-        only_cpu(self.name, config)
+        require_cpu(self.name, config)
         if config.precision not in _PRECISIONS:
             message = f"the backend {self.name!r} computes in 'f32' or 'bf16' on the CPU, not in {config.precision!r}"
             raise UsageError("VD2011", message, fix="leave the precision out, or use bf16")
@@ -69,7 +69,7 @@ class PyTorchRunner:
         spec = msgspec.structs.replace(artifact.spec, input=self._plain)
         half = config.precision == "bf16"
         with library("torch", artifact.weights):
-            torch.set_num_threads(threads(config))
+            torch.set_num_threads(count_threads(config))
             network: Any = rebuild(spec, artifact.weights)
             self._run: _Function | None = _in_bfloat16(network) if half else network
         self._output = spec.output
@@ -85,7 +85,7 @@ class PyTorchRunner:
 
     def run(self, tensor: Tensor) -> Outputs:
         """Run one batch; see `Runner.run`. The main output only."""
-        pixels = checked(tensor, self._contract)
+        pixels = check_tensor(tensor, self._contract)
         if self._contract.tensor != "float32-nchw":
             raw = pixels.transpose(0, 2, 3, 1) if self._contract.tensor == "uint8-nchw" else pixels
             pixels = images.to_tensor(raw, self._plain)

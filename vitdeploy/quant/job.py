@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitized, seal, versions
-from vitdeploy.backends.base import OpenConfig, run_any, threads
+from vitdeploy.backends.base import OpenConfig, count_threads, run_any
 from vitdeploy.backends.table import ANY_HEADS, PROVER, find_target, list_judges, list_packages, load
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import images, synthetic
@@ -200,7 +200,7 @@ class _Job:
         if self.pictures is None:
             return None
         storage.write(quantizer.prepared.model, self.work / MODEL)
-        count = threads(OpenConfig(threads=self.config.threads))
+        count = count_threads(OpenConfig(threads=self.config.threads))
         return moments(self.work / MODEL, quantizer.widths(), self._some, threads=count, progress=self.progress)
 
     def _some(self) -> Iterator[NDArray[Any]]:

@@ -73,12 +73,12 @@ def outputs(artifact, count=4, **config):
 @pytest.mark.parametrize("version", [None, "onnxruntime 1.30.0"], ids=["optimised", "source"])
 def test_it_computes_the_same_bits(sources, engines, kind, version, tmp_path):
     engine = engines[kind] if version is None else restamped(engines[kind], tmp_path, **{"made by": version})
-    found, settings = outputs(engine)
+    results, settings = outputs(engine)
     assert settings["optimised"] == ("yes" if version is None else f"no: made by {version}")
     expected, _ = outputs(sources[kind], threads=1)
-    assert found.keys() == expected.keys()
+    assert results.keys() == expected.keys()
     for name, rows in expected.items():
-        np.testing.assert_array_equal(found[name], rows)
+        np.testing.assert_array_equal(results[name], rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,9 +115,9 @@ def test_weights_lie_beside_the_graph(engine):
 def restamped(engine, folder, **changed):
     copy = copied(engine, folder / "copy")
     path = copy.folder / cache.NAME
-    found = json.loads(path.read_text())
-    assert set(found) >= set(changed)
-    path.write_text(json.dumps(found | changed))
+    stamp = json.loads(path.read_text())
+    assert set(stamp) >= set(changed)
+    path.write_text(json.dumps(stamp | changed))
     return copy
 
 
@@ -131,9 +131,9 @@ def restamped(engine, folder, **changed):
     ids=["version", "processor", "batch"],
 )
 def test_a_graph_that_does_not_fit_is_left_alone(engine, changed, said, tmp_path):
-    found, settings = outputs(restamped(engine, tmp_path, **changed))
+    results, settings = outputs(restamped(engine, tmp_path, **changed))
     assert settings["optimised"].startswith(said)
-    np.testing.assert_array_equal(found["logits"], outputs(engine)[0]["logits"])
+    np.testing.assert_array_equal(results["logits"], outputs(engine)[0]["logits"])
 
 
 def test_another_processor_optimises_anew(engine, monkeypatch):
@@ -156,9 +156,9 @@ def test_a_cut_graph_is_left_alone(engine, name, keep, tmp_path):
     path = copy.folder / name
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep * len(raw))])
-    found, settings = outputs(copy)
+    results, settings = outputs(copy)
     assert settings["optimised"].startswith("no: onnxruntime: ")
-    np.testing.assert_array_equal(found["logits"], outputs(engine)[0]["logits"])
+    np.testing.assert_array_equal(results["logits"], outputs(engine)[0]["logits"])
 
 
 # A fixed batch
@@ -174,12 +174,12 @@ def test_a_frozen_batch(sources, kind, fits, tmp_path):
         assert (runner.settings["optimised"] == "yes") == fits
         with pytest.raises(InputError, match=r"\[3, 3, 16, 24\]"):
             runner.run(tensor(engine, 4))
-        found = runner.run(tensor(engine, 3))["logits"]
+        rows = runner.run(tensor(engine, 3))["logits"]
         products = [kernel for kernel in runner.kernels() if kernel.role == "gemm"]
     assert {kernel.kind for kernel in products} == ({"Gemm"} if kind == "fp32" else {"QGemm", "Gemm"})  # of a known shape
     assert sum(kernel.precision == "int8" for kernel in products) == (0 if kind == "fp32" else 8)
     expected = outputs(sources[kind], 3)[0]["logits"]
-    np.testing.assert_allclose(found, expected, atol=1e-5 if kind == "fp32" else 0.05)
+    np.testing.assert_allclose(rows, expected, atol=1e-5 if kind == "fp32" else 0.05)
 
 
 def test_another_batch_than_the_files_is_refused(tiny_static, tmp_path):
@@ -291,13 +291,13 @@ def test_settings_of_other_engines_are_refused(tiny_artifact, setting, tmp_path)
 
 
 def test_every_candidate_opens(engine):
-    found = table.load("onnxruntime").candidates(CompileConfig(backend="onnxruntime"))
-    assert found[0] == OpenConfig(device="cpu")
-    assert 3 <= len(found) <= 8
-    assert len(set(map(str, found))) == len(found)
-    assert {candidate.spin for candidate in found} == {None, False}
+    listed = table.load("onnxruntime").candidates(CompileConfig(backend="onnxruntime"))
+    assert listed[0] == OpenConfig(device="cpu")
+    assert 3 <= len(listed) <= 8
+    assert len(set(map(str, listed))) == len(listed)
+    assert {candidate.spin for candidate in listed} == {None, False}
     expected = outputs(engine)[0]["logits"]
-    for candidate in found:
+    for candidate in listed:
         logits, settings = outputs(engine, **msgspec.structs.asdict(candidate))
         assert settings["optimised"] == "yes"
         np.testing.assert_allclose(logits["logits"], expected, atol=1e-5)

@@ -82,12 +82,12 @@ def test_it_computes_the_same_bits(sources, engines, kind, blob, tmp_path):
     if not blob:
         engine = copied(engine, tmp_path / "copy")
         (engine.folder / "model.blob").unlink()
-    found, settings = outputs(engine)
+    results, settings = outputs(engine)
     assert settings.get("blob") == ("yes" if blob else None)
     expected, _ = outputs(sources[kind], threads=1)
-    assert found.keys() == expected.keys()
+    assert results.keys() == expected.keys()
     for name, rows in expected.items():
-        np.testing.assert_array_equal(found[name], rows)
+        np.testing.assert_array_equal(results[name], rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,9 +101,9 @@ def test_it_runs_the_same_kernels(sources, engines, kind, blob, tmp_path):
         (engine.folder / "model.blob").unlink()
     with opened(engine) as runner:
         assert runner.settings.get("blob") == ("yes" if blob else None)
-        found = [kernel for kernel in runner.kernels() if kernel.role != "other"]
-    assert sorted(found) == sorted(expected)
-    assert len(found) >= 14
+        ran = [kernel for kernel in runner.kernels() if kernel.role != "other"]
+    assert sorted(ran) == sorted(expected)
+    assert len(ran) >= 14
 
 
 def test_the_contract_is_inside(engine):
@@ -136,16 +136,16 @@ def test_a_frozen_batch(tiny_artifact, tmp_path):
         assert runner.settings["blob"] == "yes"
         with pytest.raises(InputError, match=r"\[3, 3, 16, 24\]"):
             runner.run(tensor(engine, 4))
-        found = runner.run(tensor(engine, 3))["logits"]
-    np.testing.assert_allclose(found, outputs(tiny_artifact, 3)[0]["logits"], atol=1e-5)
+        rows = runner.run(tensor(engine, 3))["logits"]
+    np.testing.assert_allclose(rows, outputs(tiny_artifact, 3)[0]["logits"], atol=1e-5)
 
 
 def test_a_frozen_int8_model_stays_int8(sources, tmp_path):
     engine = compiled(sources["int8 attention"], tmp_path / "out", "openvino", threads=1, batch=2)
     with opened(engine) as runner:
-        found = {kernel.name for kernel in runner.kernels() if kernel.precision == "int8"}
+        ran = {kernel.name for kernel in runner.kernels() if kernel.precision == "int8"}
     with opened(sources["int8 attention"], threads=1) as runner:
-        assert found == {kernel.name for kernel in runner.kernels() if kernel.precision == "int8"}
+        assert ran == {kernel.name for kernel in runner.kernels() if kernel.precision == "int8"}
 
 
 def test_another_batch_than_the_files_is_refused(tiny_static, tmp_path):
@@ -181,9 +181,9 @@ def replaced(engine, folder, **changed):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_engine_that_does_not_fit_is_left_alone(engine, changed, said, tmp_path):
-    found, settings = outputs(replaced(engine, tmp_path, **changed))
+    results, settings = outputs(replaced(engine, tmp_path, **changed))
     assert settings["blob"].startswith(said)
-    np.testing.assert_array_equal(found["logits"], outputs(engine)[0]["logits"])
+    np.testing.assert_array_equal(results["logits"], outputs(engine)[0]["logits"])
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_a_cut_engine_is_left_alone(engine, keep, tmp_path):
     blob = copy.folder / "model.blob"
     raw = blob.read_bytes()
     blob.write_bytes(raw[: int(keep * len(raw))])
-    found, settings = outputs(copy)
+    results, settings = outputs(copy)
     assert settings["blob"].startswith("no: openvino: " if keep else "no: ")
-    np.testing.assert_array_equal(found["logits"], outputs(engine)[0]["logits"])
+    np.testing.assert_array_equal(results["logits"], outputs(engine)[0]["logits"])
 
 
 def test_something_else_in_its_place_is_left_alone(engine, tmp_path):
@@ -307,19 +307,19 @@ def test_senseless_settings_in_the_record(engine, run):
 
 
 def test_every_candidate_opens(engine):
-    found = table.load("openvino").candidates(CompileConfig(backend="openvino"))
-    assert found[0] == OpenConfig(device="cpu", precision="f32", hint="latency")
-    assert 1 <= len(found) <= 8
-    assert len(set(map(str, found))) == len(found)
-    for candidate in found:
+    listed = table.load("openvino").candidates(CompileConfig(backend="openvino"))
+    assert listed[0] == OpenConfig(device="cpu", precision="f32", hint="latency")
+    assert 1 <= len(listed) <= 8
+    assert len(set(map(str, listed))) == len(listed)
+    for candidate in listed:
         with opened(engine, **msgspec.structs.asdict(candidate)) as runner:
             assert runner.settings["precision"] == openvino.PRECISIONS[candidate.precision]
 
 
 def test_candidates_keep_what_was_given():
     config = CompileConfig(backend="openvino", threads=1, precision="f32", streams=1)
-    (found,) = table.load("openvino").candidates(config)
-    assert found == OpenConfig(threads=1, device="cpu", precision="f32", hint="latency", streams=1)
+    (listed,) = table.load("openvino").candidates(config)
+    assert listed == OpenConfig(threads=1, device="cpu", precision="f32", hint="latency", streams=1)
 
 
 # Devices
@@ -328,10 +328,10 @@ def test_candidates_keep_what_was_given():
 def test_auto_takes_what_there_is(tiny_artifact, tmp_path):
     engine = compiled(tiny_artifact, tmp_path / "out", "openvino", threads=1, device="auto")
     assert not (engine.folder / "model.blob").exists()  # it can't be given away
-    found, settings = outputs(engine)
+    results, settings = outputs(engine)
     assert settings["device"].startswith("auto (")
     assert settings["precision"] == "fp32"
-    np.testing.assert_allclose(found["logits"], outputs(tiny_artifact, threads=1)[0]["logits"], atol=1e-5)
+    np.testing.assert_allclose(results["logits"], outputs(tiny_artifact, threads=1)[0]["logits"], atol=1e-5)
 
 
 def test_a_device_that_is_not_here_is_named(tiny_artifact, tmp_path):
@@ -354,19 +354,19 @@ class Core:
 
 
 def test_names_of_devices():
-    assert [settings.device(Core(), name) for name in ("cpu", "gpu", "gpu.1", "auto")] == ["CPU", "GPU", "GPU.1", "AUTO"]
+    assert [settings.find_device(Core(), name) for name in ("cpu", "gpu", "gpu.1", "auto")] == ["CPU", "GPU", "GPU.1", "AUTO"]
     with pytest.raises(MachineError, match=r"finds cpu, gpu\.0, gpu\.1"):
-        settings.device(Core(), "gpu.2")
+        settings.find_device(Core(), "gpu.2")
     with pytest.raises(UsageError, match="'gqu'") as caught:
-        settings.device(Core(), "gqu")
+        settings.find_device(Core(), "gqu")
     assert "'gpu'" in caught.value.fix
 
 
 def test_properties_that_a_device_lacks():
-    usual = settings.wanted(Core(), "GPU", OpenConfig())
+    usual = settings.choose_properties(Core(), "GPU", OpenConfig())
     assert usual == {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     with pytest.raises(UsageError, match="INFERENCE_NUM_THREADS") as caught:
-        settings.wanted(Core(), "GPU", OpenConfig(threads=2))
+        settings.choose_properties(Core(), "GPU", OpenConfig(threads=2))
     assert caught.value.code == "VD2011"
 
 

@@ -29,7 +29,7 @@ from vitdeploy.backends.tensorrt import builder, library, rules, timings
 from vitdeploy.backends.tensorrt.backend import PLAN, SHEET, SOURCE, TensorRtRtx
 from vitdeploy.backends.tensorrt.device import Device
 from vitdeploy.backends.tensorrt.key import EngineKey
-from vitdeploy.backends.tensorrt.place import Place, look
+from vitdeploy.backends.tensorrt.place import Place, look_around
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
 from vitdeploy.recipe import CompileConfig, QuantizeConfig
 from vitdeploy.verbs.quantizer import quantize
@@ -307,7 +307,7 @@ def test_the_same_engine_has_the_same_key(tiny_static, tmp_path):
 
 
 def test_opening_asks_for_the_origin_first_and_for_the_device_then(tiny_static, tmp_path):
-    if look().device is not None:
+    if look_around().device is not None:
         pytest.skip("there is a GPU here; tests marked gpu open engines on it")
     engine = compiled(tiny_static, tmp_path / "engine")
     with pytest.raises(MachineError, match="no CUDA device: ") as refused:

@@ -262,8 +262,8 @@ def test_what_is_declared_is_in_use():
 
 
 def test_nothing_is_guarded_in_silence():
-    found = set().union(*(each.guarded for each in uses().values()))
-    assert {name for name in found if not name.startswith("__")} <= GUARDED
+    guarded_names = set().union(*(each.guarded for each in uses().values()))
+    assert {name for name in guarded_names if not name.startswith("__")} <= GUARDED
 
 
 def test_what_was_removed_is_never_touched():

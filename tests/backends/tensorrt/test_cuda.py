@@ -200,9 +200,9 @@ def test_no_device_has_a_reason(cuda, built, monkeypatch, state, reason):
     for name, value in state.items():
         cuda[name] = value
     monkeypatch.setattr(module, "_candidates", lambda: iter([str(built)]))
-    found = module.find()
-    assert found.cuda is None
-    assert reason in found.reason
+    search = module.find()
+    assert search.cuda is None
+    assert reason in search.reason
     with pytest.raises(MachineError, match=reason) as caught:
         module.require()
     assert caught.value.code == "VD4010"

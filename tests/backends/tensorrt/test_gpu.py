@@ -24,11 +24,11 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture
 def cuda():
     """The first CUDA device."""
-    found = device.find()
-    if found.cuda is None:
-        pytest.skip(f"no CUDA device: {found.reason}")
-    found.cuda.use(0)
-    return found.cuda
+    search = device.find()
+    if search.cuda is None:
+        pytest.skip(f"no CUDA device: {search.reason}")
+    search.cuda.use(0)
+    return search.cuda
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +99,9 @@ def test_a_captured_copy_is_replayed(cuda):
 
 
 def test_the_device_is_described(cuda):
-    found = cuda.describe(0)
-    assert found.name not in ("", "unknown")
-    assert float(found.capability) >= 5
+    described = cuda.describe(0)
+    assert described.name not in ("", "unknown")
+    assert float(described.capability) >= 5
     assert 0 < cuda.memory().free <= cuda.memory().total
     assert cuda.versions().driver != "0.0"
 
@@ -122,8 +122,8 @@ def test_engines_compute_the_original(compiled, engine, tiny_artifact, tiny_pixe
     with closing(engine.open(compiled, OpenConfig(graph=graph))) as runner:
         for count in (1, 2, 7, 2, 1):  # plain and replayed, in several orders
             for _ in range(2):
-                found = runner.run(tensor[:count])["logits"]
-                np.testing.assert_allclose(found, truth[:count], atol=tolerance)
+                rows = runner.run(tensor[:count])["logits"]
+                np.testing.assert_allclose(rows, truth[:count], atol=tolerance)
         assert runner.settings["graph"] is graph
         assert runner.compute_ms > 0
 

@@ -88,17 +88,17 @@ def test_a_vit_with_int8_linear_layers_is_counted(change):
 
 def test_the_census_agrees_with_the_plan():
     plan = Plan(gemms=tuple(f"{name}/MatMul" for name in SIZES))
-    found = census(plan, inspection.kernels(read(*VIT)), "tensorrt")
-    assert found.missing == ()
-    assert found.executed["gemms"] == 4
-    assert found.counts == {"gemm/int8": 4, "attention/fp16": 2, "conv/fp16": 1}
+    counted = census(plan, inspection.kernels(read(*VIT)), "tensorrt")
+    assert counted.missing == ()
+    assert counted.executed["gemms"] == 4
+    assert counted.counts == {"gemm/int8": 4, "attention/fp16": 2, "conv/fp16": 1}
 
 
 def test_the_census_names_what_fell_back():
     layers = [fused(["a/MatMul"], "int8"), fused(["b/DequantizeLinear", "b/MatMul"], "fp16")]
-    found = census(Plan(gemms=("a/MatMul", "b/MatMul")), inspection.kernels(read(*layers)), "tensorrt")
-    assert found.missing == ("b/MatMul",)
-    assert found.fallbacks == ("b/MatMul",)
+    counted = census(Plan(gemms=("a/MatMul", "b/MatMul")), inspection.kernels(read(*layers)), "tensorrt")
+    assert counted.missing == ("b/MatMul",)
+    assert counted.fallbacks == ("b/MatMul",)
 
 
 @pytest.mark.parametrize("words", [WORDS, SHORT], ids=["words", "short"])
@@ -169,9 +169,9 @@ def test_lost_fusion_is_seen():
     mixed = fused(["blocks.0.attn/MatMul_1"], "fp16") | {
         "Inputs": [value("fp16", (6, 197, 197)), value("fp16", (6, 197, 64))], "Outputs": [value("fp16", (6, 197, 64))]
     }  # fmt: skip
-    found = read(scores, mixed)
-    assert inspection.count(found)["attention"] == {"fused": {}, "products": {"fp16": 2}}
-    assert [kernel.role for kernel in inspection.kernels(found)] == ["attention", "attention"]
+    layers = read(scores, mixed)
+    assert inspection.count(layers)["attention"] == {"fused": {}, "products": {"fp16": 2}}
+    assert [kernel.role for kernel in inspection.kernels(layers)] == ["attention", "attention"]
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -200,9 +200,9 @@ def test_a_product_inside_a_generated_kernel_is_found_there():
 
 def test_a_part_that_was_taken_as_a_whole_answers_for_nothing():
     layer = fused(["a/MatMul", "b/MatMul"], "int8", "Myelin", "{ForeignNode[a/MatMul...b/MatMul]}")
-    found = read(layer)
-    assert inspection.count(found)["opaque"] == 1
-    assert [kernel.role for kernel in inspection.kernels(found)] == ["other"]
+    layers = read(layer)
+    assert inspection.count(layers)["opaque"] == 1
+    assert [kernel.role for kernel in inspection.kernels(layers)] == ["other"]
 
 
 def test_an_engine_that_tells_only_names_is_said_to():

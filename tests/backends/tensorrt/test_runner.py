@@ -69,10 +69,10 @@ def expected(tensor, port=OUT):
 def test_numbers_are_the_engines(start, count, graph):
     runner = start(config=OpenConfig(graph=graph))
     for seed in range(3):  # plain, captured, replayed
-        found = runner.run(pixels(count, seed))
-        assert list(found) == ["logits"]
-        assert found["logits"].dtype == np.float32
-        np.testing.assert_allclose(found["logits"], expected(pixels(count, seed)), atol=1e-6)
+        results = runner.run(pixels(count, seed))
+        assert list(results) == ["logits"]
+        assert results["logits"].dtype == np.float32
+        np.testing.assert_allclose(results["logits"], expected(pixels(count, seed)), atol=1e-6)
 
 
 def test_work_is_queued_in_order_and_waited_for(start, cuda):
@@ -177,10 +177,10 @@ def test_wrong_tensors_are_named(start):
 @pytest.mark.parametrize("kind", ["FLOAT", "HALF", "BF16"])
 def test_float_types_go_in_and_out_as_float32(start, cuda, kind):
     made = engine(cuda, IN._replace(kind=kind), (OUT._replace(kind=kind),))
-    found = start(made).run(pixels(3))["logits"]
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected(pixels(3)), atol={"FLOAT": 1e-6, "HALF": 2e-3, "BF16": 2e-2}[kind])
-    assert kind == "FLOAT" or not np.array_equal(found, expected(pixels(3)))
+    rows = start(made).run(pixels(3))["logits"]
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, expected(pixels(3)), atol={"FLOAT": 1e-6, "HALF": 2e-3, "BF16": 2e-2}[kind])
+    assert kind == "FLOAT" or not np.array_equal(rows, expected(pixels(3)))
 
 
 def test_bytes_go_in_as_bytes_and_indices_come_out_whole(start, cuda, artifact):
@@ -189,10 +189,10 @@ def test_bytes_go_in_as_bytes_and_indices_come_out_whole(start, cuda, artifact):
     outputs = (OUT, Port("top_k_indices", "INT64", (-1, 2)))
     made = engine(cuda, Port("pixels", "UINT8", (-1, 4, 6, 3)), outputs)
     image = np.random.default_rng(1).integers(0, 256, (2, 4, 6, 3), np.uint8)
-    found = start(made, artifact=raw).run(image)
-    np.testing.assert_allclose(found["logits"], expected(image), rtol=1e-5)
-    assert found["top_k_indices"].dtype == np.int64
-    np.testing.assert_array_equal(found["top_k_indices"], expected(image, outputs[1]).astype(np.int64))
+    results = start(made, artifact=raw).run(image)
+    np.testing.assert_allclose(results["logits"], expected(image), rtol=1e-5)
+    assert results["top_k_indices"].dtype == np.int64
+    np.testing.assert_array_equal(results["top_k_indices"], expected(image, outputs[1]).astype(np.int64))
 
 
 def test_outputs_are_the_callers(start):

@@ -41,7 +41,7 @@ def unpacked(requirement: str) -> Path:
 
 def compiler() -> str:
     """The C compiler; the test is skipped where there is none."""
-    found = shutil.which("cc") or shutil.which("gcc")
-    if found is None:
+    program = shutil.which("cc") or shutil.which("gcc")
+    if program is None:
         pytest.skip("no C compiler (cc) to make stand-ins for NVIDIA's libraries with")
-    return found
+    return program

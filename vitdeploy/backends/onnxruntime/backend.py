@@ -18,7 +18,7 @@ import onnxruntime
 from vitdeploy import machine
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import cache, settings
-from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, checked, only_f32, threads
+from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_f32
 from vitdeploy.backends.onnxruntime.kernels import read_kernels
 from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest
 from vitdeploy.files import inside
@@ -56,7 +56,7 @@ class OnnxRuntime:
             InputError: VD3010, the record is damaged.
             MachineError: VD4010, the device can't be used; VD4004, the engine refused the model; VD4006, out of memory.
         """
-        return OnnxRuntimeRunner(artifact, _asked(artifact, config))
+        return OnnxRuntimeRunner(artifact, _merge_settings(artifact, config))
 
     def compile(self, artifact: Artifact, config: CompileConfig, folder: Path, *, again: bool = False) -> Compiled:
         """Optimise the graph and keep the result, with the source beside it; see `Compiler.compile`.
@@ -70,15 +70,15 @@ class OnnxRuntime:
         """
         settings.require_only(self.name, config, (*_COMPILES, *(("streams",) if config.streams == 1 else ())))
         run = OpenConfig(threads=config.threads, device=config.device or "cpu", precision=config.precision)
-        run = _asked(artifact, run)
-        providers = _providers(run.device or "cpu")
+        run = _merge_settings(artifact, run)
+        providers = _require_providers(run.device or "cpu")
         axis = _batch_axis(artifact.model, config.batch)
-        _copy(artifact.model, folder)
-        options = _options(run, axis)
+        _copy_source(artifact.model, folder)
+        options = _make_options(run, axis)
         keeps = run.device == "cpu"
         if keeps:
             _write_to(options, folder / _OPTIMISED)
-        session = _session(folder / _SOURCE, options, providers)
+        session = _open_session(folder / _SOURCE, options, providers)
         size = session.get_inputs()[0].shape[0]
         if config.batch is not None and size != config.batch:
             raise MachineError("VD4011", f"onnxruntime takes batches of {size}, not of {config.batch}", file=artifact.model)
@@ -98,17 +98,17 @@ class OnnxRuntime:
             UsageError: VD2011, an unknown device.
         """
         usual = OpenConfig(threads=config.threads, device=config.device or "cpu", precision=config.precision)
-        _providers_of(usual.device or "cpu")
+        _find_providers(usual.device or "cpu")
         counts = [config.threads]
         if config.threads is None and machine.physical_cores() != machine.logical_cores():
             counts.append(machine.physical_cores())
-        found = [
+        spinning = [
             OpenConfig(threads=count, device=usual.device, precision=usual.precision, spin=spin)
             for count in counts
             for spin in (None, False)
         ]
         arena = OpenConfig(threads=config.threads, device=usual.device, precision=usual.precision, arena=False)
-        return (*found, arena)
+        return (*spinning, arena)
 
 
 class OnnxRuntimeRunner:
@@ -117,18 +117,18 @@ class OnnxRuntimeRunner:
     def __init__(self, artifact: Artifact, config: OpenConfig) -> None:
         self._artifact = artifact
         self._config = config
-        self._providers = _providers(config.device or "cpu")
+        self._providers = _require_providers(config.device or "cpu")
         self._model, optimised = artifact.model, None
         if artifact.record.kind == OnnxRuntime.name:
             self._session, optimised = self._of_compiled()
         else:
-            self._session = _session(self._model, _options(config), self._providers)
+            self._session = _open_session(self._model, _make_options(config), self._providers)
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
         self.settings: dict[str, Any] = {
             "backend": OnnxRuntime.name,
             "version": onnxruntime.__version__,
-            "threads": threads(config),
+            "threads": count_threads(config),
             "device": config.device or "cpu",
             "precision": artifact.record.precision,
         }
@@ -140,10 +140,10 @@ class OnnxRuntimeRunner:
         if self._artifact.record.entry != _OPTIMISED:
             return self._of_source(), None
         batch = _batch(self._artifact)
-        why = cache.misfit(self._artifact.folder, _stamp(batch))
+        why = cache.explain_misfit(self._artifact.folder, _stamp(batch))
         if not why:
             try:
-                return _session(self._model, _options(self._config, optimise=False), self._providers), "yes"
+                return _open_session(self._model, _make_options(self._config, optimise=False), self._providers), "yes"
             except MachineError as error:
                 if error.code != "VD4004":
                     raise
@@ -152,7 +152,8 @@ class OnnxRuntimeRunner:
 
     def _of_source(self) -> Any:  # noqa: ANN401 (onnxruntime.InferenceSession, which has no types)
         self._model = inside(self._artifact.folder, _SOURCE)
-        return _session(self._model, _options(self._config, _batch_axis(self._model, _batch(self._artifact))), self._providers)
+        axes = _batch_axis(self._model, _batch(self._artifact))
+        return _open_session(self._model, _make_options(self._config, axes), self._providers)
 
     @property
     def batch(self) -> int | None:
@@ -162,7 +163,7 @@ class OnnxRuntimeRunner:
 
     def run(self, tensor: Tensor) -> Outputs:
         """Run one batch; see `Runner.run`. All outputs of the file, by name."""
-        pixels = checked(tensor, self._artifact.spec.input, self.batch)
+        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
         with library("onnxruntime", self._model):
             values = self._session.run(self._names, {self._input.name: pixels})
         return dict(zip(self._names, values, strict=True))
@@ -180,9 +181,9 @@ class OnnxRuntimeRunner:
         source = self._model if optimise else inside(self._artifact.folder, _SOURCE)
         axis = _batch_axis(source, _batch(self._artifact)) if optimise else {}
         with tempfile.TemporaryDirectory() as folder:
-            options = _options(self._config, axis, optimise=optimise)
+            options = _make_options(self._config, axis, optimise=optimise)
             _write_to(options, Path(folder) / _OPTIMISED)
-            _session(self._model, options, self._providers)
+            _open_session(self._model, options, self._providers)
             return read_kernels(read_nodes(Path(folder) / _OPTIMISED), read_nodes(source))
 
     def close(self) -> None:
@@ -190,27 +191,27 @@ class OnnxRuntimeRunner:
         self._session = None
 
 
-def _asked(artifact: Artifact, config: OpenConfig) -> OpenConfig:
+def _merge_settings(artifact: Artifact, config: OpenConfig) -> OpenConfig:
     usual = [name for name, value in (("hint", "latency"), ("streams", 1)) if getattr(config, name) == value]
-    found = settings.merge_settings(OnnxRuntime.name, artifact, config, (*_TAKES, *usual))
-    only_f32(OnnxRuntime.name, found)
-    return found
+    merged = settings.merge_settings(OnnxRuntime.name, artifact, config, (*_TAKES, *usual))
+    require_f32(OnnxRuntime.name, merged)
+    return merged
 
 
-def _providers_of(device: str) -> tuple[str, ...]:
+def _find_providers(device: str) -> tuple[str, ...]:
     if device not in _PROVIDERS:
         message = f"the backend 'onnxruntime' runs on {', '.join(map(repr, _PROVIDERS))}, not on {device!r}"
         raise UsageError("VD2011", message, fix=nearest(device, _PROVIDERS) or "leave the device out")
     return _PROVIDERS[device]
 
 
-def _providers(device: str) -> tuple[str, ...]:
+def _require_providers(device: str) -> tuple[str, ...]:
     """The providers of a device, which this build has."""
-    wanted = _providers_of(device)
-    if wanted[0] not in (found := onnxruntime.get_available_providers()):
-        message = f"this onnxruntime has no {wanted[0]}; it has {', '.join(found)}"
+    wanted = _find_providers(device)
+    if wanted[0] not in (available := onnxruntime.get_available_providers()):
+        message = f"this onnxruntime has no {wanted[0]}; it has {', '.join(available)}"
         raise MachineError("VD4010", message, fix="leave the device out, or install a build that has it (onnxruntime-gpu)")
-    return tuple(provider for provider in wanted if provider in found)
+    return tuple(provider for provider in wanted if provider in available)
 
 
 def _has_floats_of_8_bits(model: Path) -> bool:
@@ -220,7 +221,7 @@ def _has_floats_of_8_bits(model: Path) -> bool:
         return False
 
 
-def _session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:  # noqa: ANN401 (onnxruntime has no types)
+def _open_session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:  # noqa: ANN401 (onnxruntime has no types)
     """A session whose first provider is the wanted one: ONNX Runtime falls back to the CPU with no more than a warning."""
     if _has_floats_of_8_bits(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # it takes 8-bit floats for integers, and then fails
@@ -234,11 +235,11 @@ def _session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:  # n
     return session
 
 
-def _options(config: OpenConfig, axes: dict[str, int] | None = None, *, optimise: bool = True) -> Any:  # noqa: ANN401
+def _make_options(config: OpenConfig, axes: dict[str, int] | None = None, *, optimise: bool = True) -> Any:  # noqa: ANN401
     """Options of a session; ``axes`` gives named axes a size."""
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads(config)
+    options.intra_op_num_threads = count_threads(config)
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
@@ -294,7 +295,7 @@ def _batch_axis(model: Path, batch: int | None) -> dict[str, int]:
     return {axis: batch}
 
 
-def _copy(model: Path, folder: Path) -> None:
+def _copy_source(model: Path, folder: Path) -> None:
     """The source and its data files.
 
     Raises:

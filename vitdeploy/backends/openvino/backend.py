@@ -37,7 +37,7 @@ import numpy as np  # noqa: E402
 from vitdeploy import machine  # noqa: E402
 from vitdeploy.artifact import Artifact  # noqa: E402
 from vitdeploy.backends import cache, settings  # noqa: E402
-from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, checked, threads  # noqa: E402
+from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads  # noqa: E402
 from vitdeploy.backends.openvino.kernels import PRECISIONS, read_kernels, same_layers  # noqa: E402
 from vitdeploy.backends.openvino.settings import (  # noqa: E402
     AUTO,
@@ -46,9 +46,9 @@ from vitdeploy.backends.openvino.settings import (  # noqa: E402
     THREADS,
     check_counts,
     check_precision,
-    device,
-    used,
-    wanted,
+    choose_properties,
+    find_device,
+    read_properties,
 )
 from vitdeploy.errors import InputError, MachineError, UsageError, library  # noqa: E402
 from vitdeploy.files import sha256  # noqa: E402
@@ -92,23 +92,23 @@ class OpenVino:
         run = OpenConfig(
             threads=config.threads,
             device=config.device or "cpu",
-            precision=config.precision or _usual(artifact),
+            precision=config.precision or _find_usual_precision(artifact),
             hint=config.hint,
             streams=config.streams,
         )
         with library("openvino", artifact.model), _own_signal_stack():
             core = openvino.Core()
-            place = device(core, run.device or "cpu")
-            asked = wanted(core, place, run)
+            place = find_device(core, run.device or "cpu")
+            asked = choose_properties(core, place, run)
             model = core.read_model(artifact.model)
             _freeze(model, config.batch, artifact.model)
             model.set_rt_info(msgspec.json.encode(artifact.spec).decode(), list(_SPEC))
             openvino.save_model(model, folder / _MODEL, compress_to_fp16=config.precision == "f16")
             compiled = core.compile_model(core.read_model(folder / _MODEL), place, asked)
-            found = used(compiled)
-            check_precision(asked, found, place)
-            check_counts(run, found)
-            facts = {"openvino": openvino.__version__, "device": core.get_property(place, "FULL_DEVICE_NAME"), "settings": found}
+            actual = read_properties(compiled)
+            check_precision(asked, actual, place)
+            check_counts(run, actual)
+            facts = {"openvino": openvino.__version__, "device": core.get_property(place, "FULL_DEVICE_NAME"), "settings": actual}
             if place == AUTO or "EXPORT_IMPORT" not in core.get_property(place, "OPTIMIZATION_CAPABILITIES"):
                 note = f"openvino can't keep what it compiles for {place}: it is compiled whenever the model is opened"
                 return Compiled(entry=_MODEL, run=run, facts=facts, notes=(note,))
@@ -127,8 +127,8 @@ class OpenVino:
         """
         with library("openvino"), _own_signal_stack():
             core = openvino.Core()
-            place = device(core, config.device or "cpu")
-            precisions = [config.precision] if config.precision else _computed(core, place)
+            place = find_device(core, config.device or "cpu")
+            precisions = [config.precision] if config.precision else _list_precisions(core, place)
         counts = [config.threads]
         if place == "CPU" and config.threads is None and machine.physical_cores() != machine.logical_cores():
             counts.append(machine.physical_cores())
@@ -145,7 +145,7 @@ class OpenVinoRunner:
     """A compiled model, with as many requests as it runs at a time; `run` may be called from as many threads."""
 
     def __init__(self, artifact: Artifact, config: OpenConfig) -> None:
-        precision = config.precision or _usual(artifact)
+        precision = config.precision or _find_usual_precision(artifact)
         if precision not in PRECISIONS:
             raise UsageError("VD2011", f"there is no precision {precision!r}", fix=f"choose from: {', '.join(PRECISIONS)}")
         config = msgspec.structs.replace(config, precision=precision)
@@ -153,28 +153,28 @@ class OpenVinoRunner:
         self._blob = ""
         with library("openvino", artifact.model), _own_signal_stack():
             self._core = openvino.Core()
-            self._device = device(self._core, config.device or "cpu")
-            self._wanted = wanted(self._core, self._device, config)
+            self._device = find_device(self._core, config.device or "cpu")
+            self._wanted = choose_properties(self._core, self._device, config)
             self._compiled: Any = self._ready()
-            found = used(self._compiled)
-            check_precision(self._wanted, found, self._device)
+            actual = read_properties(self._compiled)
+            check_precision(self._wanted, actual, self._device)
             self._requests: SimpleQueue[Any] = SimpleQueue()
             for _ in range(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
                 self._requests.put(self._compiled.create_infer_request())
             shape = self._compiled.inputs[0].get_partial_shape()
             fixed = shape.rank.is_static and shape.rank.get_length() > 0 and shape[0].is_static
             first = shape[0].get_length() if fixed else None
-        self._names = [_output_name(output, artifact) for output in self._compiled.outputs]
+        self._names = [_name_output(output, artifact) for output in self._compiled.outputs]
         self.batch: int | None = first
         """The one batch size that the model takes, or None when it is dynamic."""
         self.settings: dict[str, Any] = {
             "backend": OpenVino.name,
             "version": openvino.__version__.partition("-")[0],
-            "threads": int(found.get(THREADS, threads(config))),
-            "device": (config.device or "cpu") + (f" ({found['devices'].lower()})" if self._device == AUTO else ""),
-            "precision": _arithmetic(artifact.record.precision, PRECISIONS[precision]),
+            "threads": int(actual.get(THREADS, count_threads(config))),
+            "device": (config.device or "cpu") + (f" ({actual['devices'].lower()})" if self._device == AUTO else ""),
+            "precision": _name_arithmetic(artifact.record.precision, PRECISIONS[precision]),
         }
-        streams = found.get(STREAMS) if config.streams is not None or config.hint == "throughput" else None
+        streams = actual.get(STREAMS) if config.streams is not None or config.hint == "throughput" else None
         hint = config.hint if config.hint != "latency" else None
         more = {"hint": hint, "streams": streams, "blob": self._blob or None}
         self.settings |= {name: value for name, value in more.items() if value is not None}
@@ -183,15 +183,15 @@ class OpenVinoRunner:
         """The compiled model: the one that was kept, if it fits here, else compiled now."""
         folder, record = self._artifact.folder, self._artifact.record
         if record.kind == OpenVino.name and (folder / _BLOB).is_file():
-            why = cache.misfit(folder, _stamp(self._core, self._device, self._wanted, self._artifact))
+            why = cache.explain_misfit(folder, _stamp(self._core, self._device, self._wanted, self._artifact))
             if not why:
                 try:
                     with library("openvino", folder / _BLOB):
                         # mapped, not read; private pages, because OpenVINO asks for memory that it may write
                         self._memory = openvino.Tensor(np.memmap(folder / _BLOB, np.uint8, "c"), shared_memory=True)
-                        found = self._core.import_model(self._memory, self._device, self._wanted)
+                        compiled = self._core.import_model(self._memory, self._device, self._wanted)
                     self._blob = "yes"
-                    return found
+                    return compiled
                 except MachineError as error:
                     if error.code != "VD4004":
                         raise
@@ -202,18 +202,18 @@ class OpenVinoRunner:
     def _read(self) -> Any:  # noqa: ANN401 (openvino.Model)
         model = self._core.read_model(self._artifact.model)
         if self._artifact.record.kind == OpenVino.name:
-            _agree(model, self._artifact)
+            _require_same_spec(model, self._artifact)
         return model
 
     def run(self, tensor: Tensor) -> Outputs:
         """Run one batch; see `Runner.run`. All outputs of the file, by name."""
-        pixels = checked(tensor, self._artifact.spec.input, self.batch)
+        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
         with library("openvino", self._artifact.model):
             request = self._requests.get()
             try:
                 # share_inputs: the tensor is only read, and only during this call; outputs are copied out of the request
-                found = request.infer([pixels], share_inputs=True, share_outputs=False)
-                return {name: found[index] for index, name in enumerate(self._names)}
+                results = request.infer([pixels], share_inputs=True, share_outputs=False)
+                return {name: results[index] for index, name in enumerate(self._names)}
             finally:
                 self._requests.put(request)
 
@@ -231,11 +231,11 @@ class OpenVinoRunner:
             if self._blob == "yes":
                 compiled = self._core.compile_model(model, self._device, self._wanted)
                 runtime = compiled.get_runtime_model() if same_layers(compiled.get_runtime_model(), runtime) else runtime
-            found = read_kernels(runtime, model)
-            depths = {depth for _, depth in found if depth}
+            pairs = read_kernels(runtime, model)
+            depths = {depth for _, depth in pairs if depth}
             dynamic = {depth: _quantizes(self._core, depth, (self._device, self._wanted)) for depth in depths}
         return tuple(
-            kernel._replace(precision="int8-dynamic", fallback=False) if dynamic.get(depth) else kernel for kernel, depth in found
+            kernel._replace(precision="int8-dynamic", fallback=False) if dynamic.get(depth) else kernel for kernel, depth in pairs
         )
 
     def close(self) -> None:
@@ -246,17 +246,17 @@ class OpenVinoRunner:
 _OUTPUTS = ("tokens", "pooled", "top_k_probabilities", "top_k_indices")
 
 
-def _output_name(output: Any, artifact: Artifact) -> str:  # noqa: ANN401 (openvino.Output)
+def _name_output(output: Any, artifact: Artifact) -> str:  # noqa: ANN401 (openvino.Output)
     """The file's own name of an output: the engine gives one value several names when operations that change nothing go."""
     names = output.get_names()
     return str(next((name for name in (artifact.spec.output, *_OUTPUTS) if name in names), output.get_any_name()))
 
 
-def _usual(artifact: Artifact) -> FloatPrecision:
+def _find_usual_precision(artifact: Artifact) -> FloatPrecision:
     return "bf16" if artifact.record.precision == "bf16" else "f32"
 
 
-def _arithmetic(made: str, floats: str) -> str:
+def _name_arithmetic(made: str, floats: str) -> str:
     """Precision of a runner's settings: floats of a float model, else what it was quantized to and the floats beside it."""
     if not made.startswith("int8"):
         return floats
@@ -277,7 +277,7 @@ def _freeze(model: Any, batch: int | None, file: Path) -> None:  # noqa: ANN401 
         raise MachineError("VD4011", f"openvino did not freeze the batch to {batch}: {model.outputs}", file=file)
 
 
-def _agree(model: Any, artifact: Artifact) -> None:  # noqa: ANN401 (openvino.Model)
+def _require_same_spec(model: Any, artifact: Artifact) -> None:  # noqa: ANN401 (openvino.Model)
     """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""
     inside = model.get_rt_info(list(_SPEC)).astype(str) if model.has_rt_info(list(_SPEC)) else None
     if inside != msgspec.json.encode(artifact.spec).decode():
@@ -297,14 +297,14 @@ def _stamp(core: Any, place: str, asked: dict[str, Any], artifact: Artifact) -> 
     }
 
 
-def _computed(core: Any, place: str) -> list[FloatPrecision]:  # noqa: ANN401 (openvino.Core)
+def _list_precisions(core: Any, place: str) -> list[FloatPrecision]:  # noqa: ANN401 (openvino.Core)
     """Precisions that a device computes in: each is asked for with a small product, and asked back."""
     ops = openvino.opset13
     pixels = ops.parameter([1, 16], np.float32)
     product = ops.matmul(pixels, ops.constant(np.ones((16, 16), np.float32)), False, True)
     model = openvino.Model([product], [pixels], "probe")
     every: tuple[FloatPrecision, ...] = ("f32", "bf16", "f16")
-    return [name for name in every if used(core.compile_model(model, place, {PRECISION: name})).get(PRECISION) == name]
+    return [name for name in every if read_properties(core.compile_model(model, place, {PRECISION: name})).get(PRECISION) == name]
 
 
 def _quantizes(core: Any, depth: int, asked: tuple[str, dict[str, Any]]) -> bool:  # noqa: ANN401 (openvino.Core)
@@ -317,8 +317,8 @@ def _quantizes(core: Any, depth: int, asked: tuple[str, dict[str, Any]]) -> bool
     values = np.full((1, 2, depth), small, np.float32)
     values[..., ::rows] = large
     exact, without = float(values[0, 0].sum()), float((values[0, 0] == large).sum())
-    found = float(core.compile_model(model, *asked)([values])[0].flat[0])
-    return found < (exact + without) / 2
+    product = float(core.compile_model(model, *asked)([values])[0].flat[0])
+    return product < (exact + without) / 2
 
 
 class _SignalStack(ctypes.Structure):

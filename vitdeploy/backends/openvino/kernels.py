@@ -59,7 +59,7 @@ class _Products(NamedTuple):
 
 
 def _products(model: Any) -> _Products:  # noqa: ANN401 (openvino.Model, which has no types)
-    found = _Products({}, {})
+    products = _Products({}, {})
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
         if kind not in ("MatMul", "Convolution"):
@@ -67,10 +67,10 @@ def _products(model: Any) -> _Products:  # noqa: ANN401 (openvino.Model, which h
         weights, integers = zip(*(_origin(node.input_value(side)) for side in (0, 1)), strict=True)
         name = node.get_friendly_name().removesuffix("/WithoutBiases")  # a Gemm is read as a MatMul and an Add
         role: Role = "conv" if kind == "Convolution" else "gemm" if any(weights) else "attention"
-        found.by_name[name] = _Source(role, any(integers))
+        products.by_name[name] = _Source(role, any(integers))
         for weight in filter(None, weights):
-            found.by_weight.setdefault(weight, []).append(name)
-    return found
+            products.by_weight.setdefault(weight, []).append(name)
+    return products
 
 
 def _origin(value: Any) -> tuple[str, bool]:  # noqa: ANN401 (openvino.Output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitdeploy.backends.base import OpenConfig, threads
+from vitdeploy.backends.base import OpenConfig, count_threads
 from vitdeploy.errors import MachineError, UsageError, nearest
 
 PRECISION, HINT, THREADS, STREAMS = "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS"
@@ -13,7 +13,7 @@ AUTO = "AUTO"
 _KNOWN = ("cpu", "gpu", "npu", "auto")
 
 
-def device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, which has no types)
+def find_device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, which has no types)
     """OpenVINO's name of a device that is here.
 
     Args:
@@ -35,12 +35,12 @@ def device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, which h
     return wanted
 
 
-def wanted(core: Any, target: str, config: OpenConfig) -> dict[str, Any]:  # noqa: ANN401 (openvino.Core)
+def choose_properties(core: Any, target: str, config: OpenConfig) -> dict[str, Any]:  # noqa: ANN401 (openvino.Core)
     """Properties to compile with.
 
     Args:
         core: Knows which properties a device has.
-        target: What `device` returned.
+        target: What `find_device` returned.
         config: Its precision is given; what else is left open gets its usual value where the device has such a property.
 
     Raises:
@@ -48,18 +48,18 @@ def wanted(core: Any, target: str, config: OpenConfig) -> dict[str, Any]:  # noq
     """
     hint = config.hint or "latency"
     asked = {PRECISION: config.precision or "f32", HINT: hint.upper(), THREADS: config.threads, STREAMS: config.streams}
-    usual = {THREADS: threads(config), STREAMS: 1 if hint == "latency" else None}
+    usual = {THREADS: count_threads(config), STREAMS: 1 if hint == "latency" else None}
     has = None if target == AUTO else set(core.get_property(target, "SUPPORTED_PROPERTIES"))
-    found = {}
+    properties = {}
     for name, value in asked.items():
         if has is None or name in has:
-            found[name] = usual.get(name) if value is None else value
+            properties[name] = usual.get(name) if value is None else value
         elif value is not None and name != PRECISION:  # the precision is asked back in any case
             raise UsageError("VD2011", f"openvino has no {name} on {target.lower()!r}", fix="leave the setting out")
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in properties.items() if value is not None}
 
 
-def used(compiled: Any) -> dict[str, Any]:  # noqa: ANN401 (openvino.CompiledModel)
+def read_properties(compiled: Any) -> dict[str, Any]:  # noqa: ANN401 (openvino.CompiledModel)
     """The same properties of a compiled model, as it answers; those that it does not tell are left out."""
     devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
     answers: Any = compiled.get_property
@@ -68,37 +68,37 @@ def used(compiled: Any) -> dict[str, Any]:  # noqa: ANN401 (openvino.CompiledMod
         tables = compiled.get_property("DEVICE_PROPERTIES")
         table: dict[str, Any] = next((tables[name] for name in devices if name in tables), {})
         answers, known = table.get, set(table)
-    found = {name: answers(name) for name in (PRECISION, HINT, THREADS, STREAMS) if name in known}
-    if PRECISION in found:
-        found[PRECISION] = found[PRECISION].get_type_name()
-    if HINT in found:  # a word or an enum, by device
-        found[HINT] = str(found[HINT]).rpartition(".")[2]
-    return {**found, "devices": ", ".join(devices)}
+    properties = {name: answers(name) for name in (PRECISION, HINT, THREADS, STREAMS) if name in known}
+    if PRECISION in properties:
+        properties[PRECISION] = properties[PRECISION].get_type_name()
+    if HINT in properties:  # a word or an enum, by device
+        properties[HINT] = str(properties[HINT]).rpartition(".")[2]
+    return {**properties, "devices": ", ".join(devices)}
 
 
-def check_precision(asked: dict[str, Any], found: dict[str, Any], target: str) -> None:
+def check_precision(asked: dict[str, Any], actual: dict[str, Any], target: str) -> None:
     """Refuse a device that computes in another precision than the one asked for: it takes the nearest that it has.
 
     Raises:
         UsageError: VD2011.
     """
-    if found.get(PRECISION) != asked.get(PRECISION):
+    if actual.get(PRECISION) != asked.get(PRECISION):
         where = f"this {target}" if target in ("CPU", "GPU", "NPU") else target.lower()
-        message = f"openvino computes in {found.get(PRECISION)!r} on {where}, not in {asked.get(PRECISION)!r}"
+        message = f"openvino computes in {actual.get(PRECISION)!r} on {where}, not in {asked.get(PRECISION)!r}"
         raise UsageError("VD2011", message, fix="leave the precision out" if target == "CPU" else "give the one that it has")
 
 
-def check_counts(config: OpenConfig, found: dict[str, Any]) -> None:
+def check_counts(config: OpenConfig, actual: dict[str, Any]) -> None:
     """Refuse threads or streams that the device cuts down.
 
     Args:
         config: Those that were given are looked at.
-        found: What `used` returned.
+        actual: What `read_properties` returned.
 
     Raises:
         UsageError: VD2011.
     """
     for name, count, words in ((THREADS, config.threads, "threads"), (STREAMS, config.streams, "streams")):
-        if count is not None and found.get(name) != count:
-            message = f"openvino uses {found.get(name)} {words} here, not {count}"
-            raise UsageError("VD2011", message, fix=f"ask for {found.get(name)}, or leave {words} out")
+        if count is not None and actual.get(name) != count:
+            message = f"openvino uses {actual.get(name)} {words} here, not {count}"
+            raise UsageError("VD2011", message, fix=f"ask for {actual.get(name)}, or leave {words} out")

@@ -19,8 +19,8 @@ from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.settings import merge_settings
 from vitdeploy.backends.tensorrt import builder, library, rules
 from vitdeploy.backends.tensorrt.key import EngineKey, Seal, require_same, require_secret, seal, verify
-from vitdeploy.backends.tensorrt.place import Place, look, ordinal
-from vitdeploy.backends.tensorrt.profile import capability
+from vitdeploy.backends.tensorrt.place import Place, look_around, read_ordinal
+from vitdeploy.backends.tensorrt.profile import read_capability
 from vitdeploy.backends.tensorrt.timings import timing_cache
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.errors import library as seam
@@ -77,7 +77,7 @@ class TensorRt:
         """
         config = merge_settings(self.name, artifact, config, ("threads", "device", "spin", "graph"))
         plan, key = self._trusted(artifact)
-        place = look(ordinal(config.device))
+        place = look_around(read_ordinal(config.device))
         if place.device is None:
             message = f"no CUDA device: {place.reason}"
             raise MachineError("VD4010", message, file=artifact.model, fix="run this on the machine with the GPU")
@@ -96,7 +96,7 @@ class TensorRt:
         """
         self._require_onnx(artifact)
         require_secret()  # before a build that may take long
-        place = look(ordinal(config.device))
+        place = look_around(read_ordinal(config.device))
         builder.require_supported(self._module, config, place)
         rtx = library.is_rtx(self._module)
         notes = rules.check(artifact.model, rules.Target(rtx, self._capabilities(config, place)))
@@ -122,7 +122,7 @@ class TensorRt:
         Raises:
             MachineError: VD4010, there is none that can be used; TensorRT-RTX compiles all the same.
         """
-        place = look()
+        place = look_around()
         if place.device is None:
             more = "; engines can be compiled here all the same" if library.is_rtx(self._module) else ""
             raise MachineError("VD4010", f"no CUDA device: {place.reason}{more}")
@@ -170,8 +170,8 @@ class TensorRt:
     def _capabilities(self, config: CompileConfig, place: Place) -> tuple[tuple[int, int], ...]:
         """Of the devices that are built for, as far as they are known."""
         if library.is_rtx(self._module):
-            return tuple(capability(text) for text in config.architectures)
-        return () if place.device is None else (capability(place.device.capability),)
+            return tuple(read_capability(text) for text in config.architectures)
+        return () if place.device is None else (read_capability(place.device.capability),)
 
     def _told(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
         """`_summary`, or why there is none: an inspector that fails does not make the engine worse."""

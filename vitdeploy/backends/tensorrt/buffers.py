@@ -89,8 +89,8 @@ def ports(engine: Any, module: Any, artifact: Artifact) -> tuple[Port, tuple[Por
     return port, tuple(outputs)
 
 
-def _foreign(artifact: Artifact, found: str, expected: str) -> MachineError:
-    message = f"the engine has {found}, the model has {expected}"
+def _foreign(artifact: Artifact, held: str, expected: str) -> MachineError:
+    message = f"the engine has {held}, the model has {expected}"
     return MachineError("VD4011", message, file=artifact.model, fix="compile it again")
 
 

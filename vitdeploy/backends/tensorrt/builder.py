@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from vitdeploy import files
 from vitdeploy.backends.tensorrt import library
 from vitdeploy.backends.tensorrt.library import Message
-from vitdeploy.backends.tensorrt.place import Place, ordinal
-from vitdeploy.backends.tensorrt.profile import profile, target_capabilities
+from vitdeploy.backends.tensorrt.place import Place, read_ordinal
+from vitdeploy.backends.tensorrt.profile import find_capabilities, make_profile
 from vitdeploy.errors import MachineError, UsageError, VitdeployError
 from vitdeploy.errors import library as seam
 from vitdeploy.machine import peak_mib
@@ -76,7 +76,7 @@ def require_supported(trt: Any, config: CompileConfig, place: Place) -> None:  #
         UsageError: VD2011, naming the setting.
         MachineError: VD4010, there is no GPU, and it is needed.
     """
-    ordinal(config.device)
+    read_ordinal(config.device)
     rtx, major = library.is_rtx(trt), (library.version(trt) or (0,))[0]
     engine = "TensorRT-RTX" if rtx else f"TensorRT {major}"
     wrong = {
@@ -170,7 +170,7 @@ class _Work:
     def require_types(self, graph: OnnxGraph) -> None:
         """Refuse a network that has other inputs or outputs than the file."""
         network = self.network
-        found = {
+        types = {
             tensor.name: TYPES.get(_name(tensor.dtype), _name(tensor.dtype))
             for tensor in (
                 *(network.get_input(index) for index in range(network.num_inputs)),
@@ -178,8 +178,8 @@ class _Work:
             )
         }
         for port in (*graph.inputs, *graph.outputs):
-            if found.get(port.name) != port.dtype:
-                got = found.get(port.name, "nothing")
+            if types.get(port.name) != port.dtype:
+                got = types.get(port.name, "nothing")
                 raise self._failed("the network is another", f"{port.name!r} is {got}, in the file it is {port.dtype}")
 
     def configure(self, graph: OnnxGraph, place: Place) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class _Work:
 
     def _profile(self, graph: OnnxGraph) -> dict[str, list[list[int]]]:
         """The sizes that inputs with a dynamic batch may have."""
-        shapes = profile(graph, self.config, self.onnx)
+        shapes = make_profile(graph, self.config, self.onnx)
         if shapes:
             chosen = self.builder.create_optimization_profile()
             for name, (least, usual, most) in shapes.items():
@@ -254,7 +254,7 @@ class _Work:
         """Of TensorRT-RTX: the GPUs to compile for."""
         if not self.config.architectures:
             return []
-        wanted = target_capabilities(self.trt, self.config.architectures)
+        wanted = find_capabilities(self.trt, self.config.architectures)
         self.options.num_compute_capabilities = len(wanted)
         for index, capability in enumerate(wanted.values()):
             if not self.options.set_compute_capability(capability, index):

@@ -121,11 +121,11 @@ def require() -> LibCudart:
     Raises:
         MachineError: VD4010, there is none, with the reason.
     """
-    found = find()
-    if found.cuda is None:
-        message = f"no CUDA device can be used: {found.reason}"
+    search = find()
+    if search.cuda is None:
+        message = f"no CUDA device can be used: {search.reason}"
         raise MachineError("VD4010", message, fix="run this on the machine with the GPU; `vitdeploy doctor` shows what it has")
-    return found.cuda
+    return search.cuda
 
 
 def _candidates() -> Iterator[str]:
@@ -244,9 +244,9 @@ class LibCudart:
 
     def elapsed(self, start: int, end: int) -> float:
         """See `Cuda.elapsed`."""
-        found = c_float()
-        self._call("cudaEventElapsedTime", byref(found), start, end)
-        return found.value
+        elapsed = c_float()
+        self._call("cudaEventElapsedTime", byref(elapsed), start, end)
+        return elapsed.value
 
     def destroy_event(self, event: int) -> None:
         """See `Cuda.destroy_event`."""
@@ -283,14 +283,14 @@ class LibCudart:
         self._call("cudaGraphExecDestroy", graph)
 
     def _number(self, name: str, *arguments: int) -> int:
-        found = c_int()
-        self._call(name, byref(found), *arguments)
-        return found.value
+        number = c_int()
+        self._call(name, byref(number), *arguments)
+        return number.value
 
     def _address(self, name: str, argument: int) -> int:
-        found = c_void_p()
-        self._call(name, byref(found), argument)
-        return found.value or 0
+        pointer = c_void_p()
+        self._call(name, byref(pointer), argument)
+        return pointer.value or 0
 
     def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 (what ctypes takes)
         status = self._functions[name](*arguments)

@@ -164,10 +164,10 @@ def layers(text: str) -> tuple[Layer, ...]:
         document = json.loads(text, strict=False)
     except (ValueError, RecursionError) as exc:
         raise MachineError("VD4004", f"TensorRT's inspector wrote no JSON: {exc}") from exc
-    found = document.get("Layers") if isinstance(document, dict) else None
-    if not isinstance(found, list):
+    listed = document.get("Layers") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
         raise MachineError("VD4004", "TensorRT's inspector wrote no list of layers")
-    return tuple(_layer(layer) for layer in found)
+    return tuple(_layer(layer) for layer in listed)
 
 
 def inspect(module: Any, engine: Any) -> tuple[Layer, ...]:  # noqa: ANN401 (a library without types)
@@ -195,24 +195,24 @@ def roles(onnx: Path) -> dict[str, Role]:
     Raises:
         InputError: VD3011, the file is not a whole ONNX model.
     """
-    graph, found = read_nodes(onnx), dict[str, Role]()
+    graph, roles = read_nodes(onnx), dict[str, Role]()
     for node in graph.all:
         if node.operator in _PRODUCTS:
             weights = any(graph.is_constant(value) for value in node.inputs[:2])
-            found[node.name] = "conv" if node.operator.startswith("Conv") else "gemm" if weights else "attention"
-    return found
+            roles[node.name] = "conv" if node.operator.startswith("Conv") else "gemm" if weights else "attention"
+    return roles
 
 
-def kernels(found: Iterable[Layer], known: Mapping[str, Role] | None = None) -> tuple[Kernel, ...]:
+def kernels(layers: Iterable[Layer], known: Mapping[str, Role] | None = None) -> tuple[Kernel, ...]:
     """What runs, for the census: a kernel for each product that a layer computes, under the name of its ONNX node.
 
     A whole attention without names counts as two products, which it is.
 
     Args:
-        found: Every layer.
+        layers: Every layer.
         known: What `roles` returned for the ONNX file; None goes by the names of nodes.
     """
-    everything = tuple(found)
+    everything = tuple(layers)
     named = [tuple(name for name in layer.sources if name in known) if known else layer.products for layer in everything]
     done = {name for layer, names in zip(everything, named, strict=True) if layer.is_product for name in names}
     made: list[Kernel] = []
@@ -240,9 +240,9 @@ def summary(module: Any, engine: Any) -> dict[str, Any]:  # noqa: ANN401
     return count(inspect(module, engine))
 
 
-def count(found: Iterable[Layer]) -> dict[str, Any]:
+def count(layers: Iterable[Layer]) -> dict[str, Any]:
     """What `summary` returns, of layers that were read already."""
-    everything = tuple(found)
+    everything = tuple(layers)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("gemm", "conv", "fused", "attention")}
     for layer in everything:
         if layer.is_product:
@@ -312,7 +312,7 @@ def _value(item: dict[str, Any]) -> Value:
     words = (_text(item, key) for key in ("Format/Datatype", "Datatype", "DataType", "Format"))
     shape = item.get("Dimensions")
     sizes = shape if isinstance(shape, list) and all(isinstance(size, int) for size in shape) else []
-    return Value(next((found for word in words if (found := _precision(word))), ""), tuple(sizes))
+    return Value(next((precision for word in words if (precision := _precision(word))), ""), tuple(sizes))
 
 
 def _precision(text: str) -> str:
@@ -322,5 +322,5 @@ def _precision(text: str) -> str:
 
 
 def _text(item: dict[str, Any], key: str) -> str:
-    found = item.get(key)
-    return found if isinstance(found, str) else ""
+    value = item.get(key)
+    return value if isinstance(value, str) else ""

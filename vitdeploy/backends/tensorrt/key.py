@@ -161,11 +161,11 @@ def _secret() -> bytes:
     except OSError as exc:
         raise TrustError("VD7004", f"the key of this machine can't be read: {exc.strerror}", file=path, fix=fix) from exc
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
             raise TrustError("VD7004", "the key of this machine is not a file of this user", file=path, fix=fix)
-        if hasattr(os, "geteuid") and found.st_mode & 0o077:  # Windows has no such bits
-            message = f"the key of this machine can be read or changed by others (mode {stat.S_IMODE(found.st_mode):04o})"
+        if hasattr(os, "geteuid") and status.st_mode & 0o077:  # Windows has no such bits
+            message = f"the key of this machine can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o})"
             raise TrustError("VD7004", message, file=path, fix=fix)
         secret = os.read(descriptor, SECRET_BYTES + 1)
     finally:

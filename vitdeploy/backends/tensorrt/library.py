@@ -92,10 +92,10 @@ def load(name: str) -> Any:  # noqa: ANN401 (a library without types)
     except (ImportError, OSError) as exc:  # installed without its libraries, or for another CUDA
         message = f"the package {MODULES[name]!r} can't be loaded: {first_line(exc)}"
         raise MachineError("VD4004", message, fix=_FIX[name]) from exc
-    found = version(module)
-    if not is_rtx(module) and found < OLDEST:
+    present = version(module)
+    if not is_rtx(module) and present < OLDEST:
         wanted = ".".join(map(str, OLDEST))
-        message = f"TensorRT {'.'.join(map(str, found))} is installed, {wanted} or later is needed"
+        message = f"TensorRT {'.'.join(map(str, present))} is installed, {wanted} or later is needed"
         raise MachineError("VD4001", message, fix="update JetPack, or TensorRT")
     return module
 

@@ -33,7 +33,7 @@ class Place(NamedTuple):
     reason: str = ""
 
 
-def ordinal(device: str | None) -> int:
+def read_ordinal(device: str | None) -> int:
     """A device's number: 0 for None and ``cuda``, 1 for ``cuda:1``.
 
     Raises:
@@ -45,24 +45,24 @@ def ordinal(device: str | None) -> int:
     return int(match[1] or 0)
 
 
-def look(number: int = 0) -> Place:
+def look_around(number: int = 0) -> Place:
     """Look at this machine.
 
     Args:
-        number: Of the device, see `ordinal`.
+        number: Of the device, see `read_ordinal`.
 
     Raises:
         UsageError: VD2011, there are fewer devices.
         MachineError: VD4010, VD4006 or VD4004, a device is there and can't be used.
     """
-    found = cuda.find()
-    if found.cuda is None:
-        return Place(reason=found.reason)
-    if number >= (count := found.cuda.count()):
+    search = cuda.find()
+    if search.cuda is None:
+        return Place(reason=search.reason)
+    if number >= (count := search.cuda.count()):
         raise UsageError("VD2011", f"there is no cuda:{number}, the last one is cuda:{count - 1}", fix="leave the device out")
-    found.cuda.use(number)
-    device, versions = found.cuda.describe(number), found.cuda.versions()
-    free = found.cuda.memory().free
+    search.cuda.use(number)
+    device, versions = search.cuda.describe(number), search.cuda.versions()
+    free = search.cuda.memory().free
     if device.integrated:  # the GPU's figure leaves out what the kernel would give back from its caches
         free = int((machine.available_mib() or 0) * 2**20) or free
     release = _read(Path("/sys/module/nvidia/version")).strip()

@@ -13,7 +13,7 @@ from vitdeploy.recipe import CompileConfig
 Sizes = tuple[int, ...]
 
 
-def profile(graph: OnnxGraph, config: CompileConfig, onnx: Path) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
+def make_profile(graph: OnnxGraph, config: CompileConfig, onnx: Path) -> dict[str, tuple[Sizes, Sizes, Sizes]]:
     """Least, usual and largest size of each input whose batch may vary.
 
     Args:
@@ -30,7 +30,7 @@ def profile(graph: OnnxGraph, config: CompileConfig, onnx: Path) -> dict[str, tu
     """
     one = config.batch
     batches = (one, one, one) if one is not None else (1, config.usual_batch, config.largest_batch)
-    found = {}
+    shapes = {}
     for port in graph.inputs:
         if not port.shape or not all(isinstance(size, int) for size in port.shape[1:]):
             sizes = "unknown" if port.shape is None else " x ".join(str(size) or "?" for size in port.shape)
@@ -39,14 +39,14 @@ def profile(graph: OnnxGraph, config: CompileConfig, onnx: Path) -> dict[str, tu
         first, rest = port.shape[0], tuple(int(size) for size in port.shape[1:])
         if not isinstance(first, int):
             least, usual, most = ((batch, *rest) for batch in batches)
-            found[port.name] = (least, usual, most)
+            shapes[port.name] = (least, usual, most)
         elif config.batch not in (None, first):
             message = f"the file takes batch {first}, not {config.batch}"
             raise UsageError("VD2011", message, file=onnx, fix="leave the batch out, or export with a dynamic batch")
-    return found
+    return shapes
 
 
-def capability(text: str) -> tuple[int, int]:
+def read_capability(text: str) -> tuple[int, int]:
     """A compute capability in numbers: ``8.9`` is (8, 9).
 
     Raises:
@@ -58,7 +58,7 @@ def capability(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def target_capabilities(trt: Any, architectures: tuple[str, ...]) -> dict[str, Any]:  # noqa: ANN401 (a library without types)
+def find_capabilities(trt: Any, architectures: tuple[str, ...]) -> dict[str, Any]:  # noqa: ANN401 (a library without types)
     """TensorRT-RTX's own values for compute capabilities, each once.
 
     Args:
@@ -69,16 +69,16 @@ def target_capabilities(trt: Any, architectures: tuple[str, ...]) -> dict[str, A
         UsageError: VD2003, no compute capability; VD2011, one that this version does not compile for.
     """
     known = {match[1]: member for name, member in trt.ComputeCapability.__members__.items() if (match := _SM.fullmatch(name))}
-    found = {}
+    members = {}
     for text in architectures:
-        major, minor = capability(text)
+        major, minor = read_capability(text)
         member = known.get(f"{major}{minor}")
         if member is None:
             listed = ", ".join(f"{digits[:-1]}.{digits[-1]}" for digits in known)
             message = f"TensorRT-RTX {trt.__version__} does not compile for compute capability {text}"
             raise UsageError("VD2011", message, fix=f"choose from: {listed}")
-        found[f"{major}.{minor}"] = member
-    return found
+        members[f"{major}.{minor}"] = member
+    return members
 
 
 _SM = re.compile(r"SM(\d{2,3})")

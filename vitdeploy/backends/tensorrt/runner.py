@@ -22,12 +22,12 @@ import numpy as np
 
 from vitdeploy import errors
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, checked
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_tensor
 from vitdeploy.backends.tensorrt import inspection, library
 from vitdeploy.backends.tensorrt.buffers import Buffers, Port, Shape, ports
 from vitdeploy.backends.tensorrt.cuda import require
 from vitdeploy.backends.tensorrt.device import Cuda
-from vitdeploy.backends.tensorrt.place import ordinal
+from vitdeploy.backends.tensorrt.place import read_ordinal
 from vitdeploy.errors import InputError, MachineError, UsageError
 
 SESSIONS = 8
@@ -143,7 +143,7 @@ class TensorRtRunner:
             InputError: VD3107, also for a batch outside the sizes that the engine was built for.
             MachineError: VD4004, the engine failed; VD4006, out of memory.
         """
-        pixels = checked(tensor, self._artifact.spec.input, self.batch)
+        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
         smallest, _, largest = self._batches
         if not smallest <= len(pixels) <= largest:
             message = f"the batch is {len(pixels)}, the engine was built for {smallest} to {largest}"
@@ -177,10 +177,10 @@ class TensorRtRunner:
             self._buffers.download(port, session.shapes[port.name], stream)
         self._cuda.wait(stream)
         self.compute_ms = self._cuda.elapsed(self._start, self._end)
-        found = {port.name: self._buffers.take(port, session.shapes[port.name]) for port in self._outputs}
+        outputs = {port.name: self._buffers.take(port, session.shapes[port.name]) for port in self._outputs}
         if not session.graph and not self._refused:
             self._capture(session)
-        return found
+        return outputs
 
     def _session(self, batch: int) -> _Session:
         """The context for a batch size, made when it is new."""
@@ -316,7 +316,7 @@ class TensorRtRunner:
 
 def _present(device: str | None, cuda: Cuda) -> int:
     """The number of a device that is there."""
-    number, count = ordinal(device), cuda.count()
+    number, count = read_ordinal(device), cuda.count()
     if number >= count:
         raise UsageError("VD2011", f"there is no device cuda:{number}, there are {count}", fix="use a smaller number")
     return number

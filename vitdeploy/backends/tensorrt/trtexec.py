@@ -18,8 +18,8 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.settings import require_only
 from vitdeploy.backends.table import require_fit
 from vitdeploy.backends.tensorrt.builder import WEAK_FLAGS
-from vitdeploy.backends.tensorrt.place import ordinal
-from vitdeploy.backends.tensorrt.profile import profile
+from vitdeploy.backends.tensorrt.place import read_ordinal
+from vitdeploy.backends.tensorrt.profile import make_profile
 from vitdeploy.errors import UsageError
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.recipe import CompileConfig
@@ -65,8 +65,8 @@ def write_command(artifact: Artifact, config: CompileConfig, out: Path) -> list[
     if config.workspace_mib is not None:
         parts.append(f"--memPoolSize=workspace:{config.workspace_mib}M")
     if config.device is not None:
-        parts.append(f"--device={ordinal(config.device)}")
-    shapes = profile(graph, config, artifact.model)
+        parts.append(f"--device={read_ordinal(config.device)}")
+    shapes = make_profile(graph, config, artifact.model)
     for place, flag in enumerate(("minShapes", "optShapes", "maxShapes")):
         if shapes:
             parts.append(f"--{flag}=" + ",".join(_write_sizes(name, three[place]) for name, three in shapes.items()))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vitdeploy.report import Report as Report
     from vitdeploy.spec import InputContract as InputContract
     from vitdeploy.spec import ModelSpec as ModelSpec
+    from vitdeploy.verbs.bencher import bench as bench
     from vitdeploy.verbs.builder import build as build
     from vitdeploy.verbs.compiler import compile as compile
     from vitdeploy.verbs.exporter import export as export
@@ -42,9 +43,8 @@ if TYPE_CHECKING:
     from vitdeploy.verbs.predictor import PredictConfig as PredictConfig
     from vitdeploy.verbs.predictor import Prediction as Prediction
     from vitdeploy.verbs.predictor import predict as predict
-    from vitdeploy.verbs.prover import bench as bench
-    from vitdeploy.verbs.prover import validate as validate
     from vitdeploy.verbs.quantizer import quantize as quantize
+    from vitdeploy.verbs.validator import validate as validate
     from vitdeploy.zoo.variants import VARIANTS as VARIANTS
 
 # onnxruntime reports its use to its makers unless this is set before it is imported; nothing here phones home
@@ -73,8 +73,8 @@ _HOME = {
     "export": "verbs.exporter",
     "quantize": "verbs.quantizer",
     "compile": "verbs.compiler",
-    "validate": "verbs.prover",
-    "bench": "verbs.prover",
+    "validate": "verbs.validator",
+    "bench": "verbs.bencher",
     "build": "verbs.builder",
     "predict": "verbs.predictor",
     "Inspection": "verbs.inspector",

@@ -99,7 +99,7 @@ def test_a_bad_image_is_counted_then_refused(tmp_path: Path, name: str) -> None:
     assert caught.value.__cause__.code == code
     batches = open_dataset(tmp_path).batches(CONTRACT, LoadConfig(max_bad=1))
     assert [batch.names for batch in batches] == [("good.jpg",)]
-    assert (batches.counts.found, batches.counts.used, batches.counts.bad) == (2, 1, 1)
+    assert (batches.counts.listed, batches.counts.used, batches.counts.bad) == (2, 1, 1)
     assert batches.counts.examples[0].startswith("bad.jpg: ")
 
 
@@ -131,7 +131,7 @@ def test_max_bad_counts(tmp_path: Path, workers: int) -> None:
     spoiled(tmp_path, good=5, bad=8)
     batches = open_dataset(tmp_path).batches(CONTRACT, LoadConfig(max_bad=8, workers=workers, batch_size=2))
     assert sum(len(batch.pixels) for batch in batches) == 5
-    assert (batches.counts.found, batches.counts.used, batches.counts.bad) == (13, 5, 8)
+    assert (batches.counts.listed, batches.counts.used, batches.counts.bad) == (13, 5, 8)
     assert [line.split(":")[0] for line in batches.counts.examples] == [f"bad{i:02}.png" for i in range(5)]
     with pytest.raises(InputError) as caught:
         list(open_dataset(tmp_path).batches(CONTRACT, LoadConfig(max_bad=7, workers=workers)))

@@ -74,7 +74,8 @@ class Verbs:
 def verbs(monkeypatch):
     verbs = Verbs()
     monkeypatch.setitem(sys.modules, "vitdeploy.verbs.exporter", SimpleNamespace(export=verbs.export))
-    monkeypatch.setitem(sys.modules, "vitdeploy.verbs.prover", SimpleNamespace(validate=verbs.validate, bench=verbs.bench))
+    monkeypatch.setitem(sys.modules, "vitdeploy.verbs.validator", SimpleNamespace(validate=verbs.validate))
+    monkeypatch.setitem(sys.modules, "vitdeploy.verbs.bencher", SimpleNamespace(bench=verbs.bench))
     return verbs
 
 

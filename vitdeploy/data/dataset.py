@@ -91,13 +91,13 @@ class Counts(msgspec.Struct, kw_only=True):
     """What became of a data set's images; true up to the last batch that was taken.
 
     Attributes:
-        found: Images in the data set.
+        listed: Images in the data set.
         used: Images given out in batches.
         bad: Images passed over because they can't be read.
         examples: The first five bad ones, each with its reason.
     """
 
-    found: int
+    listed: int
     used: int = 0
     bad: int = 0
     examples: list[str] = msgspec.field(default_factory=list)
@@ -191,14 +191,14 @@ class Dataset:
             config: How many, in what batches, by how many threads.
 
         Returns:
-            An iterator of `Batch`; its ``counts`` tell what was found, used and bad.
+            An iterator of `Batch`; its ``counts`` tell what was listed, used and bad.
 
         Raises:
             InputError: while iterating: VD3101, no image is usable; VD3104, more than `max_bad` can't be read; VD3107,
                 the contract's channels fit no image.
         """
         config = config or LoadConfig()
-        counts = Counts(found=len(self))
+        counts = Counts(listed=len(self))
         stream = _stream(self, contract, config, counts)
         return Batches(counts, stream, stream.close)
 

@@ -221,7 +221,8 @@ def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str)
 
 
 def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, progress: Progress) -> Report:
-    from vitdeploy.verbs.prover import bench, validate
+    from vitdeploy.verbs.bencher import bench
+    from vitdeploy.verbs.validator import validate
 
     named = set(config.backends) - {REFERENCE}
     artifacts = [each for each in artifacts if each.record.kind == "onnx" or not named or each.record.kind in named]

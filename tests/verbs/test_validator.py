@@ -1,7 +1,7 @@
+"""`validate`: parity and accuracy of engines against the original, in one pass over the images."""
+
 import csv
 import math
-import os
-import signal
 from types import MappingProxyType
 
 import msgspec
@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdeploy.artifact import Artifact, Record
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends import child, table
 from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import TABLE
 from vitdeploy.data import synthetic
 from vitdeploy.data.images import load, to_tensor
-from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.recipe import BenchConfig, ValidateConfig
-from vitdeploy.verbs import prover
-from vitdeploy.verbs.prover import bench, validate
-
-QUICK = BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1)
+from vitdeploy.errors import InputError
+from vitdeploy.recipe import ValidateConfig
+from vitdeploy.verbs import validator
+from vitdeploy.verbs.validator import validate
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +97,7 @@ def test_bad_images_are_named(tiny_artifact, answers, tmp_path):
 
 def test_without_data_parity_only(tiny_artifact):
     report = validate(tiny_artifact, config())
-    assert report.rows[1].metrics["images"].value == prover.GENERATED
+    assert report.rows[1].metrics["images"].value == validator.GENERATED
     assert "top1" not in report.rows[0].metrics
     assert any("generated" in note and "accuracy was not measured" in note for note in report.notes)
     assert report.settings["data"] == "generated"
@@ -150,16 +147,6 @@ def test_bare_file_is_compared_with_the_first_engine(bare_artifact, answers):
     assert any("not the PyTorch original" in note and "weights" in note for note in report.notes)
 
 
-def test_device_without_torch(tiny_artifact, monkeypatch):
-    monkeypatch.setattr(prover, "installed", lambda: ("onnxruntime",))
-    report = validate(tiny_artifact, config())
-    assert [row.subject for row in report.rows] == ["onnxruntime"]
-    assert any("PyTorch is not installed" in note for note in report.notes)
-    rows = bench([tiny_artifact], QUICK)
-    assert [row.subject for row in rows.rows] == ["onnxruntime"]
-    assert any("no speed-up" in note for note in rows.notes)
-
-
 def test_fixed_batch_is_filled_up(tiny_static):
     report = validate(tiny_static, config(limit=7))
     for row in report.rows[1:]:
@@ -187,60 +174,13 @@ def test_nan_shows(tiny_artifact, monkeypatch):
     def open_in_child(name, *given):
         return child.open_in_child(name, *given) if name == "pytorch" else Broken()
 
-    monkeypatch.setattr(prover, "open_in_child", open_in_child)
+    monkeypatch.setattr(validator, "open_in_child", open_in_child)
     report = validate(tiny_artifact, config(backends=("onnxruntime",)))
     metrics = report.rows[1].metrics
     bad = ("max_abs_difference", "mean_abs_difference", "cosine_min", "sqnr")
     assert all(math.isnan(metrics[name].value) for name in bad)
     assert metrics["top1_agreement"].value == 0
     assert any("64 of 64 images have NaN or infinite outputs" in note for note in report.notes)
-
-
-def test_unknown_and_missing_backends(tiny_artifact, monkeypatch):
-    for verb in (lambda: validate(tiny_artifact, config(backends=("onxruntime",))), lambda: bench([], QUICK)):
-        with pytest.raises(UsageError):
-            verb()
-    monkeypatch.setattr(prover, "installed", lambda: ("pytorch",))
-    with pytest.raises(MachineError, match="no inference engine") as caught:
-        validate(tiny_artifact, config())
-    assert caught.value.code == "VD4001"
-
-
-def test_bench_shares_the_original(tiny_artifact, bare_artifact, tmp_path):
-    copy = tmp_path / "tiny"
-    copy.mkdir()
-    for path in tiny_artifact.folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    quick = msgspec.structs.replace(QUICK, backends=("onnxruntime",))
-    report = bench([tiny_artifact, Artifact.open(copy), bare_artifact], quick)
-    first, second = str(tiny_artifact.folder), str(copy)
-    assert [row.subject for row in report.rows] == [
-        f"{first} / pytorch",
-        f"{first} / onnxruntime",
-        f"{second} / onnxruntime",
-        f"{bare_artifact.model} / onnxruntime",
-    ]
-    assert report.reference == f"{first} / pytorch"
-    assert ["speedup" in row.metrics for row in report.rows] == [True, True, True, False]
-    assert any(note.startswith(f"{bare_artifact.model}: no speed-up") for note in report.notes)
-    assert report.settings["rounds"] == 1
-
-
-def test_bench_gives_each_original_its_own(tiny_artifact, tiny_static):
-    """Same weights and spec share one; another input size is another original."""
-    spec = msgspec.structs.replace(tiny_artifact.spec, name="other")
-    other = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
-    raw_input = msgspec.structs.replace(tiny_artifact.spec.input, tensor="uint8-nhwc")
-    raw_spec = msgspec.structs.replace(tiny_artifact.spec, input=raw_input)
-    raw = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=raw_spec))
-    assert prover._origin(tiny_artifact) == prover._origin(tiny_static) == prover._origin(raw)
-    assert prover._origin(other) != prover._origin(tiny_artifact)
-
-
-def test_bench_of_one_artifact(tiny_artifact):
-    report = bench([tiny_artifact], msgspec.structs.replace(QUICK, batches=(2,)))
-    assert [row.subject for row in report.rows] == ["pytorch", "onnxruntime", "openvino"]
-    assert all(row.settings["batch"] == 2 and row.settings["threads"] == 1 for row in report.rows)
 
 
 def test_model_without_head(tiny_headless):
@@ -254,49 +194,3 @@ def test_an_embedding_has_neither_agreement_nor_accuracy(tiny_embedding, answers
     assert report.rows[1].metrics["cosine_min"].value > 0.9999
     assert not [name for row in report.rows for name in row.metrics if name.startswith("top1")]
     assert "Accuracy was not measured: the model gives an embedding, not classes." in report.notes
-
-
-def test_record_is_not_needed_on_disk(tiny_artifact):
-    """A contract given by hand is used in the measuring processes too."""
-    handmade = Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))
-    assert bench([handmade], QUICK).rows
-
-
-def compiled(artifact, kind):
-    return Artifact(artifact.folder, msgspec.structs.replace(artifact.record, kind=kind))
-
-
-def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
-    """The default is that engine beside the original; another one is refused, and one that is not installed is named."""
-    assert prover._compared(compiled(tiny_artifact, "openvino"), ()) == (("pytorch", "openvino"), [])
-    for verb in (
-        lambda: validate(compiled(tiny_artifact, "openvino"), config(backends=("onnxruntime",))),
-        lambda: bench([compiled(tiny_artifact, "openvino")], msgspec.structs.replace(QUICK, backends=("onnxruntime",))),
-    ):
-        with pytest.raises(UsageError, match="was compiled for openvino") as caught:
-            verb()
-        assert caught.value.code == "VD2013"
-    monkeypatch.setattr(prover, "compilers", lambda: ("onnxruntime",))
-    with pytest.raises(MachineError, match="made for openvino, which is not installed") as missing:
-        validate(compiled(tiny_artifact, "openvino"), config())
-    assert (missing.value.code, missing.value.fix) == ("VD4001", "run: pip install 'vitdeploy[openvino]'")
-    monkeypatch.setattr(table, "find_spec", lambda name: name)
-    quantized = msgspec.structs.replace(tiny_artifact.record, made_by="quantize", config={"target": "tensorrt"})
-    with pytest.raises(UsageError, match="has to be compiled before tensorrt"):
-        validate(Artifact(tiny_artifact.folder, quantized), config())
-
-
-def test_an_engine_that_crashes_is_one_line(tiny_artifact, monkeypatch):
-    """Nothing is left running, and this process lives."""
-    monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(backend=f"{__name__}:Crashing"))
-    with pytest.raises(MachineError, match=r"^error\[VD4007\] .*model.onnx: onnxruntime [\d.]+ was ended by SIGSEGV"):
-        validate(tiny_artifact, config(backends=("onnxruntime",)))
-    with pytest.raises(MachineError, match=r"process of 'onnxruntime' \(onnxruntime [\d.]+\) was ended by SIGSEGV"):
-        bench([tiny_artifact], msgspec.structs.replace(QUICK, backends=("onnxruntime",)))
-
-
-class Crashing:
-    """An engine that can't stand a model."""
-
-    def open(self, artifact, options):
-        os.kill(os.getpid(), signal.SIGSEGV)

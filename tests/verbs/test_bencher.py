@@ -1,0 +1,53 @@
+"""`bench`: artifacts side by side with the originals that they carry."""
+
+import msgspec
+
+from vitdeploy.artifact import Artifact, Record
+from vitdeploy.recipe import BenchConfig
+from vitdeploy.verbs import bencher
+from vitdeploy.verbs.bencher import bench
+
+QUICK = BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1)
+
+
+def test_bench_shares_the_original(tiny_artifact, bare_artifact, tmp_path):
+    copy = tmp_path / "tiny"
+    copy.mkdir()
+    for path in tiny_artifact.folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    quick = msgspec.structs.replace(QUICK, backends=("onnxruntime",))
+    report = bench([tiny_artifact, Artifact.open(copy), bare_artifact], quick)
+    first, second = str(tiny_artifact.folder), str(copy)
+    assert [row.subject for row in report.rows] == [
+        f"{first} / pytorch",
+        f"{first} / onnxruntime",
+        f"{second} / onnxruntime",
+        f"{bare_artifact.model} / onnxruntime",
+    ]
+    assert report.reference == f"{first} / pytorch"
+    assert ["speedup" in row.metrics for row in report.rows] == [True, True, True, False]
+    assert any(note.startswith(f"{bare_artifact.model}: no speed-up") for note in report.notes)
+    assert report.settings["rounds"] == 1
+
+
+def test_bench_gives_each_original_its_own(tiny_artifact, tiny_static):
+    """Same weights and spec share one; another input size is another original."""
+    spec = msgspec.structs.replace(tiny_artifact.spec, name="other")
+    other = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
+    raw_input = msgspec.structs.replace(tiny_artifact.spec.input, tensor="uint8-nhwc")
+    raw_spec = msgspec.structs.replace(tiny_artifact.spec, input=raw_input)
+    raw = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=raw_spec))
+    assert bencher._identify_original(tiny_artifact) == bencher._identify_original(tiny_static) == bencher._identify_original(raw)
+    assert bencher._identify_original(other) != bencher._identify_original(tiny_artifact)
+
+
+def test_bench_of_one_artifact(tiny_artifact):
+    report = bench([tiny_artifact], msgspec.structs.replace(QUICK, batches=(2,)))
+    assert [row.subject for row in report.rows] == ["pytorch", "onnxruntime", "openvino"]
+    assert all(row.settings["batch"] == 2 and row.settings["threads"] == 1 for row in report.rows)
+
+
+def test_record_is_not_needed_on_disk(tiny_artifact):
+    """A contract given by hand is used in the measuring processes too."""
+    handmade = Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))
+    assert bench([handmade], QUICK).rows

@@ -1,0 +1,89 @@
+"""The verb `bench`: how fast is it, beside the PyTorch original that the artifact carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.table import (
+    REFERENCE,
+    is_installed,
+)
+from vitdeploy.errors import UsageError
+from vitdeploy.measure import latency
+from vitdeploy.measure.latency import Subject
+from vitdeploy.progress import Progress, silent
+from vitdeploy.recipe import BenchConfig
+from vitdeploy.report import Report
+from vitdeploy.verbs.trial import choose_engines, explain_no_original
+
+
+def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progress = silent) -> Report:
+    """Measure the latency of artifacts in engines, side by side with their PyTorch originals.
+
+    Args:
+        artifacts: At least one. Artifacts of the same original (same spec, same weights) share its row.
+        config: Batch sizes, rounds, engines, threads.
+        progress: Hears of every turn.
+
+    Returns:
+        A row for each original, artifact, engine and batch size, with the metrics of `latency.measure`.
+
+    Raises:
+        UsageError: VD2009, no such backend; VD2010, no artifact; VD2013, a backend that does not open one.
+        MachineError: VD4001, an engine, or every engine, is not installed; VD4007, VD4008 a measuring process died or hung.
+        InputError: VD3107, a model's batch is fixed and another was asked for.
+    """
+    if not artifacts:
+        raise UsageError("VD2010", "no artifact to measure", fix="give one or more")
+    engines = [choose_engines(config.backends, artifact) for artifact in artifacts]
+    subjects: list[Subject] = []
+    originals: dict[bytes, str] = {}
+    notes: list[str] = []
+    labels = _make_labels(artifacts)
+    for artifact, label, names in zip(artifacts, labels, engines, strict=True):
+        before = f"{label} / " if len(artifacts) > 1 else ""
+        key = _identify_original(artifact)
+        if key is not None and key not in originals and is_installed(REFERENCE):
+            originals[key] = f"{before}{REFERENCE}"
+            subjects.append(Subject(originals[key], artifact, REFERENCE, originals[key]))
+        reference = None if key is None else originals.get(key)
+        if reference is None:
+            notes.append(f"{label}: no speed-up, {explain_no_original(artifact)}")
+        subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in names]
+    if not subjects:
+        raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
+    rows, remarks = latency.measure(subjects, config, progress=progress)
+    settings: dict[str, Any] = {
+        "artifact": ", ".join(labels),
+        "rounds": config.rounds,
+        "seconds": config.seconds,
+        "warmup": config.warmup,
+        "pause": latency.PAUSE_S,
+    }
+    return Report(title="bench", reference=subjects[0].name, rows=rows, settings=settings, notes=(*notes, *remarks))
+
+
+def _identify_original(artifact: Artifact) -> bytes | None:
+    """What the PyTorch original is: equal for artifacts of the same weights and spec, however they take their pixels."""
+    if artifact.record.weights is None:
+        return None
+    plain = msgspec.structs.replace(artifact.spec.input, tensor="float32-nchw")
+    spec = msgspec.json.encode(msgspec.structs.replace(artifact.spec, input=plain))
+    return spec + artifact.record.files.get(artifact.record.weights, str(artifact.weights)).encode()
+
+
+def _make_labels(artifacts: Sequence[Artifact]) -> list[str]:
+    """A name for each artifact, unique: the model's, or the path where two are alike."""
+    plain = [artifact.name for artifact in artifacts]
+    precisions = [f"{artifact.name} {artifact.record.precision}" for artifact in artifacts]
+    names = plain if len(set(plain)) == len(plain) else precisions
+    pairs = zip(names, artifacts, strict=True)
+    places = [
+        name if names.count(name) == 1 else str(artifact.folder if artifact.record.files else artifact.model)
+        for name, artifact in pairs
+    ]
+    return [place if places.count(place) == 1 else f"{place} #{index + 1}" for index, place in enumerate(places)]

@@ -1,0 +1,175 @@
+"""The verb `validate`: is it the same, and is it as good; always against the PyTorch original.
+
+An artifact carries its original (spec and weights), so there is no second argument to get wrong. A bare .onnx does not,
+and a device has no PyTorch: then the first engine is the reference, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig, Runner, run_any
+from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import (
+    REFERENCE,
+    is_installed,
+)
+from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
+from vitdeploy.measure.accuracy import Accuracy
+from vitdeploy.measure.parity import Parity
+from vitdeploy.progress import Progress, silent
+from vitdeploy.recipe import ValidateConfig
+from vitdeploy.report import Report, Row
+from vitdeploy.spec import InputContract
+from vitdeploy.verbs.trial import choose_engines, explain_no_original
+
+GENERATED = 64
+"""Generated images of a `validate` without data."""
+
+ENOUGH = 100
+"""Images from which a top-1 near guessing is called suspicious."""
+
+
+def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress = silent) -> Report:
+    """Compare engines with the PyTorch original, on the same images, in one pass.
+
+    Args:
+        artifact: What to prove.
+        config: Data, sample, engines, threads.
+        progress: Hears of every batch.
+
+    Returns:
+        A row for the reference and one for each engine: parity metrics (see `Parity.metrics`) for the engines, accuracy
+        metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes.
+
+    Raises:
+        UsageError: VD2009, no such backend; VD2013, one that does not open this artifact.
+        MachineError: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
+            or hung.
+        InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit.
+    """
+    names, notes = _choose_subjects(artifact, config.backends)
+    data = None if config.data is None else open_dataset(Path(config.data), split=config.split)
+    trial = _Trial(artifact, names, data)
+    with ExitStack() as stack:
+        options = OpenConfig(threads=config.threads)
+        runners = {name: stack.enter_context(closing(open_in_child(name, artifact, options))) for name in names}
+        batches = stack.enter_context(_open_batches(data, artifact.spec.input, config))
+        total = len(data.chosen(_make_load_config(config))) if data is not None else batches.counts.listed
+        for batch in batches:
+            progress("validate", min(batches.counts.used + batches.counts.bad - len(batch.pixels), total - 1), total)
+            trial.add(batch, runners)
+        settings = {name: runner.settings for name, runner in runners.items()}
+    progress("validate", total, total)
+    rows = tuple(Row(name, trial.metrics(name), settings[name]) for name in names)
+    facts, remarks = _describe_data(data, batches.counts, config, trial)
+    facts = {"artifact": artifact.name, **facts}
+    notes += [*remarks, *trial.warnings()]
+    return Report(title="validate", reference=rows[0].subject, rows=rows, settings=facts, notes=tuple(notes))
+
+
+class _Trial:
+    """One pass of `validate`: what is counted, and for whom."""
+
+    def __init__(self, artifact: Artifact, names: tuple[str, ...], data: Dataset | None) -> None:
+        spec = artifact.spec
+        self.reference, *others = names
+        self.spec = spec
+        self.parity = {name: Parity(classify=spec.classifies and spec.classes > 1) for name in others}
+        self.accuracy = Accuracy(self.reference, tuple(others))
+        self.class_map = None
+        if data is not None and data.labels is not None and spec.classifies:
+            self.class_map = data.class_map(spec.labels, spec.classes)
+
+    def add(self, batch: Batch, runners: Mapping[str, Runner]) -> None:
+        """Run one batch through everything."""
+        tensor = images.to_tensor(batch.pixels, self.spec.input)
+        outputs = {name: run_any(runner, tensor)[self.spec.output] for name, runner in runners.items()}
+        for name, parity in self.parity.items():
+            parity.add(outputs[self.reference], outputs[name])
+        if self.class_map is not None and batch.labels is not None:
+            self.accuracy.add(outputs, self.class_map[batch.labels])
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        """All numbers of one subject."""
+        metrics = self.parity[name].metrics() if name in self.parity else {}
+        return metrics | (self.accuracy.metrics(name) if self.class_map is not None else {})
+
+    def warnings(self) -> list[str]:
+        """What a reader must not miss."""
+        warnings = [
+            f"WARNING: {name}: {parity.not_finite} of {parity.images} images have NaN or infinite outputs, "
+            "here or in the reference"
+            for name, parity in self.parity.items()
+            if parity.not_finite
+        ]
+        top1 = self.accuracy.metrics(self.reference)["top1"]
+        classes, count = self.accuracy.classes, self.accuracy.images
+        if count < ENOUGH or classes < 2 or top1.low is None:
+            return warnings
+        if top1.low <= 1 / classes or (classes > 4 and top1.value < 2 / classes):
+            shift, share = max(self.accuracy.shifted().items(), key=lambda item: item[1])
+            words = "the label order or the preprocessing is probably wrong"
+            if share > 3 * top1.value and share > 2 / classes:
+                words = f"with every label {shift:+d} it would be {100 * share:.1f} %: the labels are shifted by one"
+            warnings.append(
+                f"WARNING: top-1 of the reference is {100 * top1.value:.1f} % on {count:,} images of {classes} classes, "
+                f"hardly better than guessing; {words}"
+            )
+        return warnings
+
+
+def _choose_subjects(artifact: Artifact, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """Names of the backends, the reference first, and why it is not the original if it is not."""
+    engines = choose_engines(wanted, artifact)
+    if REFERENCE in wanted or (artifact.weights is not None and is_installed(REFERENCE)):
+        return (REFERENCE, *engines), []
+    why = explain_no_original(artifact)
+    note = f"The reference is {engines[0]}, not the PyTorch original: {why}. Parity with PyTorch was not measured."
+    return engines, [note]
+
+
+def _make_load_config(config: ValidateConfig) -> LoadConfig:
+    return LoadConfig(batch_size=config.batch, limit=config.limit, seed=config.seed, max_bad=config.max_bad)
+
+
+def _open_batches(data: Dataset | None, contract: InputContract, config: ValidateConfig) -> Batches:
+    """The data's batches, or generated ones."""
+    if data is not None:
+        return data.batches(contract, _make_load_config(config))
+    counts = Counts(listed=config.limit or GENERATED)
+    stream = _generate(counts, contract, config)
+    return Batches(counts, stream, stream.close)
+
+
+def _generate(counts: Counts, contract: InputContract, config: ValidateConfig) -> Generator[Batch, None, None]:
+    pixels = synthetic.pixels(counts.listed, contract, seed=config.seed)
+    for start in range(0, len(pixels), config.batch):
+        part = pixels[start : start + config.batch]
+        counts.used += len(part)
+        yield Batch(part, None, tuple(f"generated {start + place}" for place in range(len(part))))
+
+
+def _describe_data(
+    data: Dataset | None, counts: Counts, config: ValidateConfig, trial: _Trial
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings and notes about the images."""
+    settings: dict[str, Any] = {"data": "generated", "images": counts.used, "seed": config.seed, "batch": config.batch}
+    if data is None:
+        return settings, [f"No data were given: parity on {counts.used} generated images; accuracy was not measured."]
+    notes = []
+    settings |= {"data": data.name, "digest": data.digest, "found": counts.listed, "bad": counts.bad, "limit": config.limit}
+    if counts.used < counts.listed:
+        notes.append(f"{counts.used:,} of {counts.listed:,} images were used.")
+    if counts.bad:
+        more = f" and {counts.bad - len(counts.examples)} more" if counts.bad > len(counts.examples) else ""
+        notes.append(f"WARNING: {counts.bad} images could not be read: {'; '.join(counts.examples)}{more}")
+    if trial.class_map is None:
+        without = "gives an embedding, not classes" if trial.spec.head == "projection" else "has no classes"
+        reason = "the data have no labels" if data.labels is None else f"the model {without}"
+        notes.append(f"Accuracy was not measured: {reason}.")
+    return settings, notes

@@ -55,7 +55,7 @@ RECORDED = (
 CACHE = Path(os.environ.get("VITDEPLOY_MUTANTS", Path.home() / ".cache" / "vitdeploy-mutants"))
 STORED = ROOT / "tests" / "mutants.json"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
-NEAR_S, FAR_S = 40.0, 40.0
+NEAR_S, FAR_S = 150.0, 60.0
 """Seconds that the tests of the room itself, and those elsewhere, may take together for a mutant."""
 
 
@@ -246,7 +246,7 @@ class Run:
         stages, shelf = self.plan.stages(mutant, source)
         status, by, seconds = "survived" if stages else "not reached", "", 0.0
         for stage in stages:
-            limit = 20 + 3 * sum(self.plan.reach.seconds.get(test, 2.0) for test in stage)
+            limit = 30 + 2 * sum(self.plan.reach.seconds.get(test, 2.0) for test in stage)
             while True:
                 order = [test for test in stage if self.sound.get(test, True)]
                 job = {"file": mutant.file, "source": mutant.edit.apply(source), "shelf": self.shelf if shelf else ""}

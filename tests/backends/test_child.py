@@ -188,6 +188,7 @@ def test_the_engine_is_not_imported_here(tiny_artifact):
 # What goes wrong there
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("when", ["open", "run", "kernels"])
 @pytest.mark.parametrize(
     ("what", "code", "says"),

@@ -91,6 +91,7 @@ def test_bfloat16_multiplies_in_bfloat16_only(tiny_artifact, tensor):
     assert not copied
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", list(cases.CASES))
 def test_bfloat16_runs_every_kind_of_network(name, tmp_path):
     spec = cases.CASES[name]

@@ -102,6 +102,7 @@ def reference(theirs: Any, case: Case, given: Tensor) -> tuple[Tensor, Tensor]:
     return (tokens[:, 0] if hasattr(tower.embeddings, "cls_token") else tokens.mean(1)), tokens
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("names", ["hub", "memory"])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_transformers(name: str, names: str, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ TIMM: list[tuple[str, int, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "side", "arguments"), TIMM, ids=[f"{name}-{side}" for name, side, _ in TIMM])
 def test_equals_timm(name: str, side: int, arguments: dict[str, Any]) -> None:
     timm = peer("timm")

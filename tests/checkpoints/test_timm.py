@@ -79,6 +79,7 @@ def ids(case: Case) -> str:
     return "-".join([case.name, *(f"{key}={value}" for key, value in case.arguments.items())])
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_equals_timm(case: Case) -> None:
     theirs = created(peer("timm"), case)

@@ -100,6 +100,7 @@ def test_wrappers_of_torch_go_from_any_network(library: str, name: str, wrapper:
     assert all(note.startswith("stripped '") for note in found.notes)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("wrapper", ["model.", "backbone.", "encoder.", "model.backbone.", "module.model.encoder."])
 @pytest.mark.parametrize(("library", "name"), [pair for pair in ALL if pair[1] != "jax"])
 def test_members_of_trainers_go_from_networks_that_are_known(library: str, name: str, wrapper: str) -> None:

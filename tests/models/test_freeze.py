@@ -13,6 +13,7 @@ from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.vit import Attention
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_freezing_changes_nothing(name: str) -> None:
     original = shaken(CASES[name]).train()  # freeze must put its copy into evaluation mode by itself

@@ -35,6 +35,7 @@ def test_every_option_builds_and_runs(name: str) -> None:
     assert not torch.allclose(outputs[model.output][0], outputs[model.output][1], atol=1e-5)  # images differ, so do outputs
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_matters(name: str) -> None:
     built = shaken(CASES[name])
@@ -43,6 +44,7 @@ def test_every_parameter_matters(name: str) -> None:
     assert not dead
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_images_of_a_batch_do_not_touch(name: str) -> None:
     built, images = shaken(CASES[name]), pixels(CASES[name])

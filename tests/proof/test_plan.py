@@ -16,6 +16,7 @@ def test_a_float_model_plans_nothing(tiny_artifact):
     assert read_plan(tiny_artifact.model) == Plan()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("precision", "target", "part"),
     [

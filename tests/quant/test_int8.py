@@ -120,6 +120,7 @@ def test_openvino_is_far_closer_too(source, plain, reference, tmp_path):
     assert alike[0] < theirs[0] / 4
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", [*ENGINES, "portable"])
 def test_only_products_take_quantized_tensors(source, target, tmp_path):
     """Never the sums of the residual stream, LayerNorm or GELU; and never a Q behind a layer whose GELU is to be fused."""
@@ -318,6 +319,7 @@ def test_a_tensor_that_never_changes(source, tmp_path):
         assert apart(reference, logits(found, count=300))[0] < 2e-3
 
 
+@pytest.mark.slow
 def test_models_without_classes_class_token_and_bias(tiny_headless, tmp_path):
     """The policy does not need logits, a class token, or a bias on q, k and v."""
     spec = msgspec.structs.replace(TINY, name="mean", pool="mean", class_token=False, qkv_bias="none")

@@ -89,6 +89,7 @@ def scale(graph: Graph, node: onnx.NodeProto) -> np.ndarray:
     return numpy_helper.to_array(graph.constants[node.input[1]])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_types_and_zero_points_are_those_that_tensorrt_reads(made, form):
     graph = Graph(made[form])
@@ -141,6 +142,7 @@ def test_is_close_to_the_model(source, made, form, limit):
     assert share <= 0.01
 
 
+@pytest.mark.slow
 def test_the_statistics_serve_every_form(source, made, tmp_path):
     """FP8 and INT8 from one calibration."""
     quantize(source, settings("int8", save_statistics=str(tmp_path / "saved")), tmp_path / "int8")
@@ -150,6 +152,7 @@ def test_the_statistics_serve_every_form(source, made, tmp_path):
     assert sites[0] == sites[1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", ["int8 attention", "fp8 attention"])
 def test_what_would_lose_too_much_stays_fp16(source, form, tmp_path):
     massive = edited(source, tmp_path / "source", with_a_massive_token)

@@ -76,6 +76,7 @@ def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> 
     assert truth.std() > 1e-3, "the case must not be constant"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("opset", OPSETS)
 def test_opsets(small, tmp_path, opset) -> None:
     artifact = export(small, ExportConfig(opset=opset), tmp_path / "out")
@@ -355,6 +356,7 @@ print(count)
 """
 
 
+@pytest.mark.slow
 def test_kill_at_every_write_leaves_the_old_or_the_new(tmp_path) -> None:
     """kill -9 at each system call that writes: the folder is whole old, or whole new; the next run sweeps the rest."""
     out = tmp_path / "out"

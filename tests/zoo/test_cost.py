@@ -29,6 +29,7 @@ def counted(model: VisionTransformer) -> int:
     return flops // 2
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_the_modules(name: str) -> None:
     with torch.device("meta"):
@@ -36,6 +37,7 @@ def test_parameters_are_the_modules(name: str) -> None:
     assert parameters(CASES[name]) == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [*CASES, *SMALLER])
 def test_macs_are_torchs(name: str) -> None:
     spec: ModelSpec = {**CASES, **SMALLER}[name]

@@ -14,6 +14,7 @@ from vitdeploy.zoo.cost import parameters
 from vitdeploy.zoo.variants import VARIANTS, find
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_as_built_as_counted_as_published(name: str) -> None:
     variant = VARIANTS[name]

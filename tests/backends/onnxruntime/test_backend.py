@@ -69,6 +69,7 @@ def outputs(artifact, count=4, **config):
 # The optimised graph
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", [None, "onnxruntime 1.30.0"], ids=["optimised", "source"])
 def test_it_computes_the_same_bits(sources, engines, kind, version, tmp_path):
@@ -81,6 +82,7 @@ def test_it_computes_the_same_bits(sources, engines, kind, version, tmp_path):
         np.testing.assert_array_equal(results[name], rows)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fits", [True, False], ids=["optimised", "source"])
 def test_it_runs_the_same_kernels(sources, engines, kind, fits, tmp_path):

@@ -75,6 +75,7 @@ def outputs(artifact, count=4, **config):
 # The model in OpenVINO's own form
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blob", [True, False], ids=["kept engine", "model"])
 def test_it_computes_the_same_bits(sources, engines, kind, blob, tmp_path):
@@ -90,6 +91,7 @@ def test_it_computes_the_same_bits(sources, engines, kind, blob, tmp_path):
         np.testing.assert_array_equal(results[name], rows)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blob", [True, False], ids=["kept engine", "model"])
 def test_it_runs_the_same_kernels(sources, engines, kind, blob, tmp_path):

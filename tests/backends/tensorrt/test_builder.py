@@ -68,6 +68,7 @@ def compiled(source: Artifact, folder: Path, **settings) -> Artifact:
 # What compiles
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("batch", ["dynamic", "fixed"])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_precision_compiles_and_nothing_is_objected_to(way, batch, tiny_artifact, tiny_static, tmp_path):
@@ -82,6 +83,7 @@ def test_every_precision_compiles_and_nothing_is_objected_to(way, batch, tiny_ar
     assert built.facts["profile"] == ({"pixels": expected} if batch == "dynamic" else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_what_quantize_writes_for_tensorrt_compiles(precision, tiny_artifact, tmp_path):
     options = QuantizeConfig(precision=precision, target="tensorrt", calibration="random", threads=1, verify=False, limit=8)

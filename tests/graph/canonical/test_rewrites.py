@@ -95,6 +95,7 @@ def test_our_own_static_export_is_canonical_too(tiny_static):
     check(before, after, (3, 16, 24), (4,))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_rewrite_can_be_left_out(name):
     for before in (foreign.script("timm", 14), foreign.dynamo("timm", 23)):

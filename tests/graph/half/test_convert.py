@@ -128,6 +128,7 @@ def tiny(tiny_artifact) -> bytes:
     return tiny_artifact.model.read_bytes()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["like-eva02", "like-siglip"])
 def test_half_computes_the_same(name: str) -> None:
     model = from_bytes(exported(name))

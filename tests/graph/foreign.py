@@ -41,8 +41,8 @@ class Plain(nn.Module):
         self.inner = inner
 
     def forward(self, pixels):
-        found = self.inner(pixels)
-        return found.logits if "logits" in found else found.last_hidden_state
+        outputs = self.inner(pixels)
+        return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 @functools.cache

@@ -148,8 +148,8 @@ def test_a_convolution_has_one_step_an_output_channel() -> None:
     after = vits.sound(model)
     assert [each.i for each in after.graph.node[0].attribute] == [0]
     pixels = vits.feed(proto, 2)
-    plain, found = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
-    assert 0 < np.abs(found - plain).max() < 0.05 * plain.std()
+    plain, result = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
+    assert 0 < np.abs(result - plain).max() < 0.05 * plain.std()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
@@ -159,9 +159,9 @@ def test_layers_of_one_input_share_its_range_at_run_time(order) -> None:
     outs = [sketch.add("Add", sketch.add("MatMul", value, sketch.weight(WIDTH, UNITS)), sketch.weight(UNITS)) for _ in range(3)]
     proto = sketch.model(*outs)
     model = vits.canonical(proto)
-    found = linears(model)
+    layers = linears(model)
     for index in order:
-        qdq.quantize_at_run_time(Editor(model), found[index], *weight_codes(found[index]))
+        qdq.quantize_at_run_time(Editor(model), layers[index], *weight_codes(layers[index]))
     after = vits.sound(model)
     counted = vits.operators(model)
     assert counted["DynamicQuantizeLinear"] == 1 and counted["MatMulInteger"] == 3 and not counted["MatMul"]
@@ -206,8 +206,8 @@ def test_a_whole_network(form) -> None:
                 qdq.quantize_weight(Editor(model), linear, codes, scale)
     after = vits.sound(model)
     pixels = vits.feed(proto, 3)
-    plain, found = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
-    assert 0 < np.abs(found - plain).max() < 0.3 * plain.std()
+    plain, result = foreign.run(proto, pixels)[0], foreign.run(after, pixels)[0]
+    assert 0 < np.abs(result - plain).max() < 0.3 * plain.std()
 
 
 def test_8_bit_floats() -> None:
@@ -226,7 +226,7 @@ def test_8_bit_floats() -> None:
     session = onnxruntime.InferenceSession(after.SerializeToString(), options, providers=["CPUExecutionProvider"])
     restored = np.clip(pixels / np.float32(0.01), -448, 448).astype(qdq.E4M3).astype(np.float32) * np.float32(0.01)
     expected = restored @ (codes.astype(np.float32) * scale) + bias
-    found = session.run(None, {after.graph.input[0].name: pixels})[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    result = session.run(None, {after.graph.input[0].name: pixels})[0]
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     (node,) = [node for node in after.graph.node if node.input[0].endswith(".codes")]
     assert not node.attribute, "one step for all has no axis"

@@ -53,10 +53,10 @@ def check_heads(model: ir.Model, structure: Structure) -> tuple[int, int]:
 def test_layers_of_our_own_networks(name) -> None:
     spec = CASES[name]
     model = vits.canonical(vits.quick(name))
-    found = recognise(model)
+    structure = recognise(model)
     pool = spec.pool == "map"
-    assert len(found.attentions) == spec.depth + pool
-    kinds = [site.kind for site in found.sites]
+    assert len(structure.attentions) == spec.depth + pool
+    kinds = [site.kind for site in structure.sites]
     # two norms a block feed layers, and those that stand before a projection or the last layer of an MLP
     inner = spec.attn_norm + spec.mlp_norm
     assert kinds.count("norm") == spec.depth * (2 + inner) + 2 * pool
@@ -64,19 +64,19 @@ def test_layers_of_our_own_networks(name) -> None:
     single = spec.mlp == "linear"
     assert kinds.count("activation") == spec.depth * (not spec.mlp_norm and not single) + pool
     assert "other" not in kinds
-    assert all(site.only for site in found.sites)
-    assert len(found.linears) == spec.depth * (3 if single else 4) + 4 * pool
-    assert [linear.shape[1] for linear in found.outside] == [spec.classes] * (1 + spec.distillation_token)
+    assert all(site.only for site in structure.sites)
+    assert len(structure.linears) == spec.depth * (3 if single else 4) + 4 * pool
+    assert [linear.shape[1] for linear in structure.outside] == [spec.classes] * (1 + spec.distillation_token)
     rotated = spec.qk_norm or spec.rotary != "none"
-    columns, rows = check_heads(model, found)
+    columns, rows = check_heads(model, structure)
     assert columns == spec.depth * (1 if rotated else 3) + 2 * pool
     assert rows == spec.depth * (not spec.attn_norm) + pool
 
 
 def test_heads_of_our_own_export_are_where_the_module_puts_them() -> None:
     spec = CASES["heads-inner-wider"]
-    found = recognise(vits.canonical(vits.exported("heads-inner-wider")))
-    for index, attention in enumerate(found.attentions):
+    structure = recognise(vits.canonical(vits.exported("heads-inner-wider")))
+    for index, attention in enumerate(structure.attentions):
         assert attention.packed is not None and attention.packed.name == f"blocks.{index}.attn.qkv/MatMul"
         assert attention.projection is not None and attention.projection.name == f"blocks.{index}.attn.proj/MatMul"
         order = np.arange(3 * spec.inner).reshape(3, spec.heads, spec.head_size)
@@ -87,11 +87,11 @@ def test_heads_of_our_own_export_are_where_the_module_puts_them() -> None:
 @pytest.mark.parametrize(("name", "opset"), vits.FOREIGN)
 def test_layers_of_other_peoples_networks(name, opset) -> None:
     model = vits.canonical(foreign.script(name, opset))
-    found = recognise(model)
-    assert len(found.attentions) == foreign.DEPTH
-    assert [site.kind for site in found.sites] == ["norm", "context", "norm", "activation"] * foreign.DEPTH
+    structure = recognise(model)
+    assert len(structure.attentions) == foreign.DEPTH
+    assert [site.kind for site in structure.sites] == ["norm", "context", "norm", "activation"] * foreign.DEPTH
     rotated = name == "DINOv3ViTModel"
-    assert check_heads(model, found) == (foreign.DEPTH * (1 if rotated else 3), foreign.DEPTH)
+    assert check_heads(model, structure) == (foreign.DEPTH * (1 if rotated else 3), foreign.DEPTH)
 
 
 def test_one_batch_size_is_understood() -> None:
@@ -101,9 +101,9 @@ def test_one_batch_size_is_understood() -> None:
 
 @pytest.mark.parametrize("form", ["packed", "multi-head"])
 def test_fused_attention_is_recognised_after_it_is_split(form) -> None:
-    found = recognise(vits.canonical(foreign.contrib(form)))
-    assert len(found.attentions) == 2
-    assert all(part is not None for attention in found.attentions for part in (*attention.columns, attention.rows))
+    structure = recognise(vits.canonical(foreign.contrib(form)))
+    assert len(structure.attentions) == 2
+    assert all(part is not None for attention in structure.attentions for part in (*attention.columns, attention.rows))
 
 
 @pytest.mark.parametrize(("operator", "nearest"), [("MatMul", "MatMul"), ("Softmax", "Softmax"), (None, "no MatMul at all")])
@@ -132,8 +132,8 @@ def test_columns_that_another_node_reads_are_not_given() -> None:
     shared, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(2))
     _, context = attention(sketch, shared, shared, value)
     out = sketch.add("MatMul", context, sketch.weight(16, 16))
-    found = recognise(vits.canonical(sketch.model(sketch.add("Add", out, value)))).attentions[0]
-    assert found.columns == (None, None, None)
+    recognised = recognise(vits.canonical(sketch.model(sketch.add("Add", out, value)))).attentions[0]
+    assert recognised.columns == (None, None, None)
 
 
 def test_scaled_values_are_not_taken_for_the_layers_own() -> None:
@@ -141,8 +141,8 @@ def test_scaled_values_are_not_taken_for_the_layers_own() -> None:
     query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))
     scaled = sketch.add("Mul", value, sketch.constant(np.float32(2)))
     _, context = attention(sketch, query, key, scaled)
-    found = recognise(vits.canonical(sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16))))).attentions[0]
-    assert found.columns[0] is not None and found.columns[2] is None and found.rows is None
+    recognised = recognise(vits.canonical(sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16))))).attentions[0]
+    assert recognised.columns[0] is not None and recognised.columns[2] is None and recognised.rows is None
 
 
 def test_a_factor_behind_the_bias_of_the_scores_stays() -> None:
@@ -154,8 +154,8 @@ def test_a_factor_behind_the_bias_of_the_scores_stays() -> None:
     context = sketch.add("MatMul", sketch.add("Softmax", biased), value)
     proto = sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16)))
     model = vits.canonical(proto)
-    found = recognise(model)
-    assert len(fold.fold_query_scale(Editor(model), found)) == 1
+    structure = recognise(model)
+    assert len(fold.fold_query_scale(Editor(model), structure)) == 1
     assert vits.operators(model)["Mul"] == 1
     vits.same(proto, model)
 

@@ -23,10 +23,10 @@ def test_fused_operators_of_onnx_runtime(form):
     before = foreign.contrib(form)
     after, done = rewritten(before)
     check(before, after, (6, 16))
-    found = counts(after)
+    counted = counts(after)
     assert {node.domain for node in after.graph.node} == {""}
     assert [each.domain for each in after.opset_import] == [""]
-    assert found["Softmax"] == 2 and found["Gelu"] == 2 and found["LayerNormalization"] == 5
+    assert counted["Softmax"] == 2 and counted["Gelu"] == 2 and counted["LayerNormalization"] == 5
     assert names_of(done) >= {"attention", "skip-norm", "fused-gelu", "opset"}
     assert rewritten(after)[1] == []
 
@@ -34,8 +34,8 @@ def test_fused_operators_of_onnx_runtime(form):
 @pytest.mark.parametrize(("operator", "expected"), [("FastGelu", "Gelu"), ("QuickGelu", "Sigmoid"), ("Gelu", "Gelu")])
 def test_other_gelus_of_onnx_runtime(operator, expected):
     sketch = Sketch(14, com_microsoft=1)
-    found, done = sketched(sketch, sketch.add(operator, "x", domain="com.microsoft"))
-    assert found[expected] == 1 and names_of(done) >= {"fused-gelu", "opset"}
+    counted, done = sketched(sketch, sketch.add(operator, "x", domain="com.microsoft"))
+    assert counted[expected] == 1 and names_of(done) >= {"fused-gelu", "opset"}
 
 
 @pytest.mark.parametrize(("first", "second", "alpha"), [(0, 1, 0.25), (1, 0, 1.0), (0, 0, 3.0)])
@@ -43,8 +43,8 @@ def test_fused_matmul_of_onnx_runtime(first, second, alpha):
     sketch = Sketch(14, com_microsoft=1)
     product = sketch.add("FusedMatMul", "x", "x" if first + second else sketch.weight(16, 8), domain="com.microsoft",
                          transA=first, transB=second, alpha=alpha)  # fmt: skip
-    found, done = sketched(sketch, sketch.add("Softmax", product, axis=-1))
-    assert found["MatMul"] == 1 and found["Transpose"] == first + second and found["Mul"] == (alpha != 1)
+    counted, done = sketched(sketch, sketch.add("Softmax", product, axis=-1))
+    assert counted["MatMul"] == 1 and counted["Transpose"] == first + second and counted["Mul"] == (alpha != 1)
     assert names_of(done) >= {"fused-matmul", "opset"}
 
 
@@ -78,8 +78,8 @@ def test_every_order_of_the_erf_gelu(order, divide, left):
     erf = sketch.add("Erf", sketch.add("Div" if divide else "Mul", "x", root))
     parts = {"x": "x", "half": half, "sum": sketch.add("Add", *((erf, one) if left else (one, erf)))}
     first = sketch.add("Mul", parts[order[0]], parts[order[1]])
-    found, _ = sketched(sketch, sketch.add("Mul", *((first, parts[order[2]]) if left else (parts[order[2]], first))))
-    assert found == {"Gelu": 1}
+    counted, _ = sketched(sketch, sketch.add("Mul", *((first, parts[order[2]]) if left else (parts[order[2]], first))))
+    assert counted == {"Gelu": 1}
 
 
 @pytest.mark.parametrize("cube", ["Pow", "Mul", "factored"])
@@ -113,8 +113,8 @@ def test_what_only_looks_like_gelu_stays(change):
     total = sketch.add("Add", erf, sketch.constant(np.float32(1)))
     product = sketch.add("Mul", "x" if change == "input" else shifted, total)
     result = sketch.add("Mul", product, sketch.constant(np.float32(0.5)))
-    found, _ = sketched(sketch, *((result, total) if change == "used" else (result,)))
-    assert found["Gelu"] == 0 and found["Erf"] == 1
+    counted, _ = sketched(sketch, *((result, total) if change == "used" else (result,)))
+    assert counted["Gelu"] == 0 and counted["Erf"] == 1
 
 
 def layer_norm(sketch: Sketch, root: str, square: str, *, twice: bool = False, axis: int = -1, swap: bool = False) -> str:
@@ -147,21 +147,21 @@ def test_every_way_to_write_layer_norm(opset, root, square, twice, swap):
     norm = layer_norm(sketch, root, square, twice=twice, swap=swap, axis=2 if swap else -1)
     weight, bias = sketch.weight(16), sketch.weight(1, 1, 16)
     scaled = sketch.add("Mul", *((weight, norm) if swap else (norm, weight)))
-    found, done = sketched(sketch, sketch.add("Add", *((bias, scaled) if swap else (scaled, bias))))
-    assert found == {"LayerNormalization": 1}
+    counted, done = sketched(sketch, sketch.add("Add", *((bias, scaled) if swap else (scaled, bias))))
+    assert counted == {"LayerNormalization": 1}
     assert [rewrite.name for rewrite in done].count("layer-norm") == 1
 
 
 def test_layer_norm_without_weight_and_bias():
     sketch = Sketch(14)
-    found, _ = sketched(sketch, layer_norm(sketch, "Div", "Pow"))
-    assert found == {"LayerNormalization": 1}
+    counted, _ = sketched(sketch, layer_norm(sketch, "Div", "Pow"))
+    assert counted == {"LayerNormalization": 1}
 
 
 def test_layer_norm_over_another_axis_stays():
     sketch = Sketch(14)
-    found, _ = sketched(sketch, sketch.add("Mul", layer_norm(sketch, "Div", "Pow", axis=1), sketch.weight(16)))
-    assert found["LayerNormalization"] == 0 and found["ReduceMean"] == 2
+    counted, _ = sketched(sketch, sketch.add("Mul", layer_norm(sketch, "Div", "Pow", axis=1), sketch.weight(16)))
+    assert counted["LayerNormalization"] == 0 and counted["ReduceMean"] == 2
 
 
 @pytest.mark.parametrize(("turned", "alpha", "beta"), [(0, 1.0, 1.0), (1, 1.0, 1.0), (1, 0.5, 2.0), (0, 3.0, 0.25)])
@@ -170,8 +170,8 @@ def test_gemm_between_two_reshapes_is_one_linear_layer(turned, alpha, beta):
     flat = sketch.add("Reshape", "x", sketch.constant(np.array([-1, 16], np.int64)))
     weight, bias = sketch.weight(*((8, 16) if turned else (16, 8))), sketch.weight(8)
     gemm = sketch.add("Gemm", flat, weight, bias, transB=turned, alpha=alpha, beta=beta)
-    found, _ = sketched(sketch, sketch.add("Reshape", gemm, sketch.constant(np.array([-1, 6, 8], np.int64))))
-    assert found == {"MatMul": 1, "Add": 1}
+    counted, _ = sketched(sketch, sketch.add("Reshape", gemm, sketch.constant(np.array([-1, 6, 8], np.int64))))
+    assert counted == {"MatMul": 1, "Add": 1}
 
 
 def test_gemm_without_bias_and_with_a_bias_for_each_row():
@@ -202,8 +202,8 @@ def test_tokens_last_behind_the_patches_are_padded_too():
     batch = sketch.add("Shape", "x", start=0, end=1)
     shape = sketch.add("Concat", batch, sketch.constant(np.array([2, 16], np.int64)), axis=0)
     tokens = sketch.add("Expand", sketch.weight(1, 2, 16), shape)
-    found, _ = sketched(sketch, sketch.add("Concat", "x", tokens, axis=1))
-    assert found == {"Pad": 1, "Add": 1}
+    counted, _ = sketched(sketch, sketch.add("Concat", "x", tokens, axis=1))
+    assert counted == {"Pad": 1, "Add": 1}
 
 
 def attention(opset: int = 23, rank: int = 4, mask=None, heads: int = 2, **attributes) -> onnx.ModelProto:
@@ -237,8 +237,8 @@ CORNER = np.tril(np.ones((6, 6), bool))
 def test_fused_attention_of_onnx(options, added):
     proto = attention(**options)
     after, done = rewritten(proto)
-    found = counts(after)
-    assert found["MatMul"] == 5 and found["Softmax"] == 1 and found["Mul"] == 1 and found["Add"] == added
+    counted = counts(after)
+    assert counted["MatMul"] == 5 and counted["Softmax"] == 1 and counted["Mul"] == 1 and counted["Add"] == added
     check(proto, after, (6, 16))
     assert [rewrite.name for rewrite in done].count("attention") == 1
 
@@ -269,8 +269,8 @@ def test_all_scales_become_one(query, key, after):
     scores = scaled(sketch.add("MatMul", scaled(left, query, 1.3), turned), after, 1.9)
     masked = sketch.add("Add", scores, sketch.weight(6, 6))
     weights = sketch.add("Softmax", masked, axis=2)
-    found, done = sketched(sketch, sketch.add("MatMul", weights, "x"))
-    assert found["Mul"] == 1 and found["Div"] == 0
+    counted, done = sketched(sketch, sketch.add("MatMul", weights, "x"))
+    assert counted["Mul"] == 1 and counted["Div"] == 0
     assert names_of(done) >= {"scale", "softmax"}
 
 
@@ -280,8 +280,8 @@ def test_a_mask_that_hides_something_stays_and_so_does_its_guard():
     hidden = np.where(CORNER, 0, -np.inf).astype(np.float32)
     softmax = sketch.add("Softmax", sketch.add("Add", product, sketch.constant(hidden)))
     guarded = sketch.add("Where", sketch.add("IsNaN", softmax), sketch.constant(np.float32(0)), softmax)
-    found, _ = sketched(sketch, sketch.add("MatMul", guarded, "x"))
-    assert found["Where"] == 1 and found["Add"] == 1
+    counted, _ = sketched(sketch, sketch.add("MatMul", guarded, "x"))
+    assert counted["Where"] == 1 and counted["Add"] == 1
 
 
 def filled(hidden: np.ndarray, level: float, *, swap: bool = False, expand: bool = False) -> tuple[Sketch, str]:
@@ -304,8 +304,8 @@ def filled(hidden: np.ndarray, level: float, *, swap: bool = False, expand: bool
     ("hidden", "expand", "added"), [(~CORNER, False, 1), (~CORNER[None], False, 1), (CORNER & False, True, 0)]
 )
 def test_scores_that_a_mask_fills_in_are_added_to(hidden, expand, added, level, swap):
-    found, done = sketched(*filled(hidden, level, swap=swap, expand=expand))
-    assert found["Where"] == 0 and found["Add"] == added
+    counted, done = sketched(*filled(hidden, level, swap=swap, expand=expand))
+    assert counted["Where"] == 0 and counted["Add"] == added
     assert "masks" in names_of(done)
 
 
@@ -314,24 +314,24 @@ def test_scores_that_a_mask_fills_in_are_added_to(hidden, expand, added, level, 
     ids=["not low", "zero", "everything", "high", "a row without a key"],
 )  # fmt: skip
 def test_a_mask_that_fills_in_otherwise_stays(hidden, level):
-    found, _ = sketched(*filled(hidden, level))
-    assert found["Where"] == 1 and found["Add"] == 0
+    counted, _ = sketched(*filled(hidden, level))
+    assert counted["Where"] == 1 and counted["Add"] == 0
 
 
 def test_transposes_in_a_row_are_one_or_none():
     sketch = Sketch(20, ("batch", 2, 3, 4))
     first = sketch.add("Transpose", sketch.add("Transpose", "x", perm=[0, 2, 1, 3]), perm=[0, 2, 1, 3])
     second = sketch.add("Transpose", sketch.add("Transpose", "x", perm=[0, 3, 1, 2]), perm=[1, 0, 2, 3])
-    found, _ = sketched(sketch, sketch.add("Relu", first), second)
-    assert found == {"Relu": 1, "Transpose": 1}
+    counted, _ = sketched(sketch, sketch.add("Relu", first), second)
+    assert counted == {"Relu": 1, "Transpose": 1}
 
 
 def test_copies_go():
     sketch = Sketch(14)
     cast = sketch.add("Cast", sketch.add("Identity", "x"), to=TensorProto.FLOAT)
     dropped = sketch.add("Dropout", cast, sketch.constant(np.float32(0.5)))
-    found, _ = sketched(sketch, sketch.add("Relu", dropped), sketch.add("Identity", "x"))
-    assert found == {"Relu": 1, "Identity": 1}  # an output must not be an input
+    counted, _ = sketched(sketch, sketch.add("Relu", dropped), sketch.add("Identity", "x"))
+    assert counted == {"Relu": 1, "Identity": 1}  # an output must not be an input
 
 
 def test_what_nobody_needs_goes():
@@ -422,8 +422,8 @@ def test_operators_mean_the_same_in_operator_set_20(opset, operator, attributes)
 def test_a_split_into_equal_parts():
     sketch = Sketch(13)
     parts = sketch.add("Split", "x", outputs=4, axis=2)
-    found, _ = sketched(sketch, sketch.add("Concat", *reversed(parts), axis=2))
-    assert found == {"Split": 1, "Concat": 1}
+    counted, _ = sketched(sketch, sketch.add("Concat", *reversed(parts), axis=2))
+    assert counted == {"Split": 1, "Concat": 1}
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ def test_an_export_becomes_the_operators_of_our_own(exporter, network, opset, ex
     before = getattr(foreign, exporter)(network, opset)
     after, done = rewritten(before)
     check(before, after)
-    found = counts(after)
-    assert {name: found[name] for name in expected} == expected
-    assert set(found) <= KNOWN
+    counted = counts(after)
+    assert {name: counted[name] for name in expected} == expected
+    assert set(counted) <= KNOWN
     assert [each.version for each in after.opset_import] == [20]
     assert all(rewrite.name in NAMES and (rewrite.nodes or rewrite.name == "opset") for rewrite in done)
     assert rewritten(after)[1] == []

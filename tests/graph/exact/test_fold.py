@@ -224,11 +224,11 @@ def test_centred_values_have_no_mean() -> None:
     attention = structure.attentions[0]
     value = attention.context.inputs[1]
     assert value is not None
-    (found,) = vits.peek(model, value)  # [N, h, T, d]
-    center = found.mean((0, 2))
+    (values,) = vits.peek(model, value)  # [N, h, T, d]
+    center = values.mean((0, 2))
     fold.shift_values(Editor(model), attention, np.full(center.shape, 2.0), center)
     (moved,) = vits.peek(model, value)
-    np.testing.assert_allclose(moved, (found - center[:, None]) / 2, atol=1e-5)
+    np.testing.assert_allclose(moved, (values - center[:, None]) / 2, atol=1e-5)
 
 
 # All of them
@@ -278,8 +278,8 @@ def test_all_rewrites_with_every_output_raw_pixels_and_one_batch_size() -> None:
     options = {"outputs": ("tokens", "pooled"), "top_k": 2, "input": "uint8-nhwc", "batch": 3}
     before = vits.quick("layer-scale", **options)
     model = ir.from_proto(before)
-    found = prepare(model, Layout(attention=True)).rewrites
-    assert {"layer-scale", "norm-affine", "rotation"} <= set(found) and "class-token" not in found
+    rewrites = prepare(model, Layout(attention=True)).rewrites
+    assert {"layer-scale", "norm-affine", "rotation"} <= set(rewrites) and "class-token" not in rewrites
     vits.same(before, model, limit=2e-5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints.cases import CASES
@@ -96,6 +96,7 @@ def test_a_stream_that_is_not_understood_is_left_to_the_byte(make) -> None:
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+@settings(deadline=None)  # a busy machine is no mistake
 @given(st.integers(1, 96), st.integers(0, 5))
 def test_rotations_are_orthogonal_and_keep_the_mean(width, seed) -> None:
     turn = make_rotation(width, seed)

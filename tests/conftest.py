@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from vitdeploy.artifact import Artifact, Record
 from vitdeploy.data import synthetic
 from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.spec import InputContract, ModelSpec
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests that send Ctrl-C would wait for ever
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = ModelSpec(
     name="tiny",

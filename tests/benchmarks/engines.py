@@ -42,7 +42,7 @@ from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import register
 from vitdeploy.errors import VitdeployError
-from vitdeploy.isolate import environment
+from vitdeploy.isolate import choose_environment
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import FEWEST_ROUNDS, PAUSE_S, Subject
 from vitdeploy.measure.statistics import median_ratio, percentiles, variation
@@ -206,7 +206,7 @@ def benchmark_app(arguments: Sequence[str]) -> float:
         RuntimeError: It failed, with the last line that it wrote.
     """
     command = [sys.executable, "-W", "ignore", "-c", BENCHMARK_APP, *FIXED, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=choose_environment())
     match = _MEDIAN.search(done.stdout)
     if done.returncode or match is None:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]

@@ -20,6 +20,7 @@ from PIL import Image
 from tests.benchmarks import results
 from tests.benchmarks.figures import Isolation
 from tests.conftest import TINY, write_artifact
+from vitdeploy import isolate
 from vitdeploy.data import synthetic
 
 LIMIT_S = 0.5
@@ -31,9 +32,11 @@ def run(target, argument, **_):
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)(argument)
 
-isolate.inside, isolate.run, isolate.told = lambda: True, run, lambda *_: None
+isolate.is_child, isolate.run, isolate.report_progress = lambda: True, run, lambda *_: None
 """
 MAIN = "import sys; from vitdeploy.cli.commands import main; sys.exit(main(sys.argv[1:]))"
+REPLACED = (isolate.is_child, isolate.run, isolate.report_progress)
+"""What `PLAIN` puts others in the place of: under these names."""
 FORMS = {"with": MAIN, "without": PLAIN + MAIN}
 
 

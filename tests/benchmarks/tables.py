@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.tables          write both
 
-A script that stored nothing has no table. `tests/benchmarks/test_tables.py` fails when a page says something else than its JSON.
+A script that stored nothing has no table. `tests/contract/test_pages.py` fails when a page says something else than its JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Tables are what the figures say: digits, intervals, verdicts, and which rows the top page shows."""
 
 import argparse
+import importlib
 import json
 
 import msgspec
@@ -107,6 +108,11 @@ def test_every_script_has_figures_a_section_and_a_file():
     assert {path.stem for path in figures.HERE.glob("*.json")} <= set(figures.KINDS)
     shared = {"figures", "results", "tables", "test_tables"}
     assert {path.stem for path in figures.HERE.glob("*.py")} == set(figures.KINDS) | shared
+
+
+@pytest.mark.parametrize("name", figures.KINDS)
+def test_every_script_can_be_imported(name):
+    assert callable(importlib.import_module(f"tests.benchmarks.{name}").main)
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -2,7 +2,7 @@
 
     python tests/checkpoints/what_loads.py          print it
 
-`tests/contract/test_readme.py` fails when the page has another one.
+`tests/contract/test_pages.py` fails when the page has another one.
 """
 
 from __future__ import annotations

@@ -222,15 +222,15 @@ class TestErrors:
     )
     def test_one_line_and_the_status(self, call, work, arguments, status, words):
         before = sorted(work.rglob("*"))
-        found, out, err = call(*arguments, "-q")
-        assert (found, out) == (status, "")
+        ended, out, err = call(*arguments, "-q")
+        assert (ended, out) == (status, "")
         assert words in err
         assert err.count("\n") == 1
         assert sorted(work.rglob("*")) == before
-        found, out, err = call(*arguments, "--json", "-q")
+        ended, out, err = call(*arguments, "--json", "-q")
         record = json.loads(out)["error"]
         assert set(record) == {"code", "file", "message", "fix", "exit"}
-        assert record["exit"] == found == status
+        assert record["exit"] == ended == status
         assert err.count("\n") == 1
 
     @pytest.mark.parametrize(

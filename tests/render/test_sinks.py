@@ -33,8 +33,8 @@ def test_no_control_character_reaches_a_sink(name, monkeypatch):
     stream = io.StringIO()
     console.print_report(report(name), stream)
     console.print_text(name, stream)
-    found = stream.getvalue() + markdown.format_report(report(name)) + encode(report(name))
-    assert [c for c in found if c != "\n" and not c.isprintable()] == []
+    written = stream.getvalue() + markdown.format_report(report(name)) + encode(report(name))
+    assert [c for c in written if c != "\n" and not c.isprintable()] == []
 
 
 @pytest.mark.parametrize("name", HOSTILE)

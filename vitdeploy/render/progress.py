@@ -61,12 +61,12 @@ class Lines:
             return
         if stage not in self._begun:
             self._begun[stage] = now
-        elif not self._news(stage, done, total, now):
+        elif not self._has_news(stage, done, total, now):
             return
         self._said[stage] = (done, now)
         self._write(f"{what}: {done:,} of {total:,} ({done / total * 100:.0f} %)")
 
-    def _news(self, stage: str, done: int, total: int, now: float) -> bool:
+    def _has_news(self, stage: str, done: int, total: int, now: float) -> bool:
         said, when = self._said[stage]
         return done - said >= _EVERY_SHARE * total or now - when >= _EVERY_SECONDS
 

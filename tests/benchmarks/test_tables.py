@@ -106,7 +106,7 @@ def folder(tmp_path, monkeypatch, capsys):
 def test_every_script_has_figures_a_section_and_a_file():
     assert set(MEASURED) == set(EXPECTED) == set(tables.SECTIONS) == set(figures.KINDS)
     assert {path.stem for path in figures.HERE.glob("*.json")} <= set(figures.KINDS)
-    shared = {"figures", "results", "tables", "test_tables"}
+    shared = {"figures", "results", "tables", "test_tables", "torch_compile"}
     assert {path.stem for path in figures.HERE.glob("*.py")} == set(figures.KINDS) | shared
 
 

@@ -207,7 +207,7 @@ def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
         shutil.copy(path, folder / "model.onnx")
         return folder / "model.onnx", ("one thing repaired",)
 
-    monkeypatch.setattr(check, "sanitized", repaired)
+    monkeypatch.setattr(check, "sanitize", repaired)
     made = vitdeploy.compile(tiny_artifact, config("openvino", optimise="latency"), tmp_path / "out")
     assert made.record.parent == tiny_artifact.id
     assert made.record.weights == tiny_artifact.record.weights

@@ -2,6 +2,8 @@
 
 An artifact never changes: a verb reads one and writes the next, and `parent` is the `id` of the one before. A bare ``.onnx``
 made elsewhere is accepted wherever an artifact is; its input contract comes from its metadata or from the caller.
+
+Records of schema 1, whose settings and proofs were tables without a type, are read as what they are now.
 """
 
 from __future__ import annotations
@@ -9,20 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from vitdeploy import files, jsonfile
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.onnxfile import check
+from vitdeploy.recipe import CompileConfig, ExportConfig, QuantizeConfig
+from vitdeploy.record import CompileProof, ExportProof, Origin, QuantizeProof
 from vitdeploy.spec import ModelSpec
 from vitdeploy.words import PORTABLE, RecordPrecision
 
 RECORD = "artifact.json"
-SCHEMA = 1
+SCHEMA = 2
 METADATA_SPEC = "vitdeploy.spec"
 """Key of an ONNX file's metadata that holds the `ModelSpec` as JSON."""
 
@@ -43,7 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         proof: What was run before the artifact was accepted, with the numbers.
         tools: Library to version.
         files: Name to SHA-256 of every file but the record.
-        key: Digest of everything the artifact was made from; equal keys need no second making.
+        key: Digest of everything the artifact was made from, where `build` made it: it need not make an equal one again.
         parent: `Artifact.id` of the artifact it was made from.
     """
 
@@ -54,13 +58,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weights: str | None = None
     spec: ModelSpec
     made_by: str
-    config: dict[str, Any] = {}
-    origin: dict[str, Any] = {}
-    proof: dict[str, Any] = {}
+    config: ExportConfig | QuantizeConfig | CompileConfig | None = None
+    origin: Origin = Origin()
+    proof: ExportProof | QuantizeProof | CompileProof | None = None
     tools: dict[str, str] = {}
     files: dict[str, str] = {}
     key: str = ""
     parent: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What was said of it in one sentence; "" for nothing."""
+        return self.proof.verdict if isinstance(self.proof, QuantizeProof | CompileProof) else ""
+
+    @property
+    def audited(self) -> bool:
+        """Whether it is an engine that has run where it was built."""
+        return isinstance(self.proof, CompileProof) and self.proof.audit is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +104,8 @@ class Artifact:
         """The one engine that this file was made for, or None when any will do."""
         if self.record.kind != "onnx":
             return self.record.kind
-        target = self.record.config.get("target") if self.record.made_by == "quantize" else None
-        return None if target in (None, PORTABLE) else str(target)
+        config = self.record.config
+        return config.target if isinstance(config, QuantizeConfig) and config.target != PORTABLE else None
 
     @property
     def name(self) -> str:
@@ -134,21 +148,16 @@ class Artifact:
     @classmethod
     def _open_folder(cls, folder: Path, verify: bool) -> Artifact:
         try:
-            record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+            record = read_record(folder / RECORD)
         except FileNotFoundError:
             fix = "give a folder that a vitdeploy command wrote, or a .onnx file"
             raise InputError("VD3010", f"is not an artifact (no {RECORD} in it)", file=folder, fix=fix) from None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UsageError) as exc:
-            raise InputError("VD3010", f"has an unreadable record: {exc}", file=folder / RECORD, fix="make it again") from exc
-        if record.schema_version != SCHEMA:
-            message = f"has schema version {record.schema_version}, this vitdeploy reads {SCHEMA}"
-            raise InputError("VD3010", message, file=folder / RECORD, fix="make it again with this version")
         for name, digest in record.files.items():
             path = inside(folder, name)
             if not path.is_file():
                 raise InputError("VD3010", f"lacks its file {name}", file=folder, fix="make it again")
-            if verify and (found := sha256(path)) != digest:
-                message = f"changed after {record.made_by!r} wrote it ({found[:12]}, expected {digest[:12]})"
+            if verify and (now := sha256(path)) != digest:
+                message = f"changed after {record.made_by!r} wrote it ({now[:12]}, expected {digest[:12]})"
                 raise InputError("VD3010", message, file=path, fix="make it again")
         for needed in (record.entry, record.weights):
             if needed is not None and needed not in record.files:
@@ -192,21 +201,63 @@ def sanitized(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ..
     return Artifact(path.parent, record), notes
 
 
+def set_key(artifact: Artifact, key: str) -> Artifact:
+    """The artifact with another `Record.key`, on disk too: the one thing of its record that its maker does not know."""
+    record = msgspec.structs.replace(artifact.record, key=key)
+    files.write(artifact.folder / RECORD, jsonfile.encode(record))
+    return Artifact(artifact.folder, record)
+
+
 def seal(folder: Path, record: Record) -> Record:
     """Write ``artifact.json`` beside finished files, with their digests; the record that was written."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     record = msgspec.structs.replace(record, files={name: sha256(folder / name) for name in names})
-    raw = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    (folder / RECORD).write_bytes(raw + b"\n")
+    (folder / RECORD).write_text(jsonfile.encode(record))
     return record
 
 
-def versions(*libraries: str) -> dict[str, str]:
-    """Installed versions for the record; packages that are not there are left out."""
-    found = {}
-    for name in ("vitdeploy", *libraries):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def read_record(path: Path) -> Record:
+    """Read ``artifact.json``, of this schema or of schema 1.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        InputError: VD3010, it is unreadable, or of another schema.
+    """
+    try:
+        table = json.loads(path.read_bytes())
+        if isinstance(table, dict):
+            _check_schema(table.get("schema_version", SCHEMA), path)
+            table = _upgrade(table) if table.get("schema_version") == 1 else table
+        return msgspec.convert(table, Record, strict=False)  # not strict: NaN and infinity were written as strings
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as exc:
+        raise InputError("VD3010", f"has an unreadable record: {exc}", file=path, fix="make it again") from exc
+
+
+def _check_schema(version: object, path: Path) -> None:
+    if version not in (1, SCHEMA):
+        message = f"has schema version {version}, this vitdeploy reads 1 to {SCHEMA}"
+        raise InputError("VD3010", message, file=path, fix="make it again with this version")
+
+
+def _upgrade(table: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 1 as one of schema 2: settings and proof say of which verb they are, and numbers are numbers."""
+    verb = table["made_by"]
+    config, proof = table.get("config"), dict(table.get("proof") or {})
+    if verb == "compile":
+        facts = dict(proof.get("facts", {}))
+        proof |= {"build_s": facts.pop("build_s", 0.0), "facts": facts}
+    worth = proof.get("worth")
+    if worth is not None:  # what was not a number was written as null
+        metrics = {name: worth[name] for name in ("agreement", "divergence", "speedup", "other") if worth.get(name) is not None}
+        proof["worth"] = worth | {name: {**each, "value": _number(each["value"])} for name, each in metrics.items()}
+    return table | {
+        "schema_version": SCHEMA,
+        "config": {"verb": verb, **config} if config else None,
+        "proof": {"verb": verb, **proof} if proof else None,
+    }
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -152,6 +152,14 @@ def write(path: Path, data: bytes | str) -> None:
         _flush_folder(path.parent)
 
 
+def cache_folder() -> Path:
+    """Where that is kept which can be made again: ``$VITDEPLOY_CACHE``, ``$XDG_CACHE_HOME/vitdeploy``, ``~/.cache/vitdeploy``."""
+    if own := os.environ.get("VITDEPLOY_CACHE", ""):
+        return Path(own).absolute()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (shared if shared.is_absolute() else Path("~/.cache").expanduser()) / "vitdeploy"
+
+
 def check_output(out: Path, *, ours: str) -> None:
     """Refuse an output folder that can't be written, before any work is done.
 

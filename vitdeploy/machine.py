@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,3 +144,14 @@ def _read(path: str) -> str:
         return Path(path).read_text(errors="replace").strip()
     except OSError:  # another system, a container that hides it, or a process that is gone
         return ""
+
+
+def installed_versions(*libraries: str) -> dict[str, str]:
+    """Version of vitdeploy and of each library; what is not installed is left out."""
+    versions = {}
+    for name in ("vitdeploy", *libraries):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -51,7 +51,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _seed(self.seed)
 
 
-class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb", tag="export"):
     """How to export.
 
     Attributes:
@@ -94,7 +94,7 @@ RANDOM = "random"
 """What `QuantizeConfig.calibration` says for generated images."""
 
 
-class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb", tag="quantize"):
     """How to quantize.
 
     Attributes:
@@ -119,9 +119,8 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             faster, less exact. Refused where TensorRT has no such kernel: by head size, and for ``int8`` by tokens.
         lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead; on
             ``tensorrt`` the layer stays FP16.
-        verify: Compare with the source, and measure, on the target's engine. The images for that are held back from the ranges,
-            so this changes the file.
-        verify_images: Images held back, at most.
+        verify: Compare with the source, and measure, on the target's engine.
+        verify_images: Images held back from the ranges for that, at most; held back also when nothing is compared.
         threads: Threads of each engine; None is the number of cores.
     """
 
@@ -162,7 +161,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return msgspec.structs.replace(self, **paths)
 
 
-class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb", tag="compile"):
     """How to compile an engine.
 
     Attributes:

@@ -9,27 +9,10 @@ from typing import Any
 import msgspec
 
 from vitdeploy import machine
-from vitdeploy.artifact import versions
 from vitdeploy.backends.table import list_packages
+from vitdeploy.record import Metric as Metric
 
 SCHEMA = 1
-
-
-class Metric(msgspec.Struct, frozen=True):
-    """One number.
-
-    Attributes:
-        value: The number, in `unit`. NaN is allowed and never hidden.
-        unit: ``ms``, ``images/s``, ``dB``, ``share`` (in [0, 1]), ``count``, ``ratio``, ``points``
-            (percentage points), ``MiB``, or "" for none.
-        low: Lower end of the 95 % interval, if there is one.
-        high: Upper end.
-    """
-
-    value: float
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -91,5 +74,5 @@ def this_machine() -> Machine:
         memory_gib=round(machine.physical_mib() / 1024, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions=versions("torch", "onnx", *list_packages(), "numpy", "pillow"),
+        versions=machine.installed_versions("torch", "onnx", *list_packages(), "numpy", "pillow"),
     )

@@ -9,6 +9,7 @@ import msgspec
 from vitdeploy.artifact import Artifact, Record, seal
 from vitdeploy.backends import table
 from vitdeploy.recipe import CompileConfig
+from vitdeploy.record import CompileProof
 
 
 def compiled(artifact: Artifact, folder: Path, backend: str, **settings: object) -> Artifact:
@@ -22,15 +23,15 @@ def compiled(artifact: Artifact, folder: Path, backend: str, **settings: object)
         entry=built.entry,
         spec=artifact.spec,
         made_by="compile",
-        config=msgspec.to_builtins(config),
-        proof={"run": msgspec.to_builtins(built.run), "facts": built.facts},
+        config=config,
+        proof=CompileProof(run=built.run, facts=built.facts),
     )
     return Artifact(folder, seal(folder, record))
 
 
 def with_run(artifact: Artifact, **run: object) -> Artifact:
     """The same with other settings for running in its record."""
-    proof = {**artifact.record.proof, "run": {**artifact.record.proof["run"], **run}}
+    proof = msgspec.structs.replace(artifact.record.proof, run=msgspec.structs.replace(artifact.record.proof.run, **run))
     return Artifact(artifact.folder, msgspec.structs.replace(artifact.record, proof=proof))
 
 

@@ -50,7 +50,7 @@ def test_hugging_face_folder(architecture, tmp_path) -> None:
     for size in case.sizes[:2]:
         artifact = export(ModelConfig(source=str(tmp_path / "model")), size_of(size), tmp_path / f"out{size[0]}")
         close(artifact, lambda given: test_huggingface.reference(theirs, case, given)[0])
-        assert artifact.record.origin["source"] == test_huggingface.SOURCE.name
+        assert artifact.record.origin.source == test_huggingface.SOURCE.name
 
 
 def size_of(size: tuple[int, int]) -> ExportConfig:

@@ -30,7 +30,7 @@ LIGHT = (
     "vitdeploy.recipe",
     "vitdeploy.report",
     "vitdeploy.render.console",
-    "vitdeploy.render.json",
+    "vitdeploy.jsonfile",
     "vitdeploy.render.markdown",
     "vitdeploy.render.progress",
     "vitdeploy.render.tables",

@@ -20,7 +20,7 @@ from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
-from vitdeploy.quant.job import HALVES
+from vitdeploy.quant.halves import HALVES
 from vitdeploy.quant.job import quantize_here as quantize
 from vitdeploy.recipe import QuantizeConfig
 
@@ -76,7 +76,7 @@ def test_damaged_images_are_counted_then_refused(tiny_artifact, pictures, tmp_pa
     (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:100])
     refused(tiny_artifact, config(folder), tmp_path / "out", "VD3104", "003.png")
     found = quantize(tiny_artifact, config(folder, max_bad=1), tmp_path / "out")
-    assert found.record.proof["census"]["onnxruntime"]["executed"]["gemms"] == 9
+    assert found.record.proof.census["onnxruntime"].executed["gemms"] == 9
 
 
 def test_grey_images_for_a_colour_model_are_made_colour_as_everywhere(tiny_artifact, tmp_path):
@@ -119,8 +119,8 @@ def test_one_image_is_enough_and_few_are_noted(tiny_artifact, pictures, tmp_path
     folder.mkdir()
     shutil.copy(pictures / "000.png", folder)
     found = quantize(tiny_artifact, config(folder, verify=False), tmp_path / "out")
-    assert found.record.proof["calibration"]["images"] == 1
-    assert any("only 1 image set" in note for note in found.record.proof["notes"])
+    assert found.record.proof.calibration.images == 1
+    assert any("only 1 image set" in note for note in found.record.proof.notes)
 
 
 # Models

@@ -24,10 +24,10 @@ from tests.fuzz.engines import ENDED, ENGINES, SECONDS, attempt, engines
 from tests.fuzz.mutants import MUTATIONS, mutant
 from tests.fuzz.seeds import FORMS, seed
 from vitdeploy import isolate
+from vitdeploy import jsonfile as rendered
 from vitdeploy.codes import CODES
 from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.onnxfile import check
-from vitdeploy.render import json as rendered
 from vitdeploy.verbs.inspector import inspect
 
 FIRST, COUNT = (int(part) for part in os.environ.get("VITDEPLOY_FUZZ", "0:5000").split(":"))

@@ -9,7 +9,8 @@ from vitdeploy.backends.onnxruntime.backend import OnnxRuntime
 from vitdeploy.proof import engine as module
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
-from vitdeploy.proof.engine import LIMITS, arithmetic, audit, distance
+from vitdeploy.proof.engine import arithmetic, audit, distance
+from vitdeploy.proof.thresholds import LIMITS
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def test_a_right_engine_passes(tiny_artifact, batch, monkeypatch, engine):
     with as_kind(monkeypatch, engine):
         found = audit(tiny_artifact, batch, Plan())
     assert not found.wrong
-    assert max(found.facts["distances"].values()) < LIMITS["fp32"] / 10
-    assert found.facts["settings"]["backend"] == engine
+    assert max(found.audit.distances.values()) < LIMITS["fp32"] / 10
+    assert found.audit.settings["backend"] == engine
 
 
 def as_kind(monkeypatch, engine, instead=None):
@@ -94,7 +95,7 @@ def test_rows_of_the_same_image_must_be_the_same(tiny_artifact, batch, monkeypat
 def test_a_float_engine_for_an_int8_plan_is_wrong(tiny_artifact, batch, monkeypatch):
     as_kind(monkeypatch, "onnxruntime")
     found = audit(tiny_artifact, batch, Plan(gemms=("blocks.0.mlp.fc1/MatMul",)))
-    assert list(found.facts["census"]["missing"]) == ["blocks.0.mlp.fc1/MatMul"]
+    assert list(found.audit.census.missing) == ["blocks.0.mlp.fc1/MatMul"]
     assert "blocks.0.mlp.fc1/MatMul" in found.wrong
 
 

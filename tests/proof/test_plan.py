@@ -36,8 +36,8 @@ def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, p
     names = parts.pop(part)
     assert len(names) >= 4 * BLOCKS
     assert not any(parts.values())
-    for engine, counted in made.record.proof["census"].items():
-        assert counted["planned"][part] == len(names), engine
+    for engine, counted in made.record.proof.census.items():
+        assert counted.planned[part] == len(names), engine
 
 
 def test_attention_is_told_apart(tiny_artifact, tmp_path):

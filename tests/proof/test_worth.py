@@ -132,7 +132,7 @@ def test_divergence_of_logits_that_exp_can_not_hold():
 
 @pytest.fixture
 def untimed(monkeypatch):
-    monkeypatch.setattr(module, "_timed", lambda comparison, progress: {"speedup": Metric(2.0, "x", 1.9, 2.1)})
+    monkeypatch.setattr(module, "_time", lambda comparison, progress: {"speedup": Metric(2.0, "x", 1.9, 2.1)})
 
 
 def batches(artifact, count=20, size=8):
@@ -199,7 +199,7 @@ def test_embeddings_are_compared_by_direction(tiny_embedding, untimed):
     assert "cosine 1.0000 on 20 images" in found.verdict
 
 
-def test_without_images_nothing_is_compared(tiny_artifact, untimed):
+def test_without_images_nothing_is_compare(tiny_artifact, untimed):
     found = worth(Comparison(tiny_artifact, tiny_artifact, "onnxruntime", OpenConfig(threads=1)), [])
     assert (found.images, found.agreement, found.divergence) == (0, None, None)
     assert found.verdict.endswith("nothing was compared")

@@ -167,6 +167,23 @@ def test_resumes_after_an_interruption(model, tmp_path, after):
     assert saved(resumed, tmp_path) == saved(whole, tmp_path)
 
 
+def test_it_says_that_it_goes_on(model, tmp_path):
+    heard = []
+    pixels, state = pictures(12), tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        run(model, interrupted(pixels, 8), state=state)
+    config = CalibrateConfig(limit=500, minimum=500, threads=1, state=state)
+    calibrate(model, WANTS, stream(pixels), config, progress=lambda *step: heard.append(step[:2]))
+    assert heard[0] == ("calibrate: goes on after 8 images", 8)
+
+
+def test_a_state_that_can_not_be_kept_is_no_failure(model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    kept = run(model, stream(pictures(8)), state=tmp_path / "file" / "state")
+    assert kept.images == 8
+    assert any("not kept for a second run" in note for note in kept.notes)
+
+
 def test_a_state_of_something_else_is_not_resumed(model, tmp_path):
     state, pixels = tmp_path / "state", pictures(12)
     run(model, stream(pixels[:8]), state=state, source="one")

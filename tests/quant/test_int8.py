@@ -22,6 +22,7 @@ from vitdeploy.graph import storage
 from vitdeploy.measure.parity import Parity
 from vitdeploy.quant.int8 import wants
 from vitdeploy.quant.preparation import REWRITES, Layout, prepare
+from vitdeploy.record import Calibration
 from vitdeploy.verbs.quantizer import quantize
 
 ENGINES = ("onnxruntime", "openvino")
@@ -138,26 +139,26 @@ def test_only_products_take_quantized_tensors(source, target, tmp_path):
 
 
 def test_every_planned_layer_is_counted_in_int8(made):
-    counted = made.record.proof["census"]["onnxruntime"]
-    assert counted["planned"] == counted["executed"] == {"gemms": 17, "dynamic": 0, "attention": 0}
-    assert not counted["missing"]
-    assert not counted["fallbacks"]
-    assert [row["layers"] for row in made.record.proof["sites"]][:3] == [[name] for name in LAYERS[:3]]
-    for row in made.record.proof["sites"]:
-        assert row["error_db"] <= row["untouched_db"] + 0.01
-        assert (row["lane"], row["token_db"] > 35) == (False, True)
+    counted = made.record.proof.census["onnxruntime"]
+    assert counted.planned == counted.executed == {"gemms": 17, "dynamic": 0, "attention": 0}
+    assert not counted.missing
+    assert not counted.fallbacks
+    assert [list(row.layers) for row in made.record.proof.sites][:3] == [[name] for name in LAYERS[:3]]
+    for row in made.record.proof.sites:
+        assert row.error_db <= row.untouched_db + 0.01
+        assert (row.lane, row.token_db > 35) == (False, True)
 
 
 @pytest.mark.slow
 def test_every_rewrite_can_be_left_out_and_is_listed(source, made, reference, tmp_path):
     """One by one: the result is right without it, and the record says what was done."""
-    done = made.record.proof["rewrites"]
+    done = made.record.proof.rewrites
     assert set(done) >= {"class-token", "norm-affine", "rotation", "head-rotation"}
     for name in ("class-token", "norm-affine", "rotation", "head-rotation"):
         other = quantize(source, config(skip=(name,), limit=32), tmp_path / name)
         gone = {"norm-affine", "rotation"} if name == "norm-affine" else {name}
-        assert set(done) - set(other.record.proof["rewrites"]) == gone
-        assert other.record.proof["rewritten"] < 1e-5
+        assert set(done) - set(other.record.proof.rewrites) == gone
+        assert other.record.proof.rewritten < 1e-5
         assert apart(reference[:500], logits(other, count=500))[0] < 1e-3
     outputs = {value.name for value in onnx.load(made.model).graph.output}
     assert outputs == {"logits"}
@@ -166,9 +167,9 @@ def test_every_rewrite_can_be_left_out_and_is_listed(source, made, reference, tm
 def test_the_last_block_is_computed_for_the_class_token_alone(source, made, tmp_path):
     """With `skip` it has one product less, for queries apart from keys and values, and as many tokens as the others."""
     whole = quantize(source, config(skip=("class-token",), limit=32), tmp_path / "out")
-    assert [row["layers"] for row in whole.record.proof["sites"]] == [[name] for name in LAYERS]
+    assert [list(row.layers) for row in whole.record.proof.sites] == [[name] for name in LAYERS]
     assert len(quantized_uses(whole)) == 16
-    assert whole.record.proof["census"]["onnxruntime"]["planned"]["gemms"] == 16
+    assert whole.record.proof.census["onnxruntime"].planned["gemms"] == 16
 
 
 def test_an_unknown_rewrite_is_refused(source, tmp_path):
@@ -223,15 +224,15 @@ def test_massive_tokens_take_the_lane_and_spare_the_rest(source, target, tmp_pat
     reference = logits(massive, target, count=500)
     settings = {"target": target}
     found = quantize(massive, config(**settings), tmp_path / "lane")
-    assert [row["layers"] for row in found.record.proof["sites"] if row["lane"]] == [["blocks.1.mlp.fc2/MatMul"]]
-    assert found.record.proof["census"][target]["executed"] == {
+    assert [list(row.layers) for row in found.record.proof.sites if row.lane] == [["blocks.1.mlp.fc2/MatMul"]]
+    assert found.record.proof.census[target].executed == {
         "gemms": 16 + PIXELS[target],
         "dynamic": 1,
         "attention": 0,
     }
-    assert "blocks.1.mlp" in found.record.proof["notes"][0] or "massive" in found.record.proof["notes"][0]
+    assert "blocks.1.mlp" in found.record.proof.notes[0] or "massive" in found.record.proof.notes[0]
     static = quantize(massive, config(lane_db=-200.0, **settings), tmp_path / "static")
-    assert static.record.proof["census"][target]["executed"]["dynamic"] == 0
+    assert static.record.proof.census[target].executed["dynamic"] == 0
     losses = [apart(reference, logits(each, target, count=500))[0] for each in (found, static)]
     assert losses[0] < 1e-3
     assert losses[0] < losses[1] / 10
@@ -241,11 +242,11 @@ def test_massive_tokens_take_the_lane_and_spare_the_rest(source, target, tmp_pat
 @pytest.mark.parametrize("target", ENGINES)
 def test_all_may_take_the_lane(source, reference, target, tmp_path):
     found = quantize(source, config(target=target, lane_db=200.0, limit=64), tmp_path / "out")
-    counted = found.record.proof["census"][target]
-    assert counted["executed"] == {"gemms": PIXELS[target], "dynamic": 17, "attention": 0}
+    counted = found.record.proof.census[target]
+    assert counted.executed == {"gemms": PIXELS[target], "dynamic": 17, "attention": 0}
     assert len(quantized_uses(found)) == PIXELS[target]  # the pixels alone
-    assert len(found.record.proof["notes"]) == 16
-    assert [note.split(":")[0] for note in found.record.proof["notes"]] == [row["tensor"] for row in found.record.proof["sites"]]
+    assert len(found.record.proof.notes) == 16
+    assert [note.split(":")[0] for note in found.record.proof.notes] == [row.tensor for row in found.record.proof.sites]
     assert apart(reference[:500], logits(found, target, count=500))[0] < 1e-4
 
 
@@ -276,9 +277,9 @@ def test_arm_gets_signed_activations_of_the_same_values(source, made, tmp_path):
 def test_a_fixed_batch_runs_in_int8_too(static, target, reference, tmp_path):
     """ONNX Runtime makes a Gemm of MatMul and Add when it knows the batch, and computes that in float if it is let."""
     found = quantize(static, config(limit=32, target=target), tmp_path / "out")
-    for counted in found.record.proof["census"].values():
-        assert counted["executed"]["gemms"] == 17 + PIXELS[target]
-        assert not counted["missing"]
+    for counted in found.record.proof.census.values():
+        assert counted.executed["gemms"] == 17 + PIXELS[target]
+        assert not counted.missing
     biases = {array.dtype for name, array in constants(found).items() if name.endswith("bias.codes")}
     assert biases == ({np.dtype(np.int32)} if target == "portable" else set())
     engine = "openvino" if target == "openvino" else "onnxruntime"
@@ -297,8 +298,8 @@ def test_what_is_observed_is_what_can_get_a_q(source):
 
 def test_random_images_are_marked(source, reference, tmp_path):
     found = quantize(source, config(calibration="random", split=None), tmp_path / "out")
-    assert found.record.proof["calibration"] == {"source": "random", "images": 64}
-    assert found.record.config["calibration"] == "random"
+    assert found.record.proof.calibration == Calibration(source="random", images=64)
+    assert found.record.config.calibration == "random"
     assert apart(reference[:200], logits(found, count=200))[0] < 0.1
 
 
@@ -315,7 +316,7 @@ def test_a_tensor_that_never_changes(source, tmp_path):
     reference = logits(flat, count=300)
     for target in ("onnxruntime", "portable"):
         found = quantize(flat, config(target=target, limit=32), tmp_path / target)
-        assert not any(row["lane"] for row in found.record.proof["sites"])
+        assert not any(row.lane for row in found.record.proof.sites)
         assert apart(reference, logits(found, count=300))[0] < 2e-3
 
 

@@ -109,10 +109,10 @@ def test_types_and_zero_points_are_those_that_tensorrt_reads(made, form):
         assert graph.values[node.output[0]].type.tensor_type.elem_type == TensorProto.FLOAT16
     assert len(graph.products(weights=True)) == 17
     done = made[form].record.proof
-    assert not done["fp16"]["kept"]
-    assert done["census"] == {}
+    assert not done.fp16.kept
+    assert done.census == {}
     assert made[form].record.precision == form.split()[0]
-    assert done["verdict"] == f"{form.split()[0].upper()}: not run here: no engine of the target 'tensorrt' is installed"
+    assert done.verdict == f"{form.split()[0].upper()}: not run here: no engine of the target 'tensorrt' is installed"
     onnx.checker.check_model(graph.model, full_check=True)
 
 
@@ -130,8 +130,8 @@ def test_attention_has_all_of_its_places_or_none(made, form):
         probabilities = graph.makers[graph.makers[context[0].input[0]].input[0]]
         assert probabilities.op_type == "Softmax"
         assert scale(graph, context[0]) == np.float16(1 / (448 if form.startswith("fp8") else 127))
-    notes = made[form].record.proof["notes"]
-    assert [note for note in notes if "class token" in note] == notes
+    notes = made[form].record.proof.notes
+    assert [note for note in notes if "class token" in note] == list(notes)
     assert len(notes) == bool(count)
 
 
@@ -148,7 +148,7 @@ def test_the_statistics_serve_every_form(source, made, tmp_path):
     quantize(source, settings("int8", save_statistics=str(tmp_path / "saved")), tmp_path / "int8")
     given = {"calibration": None, "split": None, "statistics": str(tmp_path / "saved"), "keep_fp32": ()}
     found = quantize(source, settings("fp8", **given), tmp_path / "fp8")
-    sites = [[row["scale"] for row in each.record.proof["sites"]] for each in (found, made["fp8"])]
+    sites = [[row.scale for row in each.record.proof.sites] for each in (found, made["fp8"])]
     assert sites[0] == sites[1]
 
 
@@ -157,12 +157,12 @@ def test_the_statistics_serve_every_form(source, made, tmp_path):
 def test_what_would_lose_too_much_stays_fp16(source, form, tmp_path):
     massive = edited(source, tmp_path / "source", with_a_massive_token)
     found = quantize(massive, settings(form, limit=32), tmp_path / "out")
-    lanes = [row["layers"] for row in found.record.proof["sites"] if row["lane"]]
+    lanes = [list(row.layers) for row in found.record.proof.sites if row.lane]
     assert lanes == ([["blocks.1.mlp.fc2/MatMul"]] if form.startswith("int8") else [])  # floats bear what whole numbers do not
     graph = Graph(found)
     floating = [node.name for node in graph.products(weights=True) if not any(graph.restored(node))]
     assert [[name] for name in floating] == lanes
-    assert sum("stays FP16, the median token" in note for note in found.record.proof["notes"]) == len(lanes)
+    assert sum("stays FP16, the median token" in note for note in found.record.proof.notes) == len(lanes)
 
 
 def test_without_its_result_attention_is_not_quantized(source, tmp_path):
@@ -170,7 +170,7 @@ def test_without_its_result_attention_is_not_quantized(source, tmp_path):
     found = quantize(source, settings("int8 attention", limit=32, lane_db=200.0), tmp_path / "out")
     graph = Graph(found)
     assert not [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
-    assert len(found.record.proof["notes"]) == 17
+    assert len(found.record.proof.notes) == 17
 
 
 INT8 = Layout(symmetric=True, half=True, attention=True, heads=TENSORRT_INT8)

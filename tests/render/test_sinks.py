@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from vitdeploy.jsonfile import encode
 from vitdeploy.render import console, markdown
-from vitdeploy.render.json import encode
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Metric, Report, Row
 

@@ -19,13 +19,24 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from vitdeploy import files
-from vitdeploy.artifact import RECORD, Artifact, Record, seal
+from vitdeploy.artifact import RECORD, Artifact, Record, seal, set_key
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.recipe import BenchConfig, CompileConfig, ExportConfig, ModelConfig, Recipe, ValidateConfig, read_spec
+from vitdeploy.recipe import (
+    BenchConfig,
+    CompileConfig,
+    ExportConfig,
+    ModelConfig,
+    QuantizeConfig,
+    Recipe,
+    ValidateConfig,
+    read_spec,
+)
+from vitdeploy.record import Audit, CompileProof, Origin
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.verbs import builder
 from vitdeploy.verbs.builder import build
+from vitdeploy.verbs.keys import key_of
 
 SPEC = 'name = "small"\nwidth = 32\ndepth = 1\nheads = 2\nclasses = 3\n[input]\nheight = 32\nwidth = 32\n'
 
@@ -50,7 +61,7 @@ class Verbs:
             ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "ab"]
             graph = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "g", ports[:1], ports[1:], doc_string=text)
             (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
-            record = seal(folder, Record(spec=read_spec(Path(model.source)), made_by="export", origin={"random_seed": 0}))
+            record = seal(folder, Record(spec=read_spec(Path(model.source)), made_by="export", origin=Origin(random_seed=0)))
         return Artifact(out, record)
 
     def validate(self, artifact, config, *, progress):
@@ -240,6 +251,74 @@ def test_killed_at_any_write(verbs, recipe, tmp_path, monkeypatch, point):
     assert not [path for path in (tmp_path / "out").rglob("*.tmp-*")]
 
 
+def test_an_artifact_is_found_by_its_key(verbs, recipe, tmp_path):
+    """Made just before a kill, and in no ledger yet."""
+    build(recipe, tmp_path / "out")
+    key = Artifact.open(tmp_path / "out" / "export").record.key
+    assert len(key) == 64
+    ledger = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert ledger["stages"]["export"]["key"] == key
+    del ledger["stages"]["export"]
+    forgotten = json.dumps(ledger)
+    (tmp_path / "out" / "build.json").write_text(forgotten)
+    verbs.take()
+    build(recipe, tmp_path / "out")
+    assert "export" not in verbs.take()
+    set_key(Artifact.open(tmp_path / "out" / "export"), "another")
+    (tmp_path / "out" / "build.json").write_text(forgotten)
+    build(recipe, tmp_path / "out")
+    assert "export" in verbs.take()
+
+
+def test_another_version_of_a_tool_does_all_again(verbs, recipe, tmp_path, monkeypatch):
+    build(recipe, tmp_path / "out")
+    verbs.take()
+    there = builder.installed_versions
+    monkeypatch.setattr(builder, "installed_versions", lambda *names: there(*names) | {"onnx": "another"})
+    build(recipe, tmp_path / "out")
+    assert verbs.take()[0] == "export"
+
+
+def test_a_key_holds_settings_inputs_and_no_paths():
+    inputs = {"artifact": "a", "calibration": "b", "tools": {"onnx": "1"}}
+    config = QuantizeConfig(calibration="here")
+    key = key_of("quantize", config, inputs)
+    assert key == key_of("quantize", msgspec.structs.replace(config, calibration="there"), inputs)
+    others = [("compile", config, inputs), ("quantize", msgspec.structs.replace(config, seed=1), inputs)]
+    others += [("quantize", config, inputs | {name: "other"}) for name in inputs]
+    assert key not in {key_of(*other) for other in others}
+
+
+def test_calibration_images_and_tools_are_in_the_key_of_quantize(verbs, recipe, tmp_path, monkeypatch):
+    """One changed pixel, or another version of an engine: quantized anew."""
+    from vitdeploy.verbs import quantizer
+
+    def quantize(artifact, config, out, *, progress):
+        verbs._call("quantize")
+        with files.folder(out, ours=RECORD) as folder:
+            shutil.copy(artifact.model, folder / "model.onnx")
+            record = seal(folder, Record(spec=artifact.spec, made_by="quantize"))
+        return Artifact(out, record)
+
+    monkeypatch.setattr(quantizer, "quantize", quantize)
+    folder = tmp_path / "calibration"
+    folder.mkdir()
+    for number in range(2):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{number}.png")
+    recipe = msgspec.structs.replace(recipe, quantize=QuantizeConfig(calibration=str(folder), verify=False))
+    build(recipe, tmp_path / "out")
+    verbs.take()
+    build(recipe, tmp_path / "out")
+    assert "quantize" not in verbs.take()
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "1.png")
+    build(recipe, tmp_path / "out")
+    assert "quantize" in verbs.take()
+    there = builder.installed_versions
+    monkeypatch.setattr(builder, "installed_versions", lambda *names: there(*names) | {"onnxruntime": "another"})
+    build(recipe, tmp_path / "out")
+    assert "quantize" in verbs.take()
+
+
 def test_later_results_of_another_artifact_do_not_stay(verbs, recipe, tmp_path):
     build(recipe, tmp_path / "out")
     verbs.fails["validate"] = InputError("VD3101", "no images")
@@ -349,7 +428,7 @@ def compiling(verbs, monkeypatch):
             verbs._call("compile")
             with files.folder(out, ours=RECORD) as folder:
                 (folder / "model.xml").write_text(f"{artifact.id} {config.precision}")
-                proof = {"audit": {}} if tried else {}
+                proof = CompileProof(audit=Audit() if tried else None)
                 spec = artifact.spec
                 record = Record(kind="openvino", entry="model.xml", spec=spec, made_by="compile", proof=proof)
                 record = seal(folder, record)

@@ -20,8 +20,9 @@ from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
 from vitdeploy.proof import golden
-from vitdeploy.proof.engine import Found, distance
+from vitdeploy.proof.engine import Findings, distance
 from vitdeploy.recipe import BenchConfig, CompileConfig, QuantizeConfig, ValidateConfig
+from vitdeploy.record import Audit
 from vitdeploy.verbs import compiler
 from vitdeploy.verbs.compiler import settings_in_words
 from vitdeploy.verbs.quantizer import quantize
@@ -69,9 +70,9 @@ def test_an_engine_gives_what_its_source_gives(tiny_artifact, tmp_path, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_int8_stays_int8(int8, tmp_path, engine):
     made = vitdeploy.compile(int8[engine], config(engine), tmp_path / "out")
-    census = made.record.proof["audit"]["census"]
-    assert census["planned"]["gemms"] == census["executed"]["gemms"] >= 8
-    assert not census["missing"]
+    census = made.record.proof.audit.census
+    assert census.planned["gemms"] == census.executed["gemms"] >= 8
+    assert not census.missing
     assert distance(logits(made, engine), logits(int8[engine], engine)) < 0.05
 
 
@@ -79,11 +80,11 @@ def test_int8_stays_int8(int8, tmp_path, engine):
 def test_the_record_says_what_was_run(tiny_artifact, tmp_path, engine):
     proof = vitdeploy.compile(tiny_artifact, config(engine), tmp_path / "out").record.proof
     assert vitdeploy.inspect(tmp_path / "out").facts["engine"] == engine
-    assert proof["audit"]["settings"]["threads"] == 1
-    assert max(proof["audit"]["distances"].values()) < proof["audit"]["limit"]
-    assert proof["facts"]["build_s"] >= 0
-    assert proof["builds"] == 1
-    assert proof["run"]["threads"] == 1
+    assert proof.audit.settings["threads"] == 1
+    assert max(proof.audit.distances.values()) < proof.audit.limit
+    assert proof.build_s >= 0
+    assert proof.builds == 1
+    assert proof.run.threads == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -122,11 +123,11 @@ def test_the_fastest_settings_are_measured_and_kept(tiny_artifact, tmp_path, mon
     short = msgspec.structs.replace(compiler._BENCH, rounds=1, seconds=0.01, warmup=0)
     monkeypatch.setattr(compiler, "_BENCH", short)
     made = vitdeploy.compile(tiny_artifact, config(engine, optimise="latency"), tmp_path / "out")
-    found = made.record.proof["optimise"]
-    assert len(found["measured"]) >= 2
-    assert found["measured"][found["chosen"]] == min(found["measured"].values())
-    run = msgspec.convert(made.record.proof["run"], OpenConfig)
-    assert settings_in_words(run) == found["chosen"]
+    found = made.record.proof.optimise
+    assert len(found.measured) >= 2
+    assert found.measured[found.chosen] == min(found.measured.values())
+    run = made.record.proof.run
+    assert settings_in_words(run) == found.chosen
     with closing(open_in_child(engine, Artifact.open(made.folder), OpenConfig())) as runner:
         assert runner.settings["threads"] == run.threads
 
@@ -160,24 +161,24 @@ def test_the_faster_of_two_precisions_is_kept(int8, tiny_artifact, tmp_path, tim
     made = vitdeploy.compile(int8["onnxruntime"], config("onnxruntime"), tmp_path / "out", rival=tiny_artifact)
     assert made.record.precision == kept
     assert Artifact.open(tmp_path / "out").record == made.record
-    verdict = made.record.proof["verdict"]
+    verdict = made.record.proof.verdict
     assert f"{times['fp32'] / times['int8']:.2f}x as fast as fp32" in verdict
     assert verdict.endswith(f"{kept}{'' if kept == 'int8' else ' (rival)'} is kept")
-    assert set(made.record.proof["rival"]["latency_ms"].values()) == set(times.values())
+    assert set(made.record.proof.rival.latency_ms.values()) == set(times.values())
 
 
 def test_a_rival_is_kept_when_the_first_does_not_pass(int8, tiny_artifact, tmp_path, timed, monkeypatch):
     def audited(artifact, *_):
-        return Found({"settings": {}, "batch": None}, "wrong" if artifact.record.precision == "int8" else "")
+        return Findings(Audit(), "wrong" if artifact.record.precision == "int8" else "")
 
     monkeypatch.setattr(compiler, "audit", audited)
     made = vitdeploy.compile(int8["onnxruntime"], config("onnxruntime"), tmp_path / "out", rival=tiny_artifact)
     assert made.record.precision == "fp32"
-    assert "could not be had: onnxruntime: the engine is not what was asked for: wrong" in made.record.proof["verdict"]
+    assert "could not be had: onnxruntime: the engine is not what was asked for: wrong" in made.record.proof.verdict
 
 
 def test_when_neither_passes_nothing_is_written(int8, tiny_artifact, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiler, "audit", lambda *_: Found({"settings": {}, "batch": None}, "wrong"))
+    monkeypatch.setattr(compiler, "audit", lambda *_: Findings(Audit(), "wrong"))
     with pytest.raises(MachineError, match="wrong"):
         vitdeploy.compile(int8["onnxruntime"], config("onnxruntime"), tmp_path / "out", rival=tiny_artifact)
     assert list(tmp_path.iterdir()) == []
@@ -194,8 +195,8 @@ def test_a_fixed_batch_can_be_optimised_and_have_a_rival(tiny_static, tmp_path, 
     monkeypatch.setattr(compiler, "_BENCH", msgspec.structs.replace(compiler._BENCH, rounds=1, seconds=0.01, warmup=0))
     wanted = config(engine, optimise="latency")
     made = vitdeploy.compile(tiny_static, wanted, tmp_path / "out", rival=tiny_static)
-    assert made.record.proof["audit"]["batch"] == 4
-    assert "at batch 4" in made.record.proof["verdict"]
+    assert made.record.proof.audit.batch == 4
+    assert "at batch 4" in made.record.proof.verdict
 
 
 def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
@@ -212,7 +213,7 @@ def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
     assert made.record.parent == tiny_artifact.id
     assert made.record.weights == tiny_artifact.record.weights
     assert made.weights.is_file()
-    assert made.record.proof["notes"][0] == "one thing repaired"
+    assert made.record.proof.notes[0] == "one thing repaired"
 
 
 # Engines that come out wrong
@@ -242,7 +243,7 @@ def stubborn(monkeypatch):
             return msgspec.to_builtins(Compiled(entry="model.plan"))
 
         def audited(artifact, expected, plan, config=None):
-            return Found({"settings": {}, "batch": None}, "its outputs are 3 apart" if made.builds <= made.wrong else "")
+            return Findings(Audit(), "its outputs are 3 apart" if made.builds <= made.wrong else "")
 
         monkeypatch.setattr(compiler.isolate, "run", run)
         monkeypatch.setattr(compiler, "audit", audited)
@@ -255,7 +256,7 @@ def stubborn(monkeypatch):
 def test_a_wrong_engine_is_built_again(tiny_artifact, tmp_path, stubborn):
     builder = stubborn(2)
     made = vitdeploy.compile(tiny_artifact, config("tensorrt"), tmp_path / "out")
-    assert builder.builds == 3 == made.record.proof["builds"]
+    assert builder.builds == 3 == made.record.proof.builds
 
 
 def test_an_engine_that_stays_wrong_is_refused_and_leaves_nothing(tiny_artifact, tmp_path, stubborn):
@@ -284,8 +285,8 @@ def test_an_engine_without_its_device_is_marked(tiny_artifact, tmp_path, stubbor
 
     monkeypatch.setattr(compiler, "audit", away)
     made = vitdeploy.compile(tiny_artifact, config("tensorrt-rtx"), tmp_path / "out")
-    assert "audit" not in made.record.proof
-    assert any("not executed" in note for note in made.record.proof["notes"])
+    assert not made.record.audited
+    assert any("not executed" in note for note in made.record.proof.notes)
     with pytest.raises(MachineError, match="no CUDA device"):  # TensorRT itself builds on the device only
         vitdeploy.compile(tiny_artifact, config("tensorrt"), tmp_path / "other")
 

@@ -119,7 +119,7 @@ def test_equal_parameters_of_different_modules_stay_apart(tmp_path) -> None:
         name for node in onnx.load(artifact.model).graph.node if node.op_type == "LayerNormalization" for name in node.input[1:]
     ]
     assert len(uses) == len(set(uses)) == 10
-    assert artifact.record.origin["random_seed"] == 0
+    assert artifact.record.origin.random_seed == 0
 
 
 def test_metadata_is_enough_to_prepare_a_pixel(artifact) -> None:
@@ -140,7 +140,7 @@ def test_record_holds_the_proof(artifact) -> None:
 def test_static_batch(small, tmp_path) -> None:
     artifact = export(small, ExportConfig(batch=3), tmp_path / "out")
     assert session(artifact).get_inputs()[0].shape == [3, 3, 32, 32]
-    assert artifact.record.proof["batches"] == [3]
+    assert artifact.record.proof.batches == [3]
 
 
 def test_another_image_size_resamples_positions(small, tmp_path) -> None:
@@ -159,7 +159,7 @@ def test_raw_pixels_give_the_same_logits(tmp_path, layout, change) -> None:
     spec = msgspec.structs.replace(SMALL, **change)
     artifact = export(lively(spec, tmp_path), ExportConfig(input=layout), tmp_path / "out")
     assert artifact.spec.input.tensor == layout
-    assert artifact.record.proof["relative"] < 1e-4
+    assert artifact.record.proof.relative < 1e-4
     again = export(ModelConfig(source=str(artifact.folder)), ExportConfig(), tmp_path / "float")
     assert again.spec.input.tensor == "float32-nchw"
     pixels = synthetic.pixels(3, SMALL.input)

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 
 from tests.checkpoints import test_clip, test_jax
 from vitdeploy import files
+from vitdeploy import jsonfile as rendered
 from vitdeploy.artifact import Artifact
 from vitdeploy.checkpoints.headers import read_npz, read_safetensors
 from vitdeploy.data import synthetic
 from vitdeploy.errors import InputError, UsageError, VitdeployError
-from vitdeploy.render import json as rendered
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.inspector import Inspection, inspect

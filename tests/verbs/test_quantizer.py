@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import signal
@@ -28,9 +28,11 @@ from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure.parity import Parity
-from vitdeploy.quant.job import HALVES, layout_of
+from vitdeploy.quant.halves import HALVES
 from vitdeploy.quant.job import quantize_here as quantize
+from vitdeploy.quant.layout import choose_layout
 from vitdeploy.recipe import QuantizeConfig, ValidateConfig
+from vitdeploy.record import Calibration
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -97,11 +99,11 @@ def test_int8_runs_as_planned_on_every_engine_of_the_target(tiny_artifact, tiny_
     source = tiny_static if batch == "fixed" else tiny_artifact
     found = quantize(source, config(target=target), tmp_path / "out")
     engines = ENGINES if target == "portable" else (target,)
-    assert tuple(found.record.proof["census"]) == engines
+    assert tuple(found.record.proof.census) == engines
     for engine in engines:
-        counted = found.record.proof["census"][engine]
-        assert counted["planned"] == counted["executed"]
-        assert counted["planned"]["gemms"] == (10 if target == "openvino" else 9)  # OpenVINO: the patch embedding too
+        counted = found.record.proof.census[engine]
+        assert counted.planned == counted.executed
+        assert counted.planned["gemms"] == (10 if target == "openvino" else 9)  # OpenVINO: the patch embedding too
         assert ratio(source, found, engine) > 25
     onnx.checker.check_model(onnx.load(found.model), full_check=target != "onnxruntime")
 
@@ -109,7 +111,7 @@ def test_int8_runs_as_planned_on_every_engine_of_the_target(tiny_artifact, tiny_
 @needs_vnni
 def test_openvino_multiplies_attention_in_int8(tiny_artifact, config, tmp_path):
     found = quantize(tiny_artifact, config(target="openvino", attention=True), tmp_path / "out")
-    assert found.record.proof["census"]["openvino"]["executed"] == {"gemms": 10, "dynamic": 0, "attention": 4}
+    assert found.record.proof.census["openvino"].executed == {"gemms": 10, "dynamic": 0, "attention": 4}
     kept, inside = constants(found), []
     for node in nodes(found, "QuantizeLinear"):
         if kept[node.input[2]].dtype == np.int8 or "Softmax" in node.name:
@@ -117,7 +119,7 @@ def test_openvino_multiplies_attention_in_int8(tiny_artifact, config, tmp_path):
             inside.append(node.name)
     assert len(inside) >= 4
     plain = quantize(tiny_artifact, config(target="openvino"), tmp_path / "plain")
-    assert plain.record.proof["census"]["openvino"]["executed"] == {"gemms": 10, "dynamic": 0, "attention": 0}
+    assert plain.record.proof.census["openvino"].executed == {"gemms": 10, "dynamic": 0, "attention": 0}
     assert ratio(tiny_artifact, plain, "openvino") > ratio(tiny_artifact, found, "openvino") > 20
 
 
@@ -150,8 +152,8 @@ def test_tensorrt_gets_symmetric_int8_and_fp16(tiny_artifact, config, tmp_path):
     assert len(products) >= 15
     assert {types[node.output[0]] for node in products} == {TensorProto.FLOAT16}
     assert [types[value.name] for value in model.graph.output] == [TensorProto.FLOAT]
-    assert found.record.proof["census"] == {}
-    assert "not run here" in found.record.proof["verdict"]
+    assert found.record.proof.census == {}
+    assert "not run here" in found.record.proof.verdict
     onnx.checker.check_model(model, full_check=True)
     assert ratio(tiny_artifact, found) > 20
 
@@ -171,7 +173,7 @@ def test_tensorrt_gets_symmetric_int8_and_fp16(tiny_artifact, config, tmp_path):
     ],
 )
 def test_the_layout_follows_the_target_not_this_machine(config, settings, expected):
-    layout = layout_of(config(**settings), TINY.input, fixed=True)
+    layout = choose_layout(config(**settings), TINY.input, fixed=True)
     assert {name: getattr(layout, name) for name in expected} == expected
 
 
@@ -183,10 +185,10 @@ def test_fp16(tiny_artifact, pictures, calibrated, tmp_path):
     given = {"calibration": str(pictures)} if calibrated else {}
     found = quantize(tiny_artifact, QuantizeConfig(precision="fp16", threads=1, verify=False, **given), tmp_path / "out")
     assert apart(tiny_artifact, found) < 1e-2
-    done = found.record.proof["fp16"]
-    assert done["half"] > 20
-    assert len(done["overflow"]) == 0
-    assert any("LayerNorm" in note for note in found.record.proof.get("notes", ())) is not calibrated
+    done = found.record.proof.fp16
+    assert done.half > 20
+    assert len(done.overflow) == 0
+    assert any("LayerNorm" in note for note in found.record.proof.notes) is not calibrated
     assert found.model.stat().st_size < 0.7 * tiny_artifact.model.stat().st_size
     halves = [name for name, array in constants(found).items() if array.dtype == np.float16]
     assert any("weight" in name for name in halves)
@@ -204,9 +206,9 @@ def test_fp16_keeps_what_would_overflow(tiny_artifact, config, tmp_path):
 
     source = edited(tiny_artifact, tmp_path / "source", larger)
     found = quantize(source, config(precision="fp16"), tmp_path / "out")
-    overflow = found.record.proof["fp16"]["overflow"]
-    assert any("mlp" in each["node"] or "mlp" in each["tensor"] for each in overflow)
-    assert all(each["max_abs"] > 65504 / 2 for each in overflow)
+    overflow = found.record.proof.fp16.overflow
+    assert any("mlp" in each.node or "mlp" in each.tensor for each in overflow)
+    assert all(each.max_abs > 65504 / 2 for each in overflow)
     assert apart(source, found) < 1e-2
 
 
@@ -237,8 +239,8 @@ def test_bf16_is_a_hint_and_changes_nothing(tiny_artifact, tmp_path):
 @pytest.mark.parametrize("precision", ["int8-dynamic", "int8-weight-only"])
 def test_weights_alone_need_no_images(tiny_artifact, precision, target, tmp_path):
     found = quantize(tiny_artifact, QuantizeConfig(precision=precision, target=target, verify=False, threads=1), tmp_path / "out")
-    counted = found.record.proof["census"][target]
-    assert counted["executed"] == counted["planned"] == {"gemms": 0, "dynamic": 9, "attention": 0}
+    counted = found.record.proof.census[target]
+    assert counted.executed == counted.planned == {"gemms": 0, "dynamic": 9, "attention": 0}
     assert ratio(tiny_artifact, found, target) > 30
     kinds = {node.op_type for node in onnx.load(found.model).graph.node}
     assert ("DynamicQuantizeLinear" in kinds) == (precision == "int8-dynamic" and target == "onnxruntime")
@@ -257,10 +259,10 @@ def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precis
     record = found.record
     assert (record.precision, record.made_by, record.parent) == (precision, "quantize", tiny_artifact.id)
     assert (record.spec, record.origin) == (tiny_artifact.spec, tiny_artifact.record.origin)
-    assert record.config["precision"] == precision
-    assert record.config["limit"] == 256
-    assert {"rewrites", "rewritten", "census"} <= set(record.proof)
-    assert record.proof["rewritten"] < 1e-4
+    assert record.config.precision == precision
+    assert record.config.limit == 256
+    assert record.proof.rewrites and record.proof.census
+    assert record.proof.rewritten < 1e-4
     assert {"onnxruntime", "numpy", "vitdeploy"} <= set(record.tools)
     assert found.weights.read_bytes() == tiny_artifact.weights.read_bytes()
     assert found.id == made.id != tiny_artifact.id
@@ -272,17 +274,16 @@ def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precis
 
 def test_calibration_is_recorded(tiny_artifact, config, pictures, tmp_path):
     found = quantize(tiny_artifact, config(limit=24), tmp_path / "out").record
-    assert found.proof["calibration"]["source"] == pictures.name
-    assert found.proof["calibration"]["images"] == 24
-    assert len(found.proof["calibration"]["digest"]) >= 16
-    assert len(found.proof["sites"]) == 8
-    assert json.dumps(found.proof["sites"], allow_nan=False)
+    assert found.proof.calibration.source == pictures.name
+    assert found.proof.calibration.images == 24
+    assert len(found.proof.calibration.digest) >= 16
+    assert len(found.proof.sites) == 8
+    assert all(math.isfinite(site.scale) for site in found.proof.sites)
 
 
 def test_random_pixels_are_recorded_as_such(tiny_artifact, config, tmp_path):
     found = quantize(tiny_artifact, config(calibration="random"), tmp_path / "out").record
-    assert found.proof["calibration"] == {"source": "random", "images": 64}
-    assert "sha256" not in found.proof["calibration"]
+    assert found.proof.calibration == Calibration(source="random", images=64)
 
 
 def test_validate_compares_it_with_the_pytorch_original(tiny_artifact, config, pictures, tmp_path):
@@ -325,6 +326,49 @@ def test_an_interruption_leaves_nothing(tiny_artifact, config, stage, tmp_path):
     with pytest.raises(Stop):
         quantize(tiny_artifact, config(), tmp_path / "out", progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seen", [1, 3, 20])
+def test_an_interrupted_calibration_is_gone_on_with_and_gives_the_same_bytes(tiny_artifact, config, seen, tmp_path):
+    whole = quantize(tiny_artifact, config(), tmp_path / "whole")
+    heard, cache = [], tmp_path / "cache"
+
+    def stop(what, done, total):
+        heard.append(what)
+        if heard.count("calibrate") == seen or (seen == 20 and what == "quantize: equalize"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        quantize(tiny_artifact, config(), tmp_path / "out", cache=cache, progress=stop)
+    assert list(cache.rglob("*.npz"))
+    heard.clear()
+    again = quantize(tiny_artifact, config(), tmp_path / "out", cache=cache, progress=lambda what, *_: heard.append(what))
+    assert any(what.startswith("calibrate: goes on after") for what in heard)
+    assert again.model.read_bytes() == whole.model.read_bytes()
+    assert again.record == whole.record
+    assert not list(cache.rglob("*.npz")), "done: nothing is kept"
+
+
+def test_what_was_kept_for_another_calibration_is_not_used(tiny_artifact, config, tmp_path):
+    cache, heard = tmp_path / "cache", []
+
+    def stop(what, done, total):
+        if what == "quantize: equalize":
+            raise Stop
+
+    with pytest.raises(Stop):
+        quantize(tiny_artifact, config(), tmp_path / "out", cache=cache, progress=stop)
+    other = config(seed=1, limit=20)
+    quantize(tiny_artifact, other, tmp_path / "out", cache=cache, progress=lambda what, *_: heard.append(what))
+    assert not any("goes on" in what for what in heard)
+
+
+def test_the_file_is_the_same_whether_or_not_it_is_verified(tiny_artifact, config, tmp_path):
+    """The same images are held back, and set no range."""
+    one, other = (quantize(tiny_artifact, config(verify=verify), tmp_path / str(verify)) for verify in (True, False))
+    assert one.model.read_bytes() == other.model.read_bytes()
+    assert one.record.proof.calibration == other.record.proof.calibration
+    assert one.record.proof.calibration.images == 30
 
 
 def test_an_older_artifact_stays_until_the_new_one_is_whole(tiny_artifact, config, tmp_path):
@@ -387,12 +431,12 @@ def test_statistics_serve_without_images_for_other_targets_too(tiny_artifact, co
     folder, made = saved
     assert sorted(path.name for path in folder.iterdir()) == sorted(HALVES)
     found = quantize(tiny_artifact, config(calibration=None, statistics=str(folder), target=target), tmp_path / "out")
-    assert found.record.proof["calibration"] == {"source": "statistics", "folder": str(folder)}
+    assert found.record.proof.calibration == Calibration(source="statistics", folder=str(folder))
     assert ratio(tiny_artifact, found, "openvino" if target == "openvino" else "onnxruntime") > 20
     if target == "onnxruntime":
-        ours, theirs = (found.record.proof["sites"], made.record.proof["sites"])
-        assert [row["chosen"] for row in ours] == [row["chosen"] for row in theirs]
-        assert [row["scale"] for row in ours] == [row["scale"] for row in theirs]
+        ours, theirs = (found.record.proof.sites, made.record.proof.sites)
+        assert [row.chosen for row in ours] == [row.chosen for row in theirs]
+        assert [row.scale for row in ours] == [row.scale for row in theirs]
 
 
 @pytest.mark.parametrize("kind", ["model", "contract", "rewrites"])
@@ -418,16 +462,16 @@ def test_statistics_of_something_else_are_refused(tiny_artifact, tiny_headless, 
 def test_the_verdict_and_its_numbers_are_recorded(tiny_artifact, config, tmp_path):
     """On images held back from the ranges, against PyTorch; the numbers behind the sentence are all there."""
     found = Artifact.open(quantize(tiny_artifact, config(verify=True, limit=30), tmp_path / "out").folder)
-    worth = found.record.proof["worth"]
-    assert (worth["engine"], worth["reference"], worth["images"], worth["held_back"]) == ("onnxruntime", "pytorch", 10, True)
-    assert found.record.proof["calibration"]["images"] == 30
-    assert found.record.proof["verdict"] == worth["verdict"]
-    assert worth["verdict"].startswith("INT8: ")
-    assert set(worth["latency_ms"]) == {"fp32", "int8"}
-    assert min(worth["latency_ms"].values()) > 0
-    assert set(worth["size_mib"]) == {"fp32", "int8"}
-    assert worth["agreement"]["low"] <= worth["agreement"]["value"] <= 1
-    assert 0 <= worth["divergence"]["value"] < 0.5
+    worth = found.record.proof.worth
+    assert (worth.engine, worth.reference, worth.images, worth.held_back) == ("onnxruntime", "pytorch", 10, True)
+    assert found.record.proof.calibration.images == 30
+    assert found.record.proof.verdict == worth.verdict
+    assert worth.verdict.startswith("INT8: ")
+    assert set(worth.latency_ms) == {"fp32", "int8"}
+    assert min(worth.latency_ms.values()) > 0
+    assert set(worth.size_mib) == {"fp32", "int8"}
+    assert worth.agreement.low <= worth.agreement.value <= 1
+    assert 0 <= worth.divergence.value < 0.5
 
 
 # In a process of its own
@@ -457,8 +501,8 @@ def test_paths_are_the_callers_and_errors_cross(tiny_artifact, pictures, tmp_pat
     shutil.copytree(tiny_artifact.folder, tmp_path / "source")
     settings = QuantizeConfig(calibration=pictures.name, verify=False, threads=1)
     found = vitdeploy.quantize(Artifact.open(tmp_path / "source"), settings, tmp_path / "out")
-    assert found.record.config["calibration"] == pictures.name
-    assert found.record.proof["calibration"]["images"] == 40
+    assert found.record.config.calibration == pictures.name
+    assert found.record.proof.calibration.images == 30
     with pytest.raises(InputError) as caught:
         vitdeploy.quantize(found, settings, tmp_path / "again")
     assert caught.value.code == "VD3024"

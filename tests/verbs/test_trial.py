@@ -10,7 +10,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends import table
 from vitdeploy.backends.table import TABLE
 from vitdeploy.errors import MachineError, UsageError
-from vitdeploy.recipe import BenchConfig, ValidateConfig
+from vitdeploy.recipe import BenchConfig, QuantizeConfig, ValidateConfig
 from vitdeploy.verbs import validator
 from vitdeploy.verbs.bencher import bench
 from vitdeploy.verbs.validator import validate
@@ -61,7 +61,8 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
         validate(compiled(tiny_artifact, "openvino"), SHORT)
     assert (missing.value.code, missing.value.fix) == ("VD4001", "run: pip install 'vitdeploy[openvino]'")
     monkeypatch.setattr(table, "find_spec", lambda name: name)
-    quantized = msgspec.structs.replace(tiny_artifact.record, made_by="quantize", config={"target": "tensorrt"})
+    wanted = QuantizeConfig(target="tensorrt", calibration="random")
+    quantized = msgspec.structs.replace(tiny_artifact.record, made_by="quantize", config=wanted)
     with pytest.raises(UsageError, match="has to be compiled before tensorrt"):
         validate(Artifact(tiny_artifact.folder, quantized), SHORT)
 

@@ -13,8 +13,8 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.machine import logical_cores
 from vitdeploy.recipe import CompileConfig
+from vitdeploy.record import OpenConfig as OpenConfig
 from vitdeploy.spec import InputContract
-from vitdeploy.words import FloatPrecision, Hint
 
 Tensor = NDArray[Any]
 """A model's input: float32 [N, C, H, W], or uint8 [N, C, H, W] / [N, H, W, C], C-contiguous, as the contract says."""
@@ -46,32 +46,6 @@ class Kernel(NamedTuple):
     precision: Precision
     fallback: bool = False
     reason: str = ""
-
-
-class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine runs. A compiled artifact brings its own settings; what is given here goes before them.
-
-    Attributes:
-        threads: Threads inside one run; None is the number of cores this process may use.
-        device: ``cpu``, or what the backend calls another device; None is the artifact's, or the backend's usual one.
-        precision: What float parts of the model are computed in, whatever the file holds; None is ``f32``, or what the artifact
-            was made for (``bf16``).
-        hint: ``latency`` for one batch at a time, ``throughput`` for many at once.
-        streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
-        spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime and
-            TensorRT only.
-        arena: Whether memory of one run is kept for the next; None is the engine's choice. ONNX Runtime only.
-        graph: Whether a run is replayed as one CUDA graph; None is yes where it can be. TensorRT only.
-    """
-
-    threads: int | None = None
-    device: str | None = None
-    precision: FloatPrecision | None = None
-    hint: Hint | None = None
-    streams: int | None = None
-    spin: bool | None = None
-    arena: bool | None = None
-    graph: bool | None = None
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from vitdeploy.files import temporary_folder
 from vitdeploy.isolate import Child, Limits
 from vitdeploy.machine import peak_mib, physical_mib
 from vitdeploy.onnxfile import check
+from vitdeploy.record import CompileProof
 
 PATIENCE_S = 1800.0
 """How long an engine may take to open a model, to run one batch, or to tell its kernels, in seconds."""
@@ -137,8 +138,8 @@ def _make_limits(what: str, artifact: Artifact, cap: int | None) -> Limits:
 
 
 def _find_cap(name: str, artifact: Artifact, config: OpenConfig) -> int | None:
-    run = artifact.record.proof.get("run")
-    return compute_memory_cap(name, config.device or (run.get("device") if isinstance(run, dict) else None))
+    proof = artifact.record.proof
+    return compute_memory_cap(name, config.device or (proof.run.device if isinstance(proof, CompileProof) else None))
 
 
 def compute_memory_cap(name: str, device: object) -> int | None:

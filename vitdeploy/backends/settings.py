@@ -6,11 +6,12 @@ from collections.abc import Collection
 
 import msgspec
 
-from vitdeploy.artifact import RECORD, Artifact
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import require_fit
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.recipe import CompileConfig
+from vitdeploy.record import CompileProof
 
 
 def require_only(name: str, config: OpenConfig | CompileConfig, takes: Collection[str]) -> None:
@@ -40,11 +41,11 @@ def merge_settings(name: str, artifact: Artifact, config: OpenConfig, takes: Col
 
     Raises:
         UsageError: VD2011, a setting that the backend does not have; VD2013, the artifact is another engine's.
-        InputError: VD3010, the record's own settings are damaged.
     """
     require_fit(name, artifact)
     require_only(name, config, takes)
-    brought = _read_run(artifact) if artifact.record.kind == name else OpenConfig()
+    proof = artifact.record.proof
+    brought = proof.run if isinstance(proof, CompileProof) and artifact.record.kind == name else OpenConfig()
     fields = msgspec.structs.fields(config)
     given = {field.name: value for field in fields if (value := getattr(config, field.name)) != field.default}
     whole = msgspec.structs.replace(brought, **given)
@@ -54,11 +55,3 @@ def merge_settings(name: str, artifact: Artifact, config: OpenConfig, takes: Col
         if count is not None and count < 1:
             raise UsageError("VD2003", f"{field_name} is {count}", fix="use 1 or more")
     return whole
-
-
-def _read_run(artifact: Artifact) -> OpenConfig:
-    try:
-        return msgspec.convert(artifact.record.proof.get("run", {}), OpenConfig)
-    except msgspec.ValidationError as exc:
-        message = f"has settings for running that are none: {exc}"
-        raise InputError("VD3010", message, file=artifact.folder / RECORD, fix="compile it again") from exc

@@ -36,11 +36,11 @@ def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str)
 
 def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
     """Write the report where asked, and leave it for printing."""
-    from vitdeploy import files
-    from vitdeploy.render import console, json, markdown
+    from vitdeploy import files, jsonfile
+    from vitdeploy.render import console, markdown
 
     if out is not None:
-        files.write(out, markdown.format_report(report) if out.suffix == ".md" else json.encode(report))
+        files.write(out, markdown.format_report(report) if out.suffix == ".md" else jsonfile.encode(report))
     wrote = "" if out is None else f"wrote {out}; "
     return Outcome(report, lambda: console.print_report(report), f"{wrote}next: {following}")
 

@@ -210,7 +210,7 @@ def compile(
         return answers.answer_command(open_source(source, contract), config, out)
     other = None if rival is None else open_source(rival, None if rival.is_dir() else contract)
     artifact = vd.compile(open_source(source, contract), config, out, rival=other, progress=progress)
-    following = "validate {}" if "audit" in artifact.record.proof else "inspect {}"
+    following = "validate {}" if artifact.record.audited else "inspect {}"
     return answers.answer_artifact(artifact, tables.tabulate_compiled(artifact), following)
 
 

@@ -149,7 +149,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
 def _print_result(result: _Result) -> int:
     outcome = result.outcome
     if result.json:
-        from vitdeploy.render.json import encode
+        from vitdeploy.jsonfile import encode
 
         sys.stdout.write(encode(outcome.record))
     else:
@@ -199,7 +199,7 @@ class _Ending(NamedTuple):
 
     def _print_record(self, error: dict[str, object]) -> None:
         if self.json:
-            from vitdeploy.render.json import encode
+            from vitdeploy.jsonfile import encode
 
             sys.stdout.write(encode({"schema_version": 1, "error": error}))
             sys.stdout.flush()

@@ -18,6 +18,7 @@ import msgspec
 from vitdeploy.backends.base import Kernel, Role
 from vitdeploy.backends.table import find_engine
 from vitdeploy.errors import MachineError
+from vitdeploy.record import Census
 
 _QUANTIZED = ("int8", "fp8", "int8-dynamic")
 _SHOWN = 3
@@ -35,30 +36,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     gemms: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
-
-
-class Census(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan against what runs.
-
-    Attributes:
-        engine: Whose kernels they are.
-        counts: ``role/precision`` to how many kernels, most first; without what is neither product nor convolution.
-        planned: Part of the plan to how many nodes: ``gemms``, ``dynamic``, ``attention``.
-        executed: The same parts to how many of these nodes run in 8 bits.
-        missing: Planned nodes that run in float, or of which there is no kernel, in the plan's order.
-        untold: Planned nodes of which an engine that does not tell everything says nothing.
-        fallbacks: Nodes that run in float on inputs that were quantized, planned or not.
-        reasons: Likely causes of what is missing.
-    """
-
-    engine: str
-    counts: dict[str, int]
-    planned: dict[str, int]
-    executed: dict[str, int]
-    missing: tuple[str, ...] = ()
-    untold: tuple[str, ...] = ()
-    fallbacks: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
 
 
 def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = True) -> Census:

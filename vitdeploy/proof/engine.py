@@ -7,7 +7,7 @@ rows leak into each other, INT8 layers that run in float. So nothing is accepted
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,32 +21,26 @@ from vitdeploy.data import images
 from vitdeploy.errors import MachineError
 from vitdeploy.proof.census import Plan, census, require
 from vitdeploy.proof.golden import Golden
-
-LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 2e-1}
-"""Largest distance from the golden outputs, by arithmetic.
-
-Rounding of that arithmetic stays well below. Where the outputs have nothing in common with the golden ones but their size, the
-distance is 1 and above; one such row in four makes it about 0.6.
-"""
-_COMPANY = 0.1
-"""Share of the limit that may lie between rows of the same image in one batch: kernels may add up a last row in another order."""
+from vitdeploy.proof.thresholds import COMPANY, LIMITS
+from vitdeploy.recipe import CompileConfig
+from vitdeploy.record import Audit, Census
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     """What an audit saw.
 
     Attributes:
-        facts: For the record.
+        audit: For the record.
         wrong: What is wrong, in words; "" when all is well.
         notes: For people: what could not be told.
     """
 
-    facts: dict[str, Any]
+    audit: Audit
     wrong: str = ""
     notes: tuple[str, ...] = ()
 
 
-def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | None = None) -> Found:
+def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | None = None) -> Findings:
     """Open an engine in a process of its own, and compare what it runs and puts out with what is expected.
 
     Args:
@@ -62,19 +56,18 @@ def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | N
         MachineError: VD4010, the engine's device is not here; VD4004 to VD4008, it failed.
     """
     with closing(open_in_child(artifact.record.kind, artifact, config or OpenConfig())) as runner:
-        facts: dict[str, Any] = {"settings": runner.settings, "batch": runner.batch}
-        counted, wrong, notes = _counted(artifact, runner, plan)
-        facts |= counted
+        counted, wrong, notes = _count(artifact, runner, plan)
+        seen = Audit(settings=runner.settings, batch=runner.batch, census=counted)
         if wrong:
-            return Found(facts, wrong, notes)
+            return Findings(seen, wrong, notes)
         limit = LIMITS[arithmetic(str(runner.settings["precision"]))]
         distances = _distances(artifact, runner, golden)
-    facts |= {"golden": golden.engine, "limit": limit, "distances": distances}
+    seen = msgspec.structs.replace(seen, golden=golden.engine, limit=limit, distances=distances)
     for words, apart in distances.items():
-        most = (_COMPANY if words == _SAME else 1.0) * limit
+        most = (COMPANY if words == _SAME else 1.0) * limit
         if not apart <= most:
-            return Found(facts, f"{words}, outputs are {apart:.2g} apart, {most:.2g} is the limit", notes)
-    return Found(facts, notes=notes)
+            return Findings(seen, f"{words}, outputs are {apart:.2g} apart, {most:.2g} is the limit", notes)
+    return Findings(seen, notes=notes)
 
 
 _SAME = "for the same image in one batch"
@@ -85,7 +78,7 @@ def arithmetic(precision: str) -> str:
     return max((name for name in LIMITS if name in precision), key=lambda name: LIMITS[name], default="fp32")
 
 
-def _counted(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+def _count(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[Census | None, str, tuple[str, ...]]:
     """The census for the record, what is wrong in it, and notes.
 
     The engines that are built on a GPU tell of their kernels through an inspector that may leave some out; what it does not
@@ -98,34 +91,35 @@ def _counted(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[dict[str, 
     except MachineError as error:
         if tells or error.code != "VD4004":
             raise
-        return {}, "", (f"the engine does not tell what it runs: {error.message}",)
+        return None, "", (f"the engine does not tell what it runs: {error.message}",)
     if not kernels:
-        return {}, "", ()
+        return None, "", ()
     counted = census(plan, kernels, engine, tells=tells)
-    facts, notes = {"census": msgspec.to_builtins(counted)}, []
+    notes = []
     if counted.untold:
         notes.append(f"the engine does not tell what {len(counted.untold)} of the layers planned for 8 bits run in")
     try:
         require(counted)
     except MachineError as error:
-        if not artifact.record.config.get("weakly_typed"):
-            return facts, error.message, tuple(notes)
+        config = artifact.record.config
+        if not isinstance(config, CompileConfig) or not config.weakly_typed:
+            return counted, error.message, tuple(notes)
         notes.append(f"the builder was free to choose: {error.message}")
-    return facts, "", tuple(notes)
+    return counted, "", tuple(notes)
 
 
 def _distances(artifact: Artifact, runner: Runner, golden: Golden) -> dict[str, float]:
     """From the golden outputs, at every batch size that the engine was built for, and of equal rows from each other."""
     tensor, name = images.to_tensor(golden.pixels, artifact.spec.input), artifact.spec.output
-    found = {}
+    distances = {}
     for size in _sizes(artifact, runner, len(tensor)):
         rows = np.arange(max(size, len(tensor))) % len(tensor)
         parts = [run_any(runner, tensor[rows[start : start + size]])[name] for start in range(0, len(rows), size)]
-        found[f"at batch {size}"] = distance(np.concatenate(parts), golden.output[rows])
+        distances[f"at batch {size}"] = distance(np.concatenate(parts), golden.output[rows])
     together = max(_sizes(artifact, runner, len(tensor)))
     same = run_any(runner, np.repeat(tensor[:1], together, 0))[name]
-    found[_SAME] = float(np.abs(same - same[:1]).max()) / (float(golden.output.std()) or 1.0)
-    return found
+    distances[_SAME] = float(np.abs(same - same[:1]).max()) / (float(golden.output.std()) or 1.0)
+    return distances
 
 
 def _sizes(artifact: Artifact, runner: Runner, images: int) -> tuple[int, ...]:
@@ -134,20 +128,22 @@ def _sizes(artifact: Artifact, runner: Runner, images: int) -> tuple[int, ...]:
     largest = runner.settings.get("largest_batch")
     if largest is None:
         return 1, images
-    return tuple(sorted({1, int(artifact.record.config.get("usual_batch", 1)), int(largest)}))
+    config = artifact.record.config
+    usual = config.usual_batch if isinstance(config, CompileConfig) else 1
+    return tuple(sorted({1, usual, int(largest)}))
 
 
-def distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+def distance(output: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Euclidean norm of the difference, over that of the expected outputs around their mean over all images and classes.
 
     Args:
-        found: float32 [n, ...].
+        output: float32 [n, ...].
         expected: float32 [n, ...].
 
     Returns:
         0 for equal outputs, about 1 for unrelated ones of the same size; infinite for another shape, NaN where there is one.
     """
-    if found.shape != expected.shape:
+    if output.shape != expected.shape:
         return float("inf")
     wide = expected.astype(np.float64)
-    return float(np.linalg.norm(found - wide) / (np.linalg.norm(wide - wide.mean()) or 1.0))
+    return float(np.linalg.norm(output - wide) / (np.linalg.norm(wide - wide.mean()) or 1.0))

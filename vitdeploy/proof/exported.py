@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -19,13 +19,15 @@ from vitdeploy.data import images, synthetic
 from vitdeploy.errors import MachineError
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.proof.golden import IMAGES, Golden
+from vitdeploy.proof.thresholds import ALMOST_CONSTANT, TOP_K
 from vitdeploy.recipe import ExportConfig
+from vitdeploy.record import ExportProof
 from vitdeploy.spec import ModelSpec
 
 Rows = dict[str, NDArray[np.float32]]
 
 
-def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[dict[str, Any], Golden]:
+def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[ExportProof, Golden]:
     """Run the file at each batch size and compare every row with PyTorch's and with the same row in other company.
 
     For a dynamic batch the other company is none: the row alone. For a static batch it is the batch turned by one place.
@@ -36,8 +38,7 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
         config: Batch sizes and tolerance.
 
     Returns:
-        Batch sizes; largest |difference| from PyTorch and between companies, absolute and as a share of the standard
-        deviation of PyTorch's output, over all rows and outputs. And the golden batch: the first of these images.
+        The proof, and the golden batch: the first of these images.
 
     Raises:
         MachineError: VD4003, a difference is above the tolerance, or NaN; VD4007, VD4008 the engine crashed or hung.
@@ -53,16 +54,16 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
             rows = runner.run(tensor[:batch]) if batch > 1 or config.batch else {name: alone[name][:1] for name in alone}
             for name, expected in truth.items():
                 spread = float(expected.std())
-                limit = config.tolerance * spread + 1e-6  # the floor is for outputs that are all but constant
+                limit = config.tolerance * spread + ALMOST_CONSTANT
                 apart, company = _largest(rows[name], expected[:batch]), _largest(rows[name], alone[name][:batch])
-                found = {"difference": apart, "relative": apart / (spread or 1.0), "company": company}
-                worst = {key: float(np.maximum(worst[key], found[key])) for key in worst}  # keeps NaN; max() drops it
+                seen = {"difference": apart, "relative": apart / (spread or 1.0), "company": company}
+                worst = {key: float(np.maximum(worst[key], seen[key])) for key in worst}  # keeps NaN; max() drops it
                 _check(artifact, f"output {name!r} at batch {batch} differs from PyTorch", apart, limit)
                 _check(artifact, f"output {name!r} at batch {batch} differs from the same image in other company", company, limit)
             if config.top_k is not None:
                 _check_top_k(artifact, rows, config.top_k)
     golden = Golden(pixels[:IMAGES], alone[artifact.spec.output][:IMAGES], PROVER)
-    return {"batches": list(batches), "images": len(pixels), **worst}, golden
+    return ExportProof(batches=batches, images=len(pixels), **worst), golden
 
 
 def _reference(source: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:
@@ -101,7 +102,7 @@ def _check_top_k(artifact: Artifact, rows: Outputs, k: int) -> None:
     chosen = np.take_along_axis(shares, rows["top_k_indices"].astype(np.int64), 1)  # [n, k]
     largest = np.sort(shares, 1)[:, ::-1][:, :k]  # [n, k]
     apart = max(_largest(rows["top_k_probabilities"], other) for other in (largest, chosen))
-    _check(artifact, "top_k_probabilities differ from the softmax of the logits", apart, 1e-5)
+    _check(artifact, "top_k_probabilities differ from the softmax of the logits", apart, TOP_K)
 
 
 def _check(artifact: Artifact, what: str, apart: float, limit: float) -> None:

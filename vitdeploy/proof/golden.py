@@ -81,8 +81,8 @@ def read(artifact: Artifact) -> Golden | None:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("too large")
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-            golden = Golden(found["pixels"], found["output"], str(found["engine"]))
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            golden = Golden(arrays["pixels"], arrays["output"], str(arrays["engine"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as exc:
         raise InputError("VD3010", f"is damaged: {exc}", file=path, fix="make the artifact again") from exc
     contract = artifact.spec.input

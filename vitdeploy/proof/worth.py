@@ -21,48 +21,12 @@ from vitdeploy.measure.latency import Subject
 from vitdeploy.measure.parity import Parity
 from vitdeploy.onnxfile.summary import stored_bytes
 from vitdeploy.progress import Progress, silent
+from vitdeploy.proof.thresholds import AGREES, ALIKE, ENOUGH, FASTER
 from vitdeploy.recipe import BenchConfig
+from vitdeploy.record import Worth
 from vitdeploy.report import Metric
 
-FASTER = 1.05
-"""Least speed-up, at the lower end of its interval, that is worth a conversion."""
-AGREES = 0.95
-"""Least agreement, at the lower end of its interval, that goes without a warning."""
-ALIKE, ENOUGH = 0.98, 200
-"""Agreement that is good where the images are fewer than can tell."""
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
-
-
-class Worth(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversion gave and took.
-
-    Attributes:
-        engine: Where it was measured.
-        reference: What outputs were compared with: ``pytorch``, or ``source`` where the original is not there.
-        images: Images compared.
-        held_back: Whether none of them set a range.
-        agreement: Share of images with the same class, with its 95 % interval; None without classes.
-        divergence: Mean Kullback-Leibler divergence from the reference, in nats, with its 95 % interval; None without classes.
-        cosine: Mean cosine of the outputs; None when nothing was compared.
-        speedup: Source's latency over this one's, batch 1, with its interval; None when nothing was timed.
-        other: The same against the other cheap precision on this engine (``bf16``), where the CPU has it.
-        latency_ms: Median latency at batch 1 of each form.
-        size_mib: Size of each form's file.
-        verdict: One sentence.
-    """
-
-    engine: str
-    reference: str
-    images: int
-    held_back: bool
-    agreement: Metric | None = None
-    divergence: Metric | None = None
-    cosine: float | None = None
-    speedup: Metric | None = None
-    other: Metric | None = None
-    latency_ms: dict[str, float] = {}
-    size_mib: dict[str, float] = {}
-    verdict: str = ""
 
 
 class Comparison(NamedTuple):
@@ -96,22 +60,22 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     """
     source, made, engine, _, held_back = comparison
     reference = REFERENCE if source.weights is not None and is_installed(REFERENCE) else engine
-    found = _compared(comparison, reference, batches)
+    compared = _compare(comparison, reference, batches)
     sizes = {
         name: stored_bytes(artifact.model) / 2**20
         for name, artifact in ((source.record.precision, source), (made.record.precision, made))
     }
     whole = msgspec.structs.replace(
-        found,
+        compared,
         reference=REFERENCE if reference == REFERENCE else "source",
         held_back=held_back,
         size_mib=sizes,
-        **_timed(comparison, progress),
+        **_time(comparison, progress),
     )
     return msgspec.structs.replace(whole, verdict=verdict(made.record.precision, source.record.precision, whole))
 
 
-def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:
+def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:
     source, made, engine, config, _ = comparison
     spec = source.spec
     classify = spec.classifies and spec.classes > 1
@@ -127,7 +91,7 @@ def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[N
     if not parity.images:
         return Worth(engine=engine, reference="", images=0, held_back=False)
     metrics, all_parts = parity.metrics(), np.concatenate(parts)
-    spread = 1.96 * float(all_parts.std(ddof=1)) / math.sqrt(len(all_parts)) if len(all_parts) > 1 else float("nan")
+    spread = 1.96 * float(all_parts.std(ddof=1)) / math.sqrt(len(all_parts)) if len(all_parts) > 1 else None
     mean = float(all_parts.mean()) if classify else 0.0
     return Worth(
         engine=engine,
@@ -135,9 +99,13 @@ def _compared(comparison: Comparison, reference_engine: str, batches: Iterable[N
         images=parity.images,
         held_back=True,
         agreement=_plain(metrics["top1_agreement"]) if classify else None,
-        divergence=Metric(mean, "nats", max(0.0, mean - spread), mean + spread) if classify else None,
+        divergence=_around(mean, spread) if classify else None,
         cosine=float(metrics["cosine_mean"].value),
     )
+
+
+def _around(mean: float, spread: float | None) -> Metric:
+    return Metric(mean, "nats") if spread is None else Metric(mean, "nats", max(0.0, mean - spread), mean + spread)
 
 
 def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
@@ -159,7 +127,7 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(moved - np.log(np.exp(moved).sum(-1, keepdims=True)))
 
 
-def _timed(comparison: Comparison, progress: Progress) -> dict[str, Any]:
+def _time(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     """Latency at batch 1 of the source, its bf16 form where the CPU has it, and the new model, in interleaved rounds."""
     source, made, engine, config, _ = comparison
     batch = _fixed(made, engine, config)
@@ -169,11 +137,11 @@ def _timed(comparison: Comparison, progress: Progress) -> dict[str, Any]:
         subjects.append(Subject("bf16", source, engine, names[0], OpenConfig(precision="bf16")))
     bench = msgspec.structs.replace(_BENCH, batches=(batch,), threads=config.threads)
     rows, _ = latency.measure(subjects, bench, progress=progress)
-    found = {row.subject: row.metrics for row in rows}
-    times = {name: float(metrics["p50"].value) for name, metrics in found.items()}
+    metrics = {row.subject: row.metrics for row in rows}
+    times = {name: float(each["p50"].value) for name, each in metrics.items()}
     return {
-        "speedup": _plain(found[names[1]]["speedup"]),
-        "other": _plain(found["bf16"]["speedup"]) if "bf16" in found and names[1] != "bf16" else None,
+        "speedup": _plain(metrics[names[1]]["speedup"]),
+        "other": _plain(metrics["bf16"]["speedup"]) if "bf16" in metrics and names[1] != "bf16" else None,
         "latency_ms": times,
     }
 
@@ -199,42 +167,42 @@ def _has_bf16(source: Artifact, engine: str, config: OpenConfig) -> bool:
     return True
 
 
-def verdict(precision: str, source: str, found: Worth) -> str:
+def verdict(precision: str, source: str, worth: Worth) -> str:
     """The numbers in one sentence, and what to do."""
-    if found.speedup is None:
+    if worth.speedup is None:
         return f"{precision.upper()}: not measured"
-    faster = "faster than" if found.speedup.value >= 1 else "the speed of"
-    said = [f"{found.speedup.value:.2f}x {faster} {source.upper()}{_interval(found.speedup)}"]
-    if found.other is not None:
-        said.append(f"bf16 {found.other.value:.2f}x")
-    if found.agreement is not None:
-        low, high = (100 * (each or 0) for each in (found.agreement.low, found.agreement.high))
-        held = "" if found.held_back else " that also set the ranges"
-        said.append(f"agreement {100 * found.agreement.value:.1f} % [{low:.1f}, {high:.1f}] on {found.images} images{held}")
-    elif found.images:
-        said.append(f"cosine {found.cosine or 0:.4f} on {found.images} images")
-    return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, found)}"
+    faster = "faster than" if worth.speedup.value >= 1 else "the speed of"
+    said = [f"{worth.speedup.value:.2f}x {faster} {source.upper()}{_interval(worth.speedup)}"]
+    if worth.other is not None:
+        said.append(f"bf16 {worth.other.value:.2f}x")
+    if worth.agreement is not None:
+        low, high = (100 * (each or 0) for each in (worth.agreement.low, worth.agreement.high))
+        held = "" if worth.held_back else " that also set the ranges"
+        said.append(f"agreement {100 * worth.agreement.value:.1f} % [{low:.1f}, {high:.1f}] on {worth.images} images{held}")
+    elif worth.images:
+        said.append(f"cosine {worth.cosine or 0:.4f} on {worth.images} images")
+    return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, worth)}"
 
 
 def _interval(metric: Metric) -> str:
     return "" if metric.low is None else f" [{metric.low:.2f}, {metric.high:.2f}]"
 
 
-def _advice(precision: str, source: str, found: Worth) -> str:
-    assert found.speedup is not None
-    speed = found.speedup.low if found.speedup.low is not None else found.speedup.value
-    if found.other is not None and found.other.value >= found.speedup.value:
+def _advice(precision: str, source: str, worth: Worth) -> str:
+    assert worth.speedup is not None
+    speed = worth.speedup.low if worth.speedup.low is not None else worth.speedup.value
+    if worth.other is not None and worth.other.value >= worth.speedup.value:
         return "not worth it here: use --precision bf16, it is as fast and loses less"
-    if found.speedup.low is not None and found.speedup.low < 1 and (found.speedup.high or 0) > FASTER:
+    if worth.speedup.low is not None and worth.speedup.low < 1 and (worth.speedup.high or 0) > FASTER:
         return "not clear: the machine was not quiet, measure again with vitdeploy bench"
     if speed < FASTER:
-        sizes = list(found.size_mib.values())
+        sizes = list(worth.size_mib.values())
         smaller = f", but {sizes[0] / sizes[1]:.1f}x smaller" if len(sizes) == 2 and sizes[0] > 1.2 * sizes[1] else ""
         return f"not worth it here for speed{smaller}: keep {source}"
-    if not found.images:
+    if not worth.images:
         return "faster; nothing was compared"
-    if found.agreement is None or (found.agreement.low or 0) >= AGREES:
+    if worth.agreement is None or (worth.agreement.low or 0) >= AGREES:
         return "worth it"
-    if found.agreement.value >= ALIKE and found.images < ENOUGH:
-        return f"worth it, as far as {found.images} images tell"
+    if worth.agreement.value >= ALIKE and worth.images < ENOUGH:
+        return f"worth it, as far as {worth.images} images tell"
     return "fast, but check the accuracy first: vitdeploy validate with labelled images"

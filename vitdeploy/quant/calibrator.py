@@ -37,6 +37,8 @@ _SETTLED = 2  # looks in a row
 _RANGES, _CHANNELS = 0.01, 0.02  # how far the ranges, and the channels' mean extent, may move between two looks
 _TAIL = 0.001
 _SAVE_S = 10.0
+_SAVE_SHARE = 0.05
+"""Share of the time that saving may take."""
 
 
 class Want(msgspec.Struct, frozen=True):
@@ -69,8 +71,8 @@ class CalibrateConfig(msgspec.Struct, frozen=True, kw_only=True):
         threads: Threads inside one run; None is the number of cores that this process may use.
         contract: The input contract as JSON, for the record.
         source: The data set's digest, for the record; a saved state of another is not resumed.
-        state: Where to save what was done so far, every ten seconds and when interrupted; a later call with the same model,
-            wants and source goes on from there. The caller removes it. None saves nothing.
+        state: Where to save what was done so far, every ten seconds or more and when interrupted; a later call with the same
+            model, wants and source goes on from there. The caller removes it. None saves nothing.
     """
 
     limit: int = 256
@@ -124,7 +126,9 @@ def calibrate(
     if doubled or not wants:
         raise UsageError("VD2003", f"tensors wanted twice: {', '.join(sorted(doubled))}" if doubled else "no tensor is wanted")
     digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else files.sha256(model)
-    statistics = _resumed(digest, wants, config)
+    statistics = _resume(digest, wants, config)
+    if statistics.images:
+        progress(f"calibrate: goes on after {statistics.images} images", statistics.images, config.limit)
     threads = config.threads or logical_cores()
     observer = open_observer(model, [want.tensor for want in wants], threads=threads, batch=config.batch)
     calibration = _Calibration(observer, statistics, config)
@@ -135,7 +139,7 @@ def calibrate(
     return statistics
 
 
-def _resumed(digest: str, wants: Sequence[Want], config: CalibrateConfig) -> Statistics:
+def _resume(digest: str, wants: Sequence[Want], config: CalibrateConfig) -> Statistics:
     """The saved state when it is of this very calibration, or a new beginning."""
     sketches = [Sketch(want.tensor, limit=want.rows, channels=want.channels) for want in wants]
     fresh = Statistics(digest, config.contract, sketches, source=config.source)
@@ -164,7 +168,8 @@ class _Calibration:
         self._sent = statistics.images
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sketch")
         self._pending: list[Future[None] | None] = [None, None]
-        self._saved = time.monotonic()
+        self._saved, self._cost = time.monotonic(), 0.0
+        self._state = config.state
         self._whole = True  # every sketch has seen the same images
 
     def run(self, batches: Iterable[Images], progress: Progress) -> None:
@@ -269,7 +274,7 @@ class _Calibration:
         self._whole = True
         if used.images % STEP == 0:
             self._look()
-        if time.monotonic() - self._saved > _SAVE_S:
+        if time.monotonic() - self._saved > max(_SAVE_S, self._cost / _SAVE_SHARE):
             self._save()
 
     def _look(self) -> None:
@@ -288,9 +293,16 @@ class _Calibration:
         used.early_stopped = used.settled >= _SETTLED
 
     def _save(self) -> None:
-        if self._config.state is not None and self._whole and self._statistics.images:
-            self._statistics.save(self._config.state)
-            self._saved = time.monotonic()
+        if self._state is None or not self._whole or not self._statistics.images:
+            return
+        start = time.monotonic()
+        try:
+            self._statistics.save(self._state)
+        except (UsageError, MachineError) as error:  # a full disk, or one that is only read: a second run starts anew
+            self._statistics.notes.append(f"what was observed is not kept for a second run: {error.message}")
+            self._state = None
+        self._saved = time.monotonic()
+        self._cost = self._saved - start
 
 
 def _ranges(sketch: Sketch) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ from vitdeploy.quant.moments import Moments, from_rows
 from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.patches import quantize_patches
 from vitdeploy.quant.preparation import Layout, Prepared, plain_values
+from vitdeploy.record import SiteChoice
 
 Array = NDArray[Any]
 ROWS = 512
@@ -51,19 +52,19 @@ class Outcome:
     """
 
     plan: Plan
-    sites: list[dict[str, Any]] = field(default_factory=list)
+    sites: list[SiteChoice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def wants(structure: Structure, layout: Layout) -> list[Want]:
     """What calibration must observe: the GEMM inputs, and the outputs of the layers of q, k and v where they get a Q."""
-    found = {site.name: Want(site.name, rows=ROWS) for site in structure.sites}
+    wanted = {site.name: Want(site.name, rows=ROWS) for site in structure.sites}
     for attention in structure.attentions:
         if products.chosen(attention, layout):
             for linear in attention.linears:
                 assert linear is not None
-                found[str(linear.output.name)] = Want(str(linear.output.name), rows=ROWS)
-    return list(found.values())
+                wanted[str(linear.output.name)] = Want(str(linear.output.name), rows=ROWS)
+    return list(wanted.values())
 
 
 @dataclass
@@ -113,8 +114,8 @@ class Quantizer:
             self.sites.append(site)
 
     def _step(self, low: float, high: float) -> Step:
-        found = step(low, high, self.layout.grid)
-        return found.in_half() if self.layout.half else found
+        quantizer = step(low, high, self.layout.grid)
+        return quantizer.in_half() if self.layout.half else quantizer
 
     def _limits(self, site: Site, attention: Attention | None) -> Limits:
         free = site.kind == "norm" and site.only
@@ -191,11 +192,11 @@ class Quantizer:
         """Tensors whose second moments `round_weights` needs, and their channels."""
         return {site.name: site.linears[0].shape[0] for site in self.sites}
 
-    def round_weights(self, found: Iterable[tuple[str, Moments]] | None) -> None:
+    def round_weights(self, known: Iterable[tuple[str, Moments]] | None) -> None:
         """Round all weights; without moments of images those of the kept rows serve."""
         sites = {site.name: site for site in self.sites}
         originals = {site.name: name for site, name in zip(self.sites, self.choices, strict=True)}
-        known = found or ((site.name, from_rows(self.rows[originals[site.name]])) for site in self.sites)
+        known = known or ((site.name, from_rows(self.rows[originals[site.name]])) for site in self.sites)
         for name, moments in known:
             self._round(sites[name], originals[name], moments)
 
@@ -281,17 +282,17 @@ def _lost(parts: Sequence[Array]) -> Callable[[Step], float]:
     return lost
 
 
-def _row(site: Site, name: str, choice: Choice, quantizer: Step, *, lane: bool) -> dict[str, Any]:
-    return {
-        "tensor": name,
-        "kind": site.kind,
-        "layers": [linear.name for linear in site.linears],
-        "chosen": choice.name,
-        "margin": choice.margin,
-        "error_db": round(10 * float(np.log10(max(choice.error, 1e-30))), 2),
-        "untouched_db": round(10 * float(np.log10(max(choice.identity, 1e-30))), 2),
-        "token_db": round(choice.token_db, 2),
-        "scale": quantizer.scale,
-        "zero": quantizer.zero,
-        "lane": lane,
-    }
+def _row(site: Site, name: str, choice: Choice, quantizer: Step, *, lane: bool) -> SiteChoice:
+    return SiteChoice(
+        tensor=name,
+        kind=site.kind,
+        layers=tuple(linear.name for linear in site.linears),
+        chosen=choice.name,
+        margin=choice.margin,
+        error_db=round(10 * float(np.log10(max(choice.error, 1e-30))), 2),
+        untouched_db=round(10 * float(np.log10(max(choice.identity, 1e-30))), 2),
+        token_db=round(choice.token_db, 2),
+        scale=quantizer.scale,
+        zero=quantizer.zero,
+        lane=lane,
+    )

@@ -39,6 +39,16 @@ class Pictures:
     held: int
     config: QuantizeConfig
 
+    @property
+    def name(self) -> str:
+        """Of the data set; ``random`` for generated images."""
+        return "random" if self.data is None else self.data.name
+
+    @property
+    def digest(self) -> str:
+        """Of the data set; "" for generated images."""
+        return "" if self.data is None else self.data.digest
+
     def part(self, part: Part) -> Iterator[tuple[NDArray[Any], tuple[str, ...]]]:
         """Images of one part in batches, as the model takes them, with their names; the same in every pass."""
         counter = 0
@@ -80,7 +90,8 @@ class Pictures:
 def open_pictures(artifact: Artifact, config: QuantizeConfig) -> Pictures | None:
     """The images that were named, or None when statistics, or nothing, are to serve.
 
-    A quarter of the images is held back, or as many as the ranges do not need; none of fewer than 16.
+    A quarter of the images is held back, or as many as the ranges do not need; none of fewer than 16, and no generated ones.
+    They are held back whether or not anything will be measured, so that the file is the same.
 
     Raises:
         InputError: VD3001, VD3101, VD3105: the images can't be read.
@@ -90,7 +101,7 @@ def open_pictures(artifact: Artifact, config: QuantizeConfig) -> Pictures | None
     data = None if config.calibration == "random" else open_dataset(Path(config.calibration), split=config.split)
     there = RANDOM if data is None else len(data)
     held = 0
-    if config.verify and there >= _FEWEST:
+    if data is not None and there >= _FEWEST:
         held = min(config.verify_images, max(there - config.limit, there // 4))
     used = min(there, config.limit + held)
     return Pictures(data, artifact, used, held, config)

@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
+from vitdeploy.record import Calibration, CompileProof, ExportProof, Origin, QuantizeProof, SiteChoice
 from vitdeploy.report import Machine, Metric, Report
 from vitdeploy.zoo import cost
 
@@ -175,8 +178,8 @@ def tabulate_export(artifact: Artifact) -> Table:
         "weights": _describe_weights(record.origin),
         "proof": _describe_proof(record.proof),
     }
-    rows |= {f"note {number}": note for number, note in enumerate(record.origin.get("notes", ()), 1)}
-    if left_out := record.origin.get("left_out"):
+    rows |= {f"note {number}": note for number, note in enumerate(record.origin.notes, 1)}
+    if left_out := record.origin.left_out:
         rows["left out"] = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) + "; ..." * (len(left_out) > 3)
     return tabulate_pairs("", rows)
 
@@ -184,47 +187,49 @@ def tabulate_export(artifact: Artifact) -> Table:
 def tabulate_quantized(artifact: Artifact) -> list[Table]:
     """What `quantize` wrote: the verdict, what runs in which precision, and the inputs that were hardest to quantize."""
     record, proof = artifact.record, artifact.record.proof
+    assert isinstance(proof, QuantizeProof)
     size = sum(path.stat().st_size for path in artifact.folder.glob(f"{record.entry}*")) / 2**20
     rows = {
         "artifact": str(artifact.folder),
         "model": artifact.spec.name,
-        "file": f"{record.entry}, {size:,.1f} MiB, {record.precision} for {record.config['target']}",
-        "rewrites": ", ".join(f"{name} {count}" for name, count in proof.get("rewrites", {}).items()),
-        "calibration": _describe_calibration(proof.get("calibration")),
+        "file": f"{record.entry}, {size:,.1f} MiB, {record.precision} for {artifact.engine or 'portable'}",
+        "rewrites": ", ".join(f"{name} {count}" for name, count in proof.rewrites.items()),
+        "calibration": _describe_calibration(proof.calibration),
     }
-    for engine, census in proof.get("census", {}).items():
-        rows[f"runs in {engine}"] = ", ".join(f"{count} {kind}" for kind, count in census["counts"].items())
-    rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
-    if overflow := proof.get("fp16", {}).get("overflow"):
-        first = overflow[0]
-        more = f" and {len(overflow) - 1} more" if len(overflow) > 1 else ""
-        rows["kept FP32"] = f"{first['tensor']} reaches {first['max_abs']:.3g}{more}: beyond half of what FP16 holds"
-    rows["verdict"] = proof.get("verdict", "not measured")
-    return [tabulate_pairs("", {name: text for name, text in rows.items() if text}), *_tabulate_hardest(proof.get("sites", ()))]
+    for engine, census in proof.census.items():
+        rows[f"runs in {engine}"] = ", ".join(f"{count} {kind}" for kind, count in census.counts.items())
+    rows |= {f"note {number}": note for number, note in enumerate(proof.notes, 1)}
+    if proof.fp16 is not None and proof.fp16.overflow:
+        first, *others = proof.fp16.overflow
+        more = f" and {len(others)} more" if others else ""
+        rows["kept FP32"] = f"{first.tensor} reaches {first.max_abs:.3g}{more}: beyond half of what FP16 holds"
+    rows["verdict"] = proof.verdict or "not measured"
+    return [tabulate_pairs("", {name: text for name, text in rows.items() if text}), *_tabulate_hardest(proof.sites)]
 
 
 def tabulate_compiled(artifact: Artifact) -> list[Table]:
     """What `compile` wrote: settings, what runs in which precision, distances, and what was measured."""
     record, proof = artifact.record, artifact.record.proof
-    checked, measured = proof.get("audit", {}), proof.get("optimise", {})
+    assert isinstance(proof, CompileProof)
     size = sum((artifact.folder / name).stat().st_size for name in record.files if name != record.weights) / 2**20
-    given = checked.get("settings", {name: value for name, value in proof["run"].items() if value not in (None, False)})
+    asked = {name: value for name, value in msgspec.structs.asdict(proof.run).items() if value not in (None, False)}
+    given = asked if proof.audit is None else proof.audit.settings
     rows = {
         "artifact": str(artifact.folder),
         "model": artifact.spec.name,
         "engine": f"{record.kind}, {record.precision}, {record.entry}, {size:,.1f} MiB with what comes along",
         "settings": ", ".join(f"{name} {value}" for name, value in given.items()),
-        "built": f"in {proof['facts']['build_s']:g} s" + (f", build {proof['builds']}" if proof["builds"] > 1 else ""),
+        "built": f"in {proof.build_s:g} s" + (f", build {proof.builds}" if proof.builds > 1 else ""),
     }
-    if counts := checked.get("census", {}).get("counts"):
-        rows["runs"] = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    if checked:
-        apart = max(checked["distances"].values())
-        rows["outputs"] = f"{apart:.2g} from those of {checked['golden']} (limit {checked['limit']:g})"
-    rows |= {f"note {number}": note for number, note in enumerate(proof.get("notes", ()), 1)}
-    rows["verdict"] = proof.get("verdict", "")
+    if proof.audit is not None and proof.audit.census is not None:
+        rows["runs"] = ", ".join(f"{count} {kind}" for kind, count in proof.audit.census.counts.items())
+    if proof.audit is not None:
+        apart = max(proof.audit.distances.values())
+        rows["outputs"] = f"{apart:.2g} from those of {proof.audit.golden} (limit {proof.audit.limit:g})"
+    rows |= {f"note {number}": note for number, note in enumerate(proof.notes, 1)}
+    rows["verdict"] = proof.verdict
     tables = [tabulate_pairs("", {name: text for name, text in rows.items() if text})]
-    if times := measured.get("measured"):
+    if proof.optimise is not None and (times := proof.optimise.measured):
         best = min(times.values())
         cells = tuple(
             (name, f"{value:.2f}", f"{best / value:.2f}x") for name, value in sorted(times.items(), key=lambda it: it[1])
@@ -233,24 +238,24 @@ def tabulate_compiled(artifact: Artifact) -> list[Table]:
     return tables
 
 
-def _describe_calibration(data: Mapping[str, Any] | None) -> str:
-    if not data:
+def _describe_calibration(data: Calibration | None) -> str:
+    if data is None:
         return ""
-    if data["source"] == "random":
-        return f"{data['images']} RANDOM images: good for latency, not for accuracy"
-    return f"{data['images']} images of {data['source']}" if "images" in data else f"statistics in {data['folder']}"
+    if data.source == "random":
+        return f"{data.images} RANDOM images: good for latency, not for accuracy"
+    return f"statistics in {data.folder}" if data.images is None else f"{data.images} images of {data.source}"
 
 
-def _tabulate_hardest(sites: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def _tabulate_hardest(sites: Sequence[SiteChoice]) -> Iterator[Table]:
     """The inputs whose rounding adds most to the output of their layers."""
-    worst = sorted(sites, key=lambda site: -float(site["error_db"]))[:_HARDEST]
+    worst = sorted(sites, key=lambda site: -site.error_db)[:_HARDEST]
     if worst:
         cells = tuple(
             (
-                str(site["layers"][0]).removesuffix("/MatMul"),
-                f"{site['error_db']:.1f} dB",
-                f"{site['untouched_db']:.1f} dB",
-                "at run time" if site["lane"] else str(site["chosen"]),
+                site.layers[0].removesuffix("/MatMul"),
+                f"{site.error_db:.1f} dB",
+                f"{site.untouched_db:.1f} dB",
+                "at run time" if site.lane else site.chosen,
             )
             for site in worst
         )
@@ -263,22 +268,22 @@ def _describe_cost(spec: ModelSpec) -> str:
     return f"{format_number(cost.parameters(spec) / 1e6)} M parameters, {format_number(cost.macs(spec) / 1e9)} GMAC an image"
 
 
-def _describe_weights(origin: Mapping[str, Any]) -> str:
-    if "random_seed" in origin:
-        return f"RANDOM (seed {origin['random_seed']}): good for latency and parity, not for accuracy; give --weights"
-    if "module" in origin:
-        return f"of the module {origin['module']}"
-    if "files" in origin:
-        files = (f"{name} (sha256 {_shorten_digest(digest)})" for name, digest in origin["files"].items())
-        return f"{origin['source']}: {', '.join(files)}"
-    return f"{origin.get('file', 'unknown')}, sha256 {_shorten_digest(origin.get('sha256', 'unknown'))}"
+def _describe_weights(origin: Origin) -> str:
+    if origin.random_seed is not None:
+        return f"RANDOM (seed {origin.random_seed}): good for latency and parity, not for accuracy; give --weights"
+    if origin.module:
+        return f"of the module {origin.module}"
+    if origin.files:
+        files = (f"{name} (sha256 {_shorten_digest(digest)})" for name, digest in origin.files.items())
+        return f"{origin.source}: {', '.join(files)}"
+    return f"{origin.file or 'unknown'}, sha256 {_shorten_digest(origin.sha256 or 'unknown')}"
 
 
-def _describe_proof(proof: Mapping[str, Any]) -> str:
-    if not proof:
+def _describe_proof(proof: object) -> str:
+    if not isinstance(proof, ExportProof):
         return "none"
-    apart = f"{proof['difference']:.1e}, {proof['relative']:.1e} of its standard deviation"
-    return f"at batch {format_setting(proof['batches'])}: largest difference from PyTorch {apart}"
+    apart = f"{proof.difference:.1e}, {proof.relative:.1e} of its standard deviation"
+    return f"at batch {format_setting(proof.batches)}: largest difference from PyTorch {apart}"
 
 
 def tabulate_inspection(inspection: Inspection) -> list[Table]:

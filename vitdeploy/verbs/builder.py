@@ -1,33 +1,31 @@
 """The verb `build`: a recipe's line from model to report, redoing only what changed.
 
-Every finished stage leaves its result and, in ``build.json``, a key: the SHA-256 of everything the result was made from. A
-stage whose key and result are unchanged is skipped. Keys hold contents, not paths: the bytes of a spec file, the digest of
-weights and data, the artifact's record, the versions of the libraries, and the machine where numbers are taken on it.
-Results and keys are written whole, so a killed build goes on where it stopped.
+Every finished stage leaves its result and, in ``build.json``, a key: the SHA-256 of everything the result was made from (see
+`keys`). A stage whose key and result are unchanged is skipped. Results and keys are written whole, so a killed build goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from vitdeploy import __version__, files
-from vitdeploy.artifact import RECORD, Artifact, versions
+from vitdeploy import files
+from vitdeploy.artifact import RECORD, Artifact, read_record, set_key
 from vitdeploy.backends.table import PROVER, REFERENCE, TABLE, list_packages, must_be_compiled
 from vitdeploy.backends.targets import settle_recipe
 from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
+from vitdeploy.jsonfile import encode
+from vitdeploy.machine import installed_versions
 from vitdeploy.progress import Progress, silent
-from vitdeploy.recipe import FILES, RANDOM, BenchConfig, ModelConfig, QuantizeConfig, Recipe, ValidateConfig
+from vitdeploy.recipe import BenchConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
-from vitdeploy.render.json import encode
 from vitdeploy.report import Report, this_machine
+from vitdeploy.verbs.keys import artifact_digest, data_digest, key_of, model_digest
 
 LEDGER, RECIPE = "build.json", "recipe.toml"
 ARTIFACTS = ("export", "quantize", "compile")
@@ -79,7 +77,7 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
         InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
         MachineError: See the verbs.
     """
-    recipe = located(settle_recipe(recipe))
+    recipe = locate(settle_recipe(recipe))
     # before any work: a typo must not cost minutes
     model, data, calibration = model_digest(recipe.model), data_digest(recipe.validate), data_digest(recipe.quantize)
     line = _Line(out, force, progress)
@@ -87,7 +85,7 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
     artifact = _export(line, recipe, model)
     artifacts = [artifact, *_quantize(line, recipe, artifact, calibration)]
     artifacts += _compile(line, recipe, artifacts[-1])
-    parts = _measured(line, recipe, artifacts, data)
+    parts = _measure_stages(line, recipe, artifacts, data)
     report = _report(recipe, artifacts, parts)
     files.write(out / "report.json", encode(report))
     files.write(out / "report.md", markdown.format_report(report))
@@ -112,21 +110,39 @@ class _Line:
         path = self.result(stage)
         try:
             if stage in ARTIFACTS:
-                Artifact.open(path)  # compares every file with the record
-                path = path / RECORD
+                return artifact_digest(Artifact.open(path))  # compares every file with the record
             return files.sha256(path)
         except (OSError, VitdeployError):
             return ""
 
     def is_done(self, stage: str, key: str) -> bool:
         """Whether the stage can be skipped; says so, or removes what will no longer be true."""
-        done = self.ledger.stages.get(stage)
-        if done is not None and done.digest and done.key == key and self.digest(stage) == done.digest:
+        if self._has(stage, key):
             self.progress(f"{stage}: unchanged, skipped", 1, 1)
             return True
         for name in ("report.json", "report.md"):
             (self.out / name).unlink(missing_ok=True)
         return False
+
+    def _has(self, stage: str, key: str) -> bool:
+        """Whether the result lies here, unchanged.
+
+        An artifact says itself what it was made from: one that was made just before this process was killed, and is in no
+        ledger yet, counts.
+        """
+        done, digest = self.ledger.stages.get(stage), self.digest(stage)
+        if done is not None and done.key == key:
+            return done.digest == digest != ""
+        if stage not in ARTIFACTS or self.force or not digest or read_record(self.result(stage) / RECORD).key != key:
+            return False
+        self.finish(stage, key)
+        return True
+
+    def keep(self, artifact: Artifact, stage: str, key: str) -> Artifact:
+        """Record an artifact that was just made, here and in itself."""
+        artifact = set_key(artifact, key)
+        self.finish(stage, key)
+        return artifact
 
     def finish(self, stage: str, key: str) -> None:
         """Record a stage; when the artifact is another than before, the numbers that lie here are of another model and go."""
@@ -151,7 +167,7 @@ class _Line:
 
 
 def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
-    tools = versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package)
+    tools = installed_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package)
     key = key_of("export", recipe.export, {"model": model, "tools": tools})
     if line.is_done("export", key):
         return Artifact.open(line.result("export"), verify=False)
@@ -159,8 +175,7 @@ def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
         from vitdeploy.verbs.exporter import export
 
     artifact = export(recipe.model, recipe.export, line.result("export"), progress=line.progress)
-    line.finish("export", key)
-    return artifact
+    return line.keep(artifact, "export", key)
 
 
 def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str) -> list[Artifact]:
@@ -170,16 +185,15 @@ def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str)
         line.drop("quantize")
         return []
     machine = msgspec.to_builtins(this_machine()) if config.verify else None  # the verdict is of this machine
-    inputs = {"artifact": files.sha256(artifact.folder / RECORD), "calibration": calibration, "machine": machine}
-    key = key_of("quantize", config, inputs | {"tools": versions("onnx", "onnx_ir", *list_packages())})
+    inputs = {"artifact": artifact_digest(artifact), "calibration": calibration, "machine": machine}
+    key = key_of("quantize", config, inputs | {"tools": installed_versions("onnx", "onnx_ir", *list_packages())})
     if line.is_done("quantize", key):
         return [Artifact.open(line.result("quantize"), verify=False)]
     with needs("quantize"):
         from vitdeploy.verbs.quantizer import quantize
 
     made = quantize(artifact, config, line.result("quantize"), progress=line.progress)
-    line.finish("quantize", key)
-    return [made]
+    return [line.keep(made, "quantize", key)]
 
 
 def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
@@ -188,23 +202,22 @@ def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
     if config is None:
         line.drop("compile")
         return []
-    inputs = {"artifact": files.sha256(artifact.folder / RECORD), "machine": msgspec.to_builtins(this_machine())}
-    inputs["tools"] = versions(*list_packages())
+    inputs = {"artifact": artifact_digest(artifact), "machine": msgspec.to_builtins(this_machine())}
+    inputs["tools"] = installed_versions(*list_packages())
     key = key_of("compile", config, inputs)
     if line.is_done("compile", key):
         return [Artifact.open(line.result("compile"), verify=False)]
     from vitdeploy.verbs.compiler import compile
 
     made = compile(artifact, config, line.result("compile"), progress=line.progress)
-    line.finish("compile", key)
-    return [made]
+    return [line.keep(made, "compile", key)]
 
 
-def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str) -> tuple[Report, ...]:
+def _measure_stages(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str) -> tuple[Report, ...]:
     """The reports of the stages that measure, as far as the recipe names them."""
-    found = []
+    reports = []
     artifacts = [artifact for artifact in artifacts if _runs_here(artifact)]
-    digests = [files.sha256(artifact.folder / RECORD) for artifact in artifacts]
+    digests = [artifact_digest(artifact) for artifact in artifacts]
     inputs = {"artifacts": digests, "machine": msgspec.to_builtins(this_machine())}
     for stage in STAGES[len(ARTIFACTS) :]:
         config = getattr(recipe, stage)
@@ -216,8 +229,8 @@ def _measured(line: _Line, recipe: Recipe, artifacts: list[Artifact], data: str)
             report = _measure(artifacts, config, line.progress)
             files.write(line.result(stage), encode(report))
             line.finish(stage, key)
-        found.append(read_report(line.result(stage)))
-    return tuple(found)
+        reports.append(read_report(line.result(stage)))
+    return tuple(reports)
 
 
 def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, progress: Progress) -> Report:
@@ -242,7 +255,7 @@ def _runs_here(artifact: Artifact) -> bool:
     """Whether an artifact can be measured: not a file that must be compiled first, nor an engine whose device is elsewhere."""
     if artifact.record.kind == "onnx":
         return not must_be_compiled(artifact)
-    return "audit" in artifact.record.proof
+    return artifact.record.audited
 
 
 def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]) -> Report:
@@ -251,71 +264,12 @@ def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]
     settings: dict[str, Any] = {"model": artifact.spec.name, "artifact": artifact.id, "origin": artifact.record.origin}
     stages = [*(artifact.record.made_by for artifact in artifacts), *(part.title for part in parts)]
     settings |= {"stages": stages, "opset": recipe.export.opset}
-    notes = tuple(str(made.record.proof["verdict"]) for made in artifacts[1:] if "verdict" in made.record.proof)
+    notes = tuple(made.record.verdict for made in artifacts[1:] if made.record.verdict)
     notes += tuple(f"{each.record.made_by}: not measured, it does not run here" for each in artifacts if not _runs_here(each))
     whole = Report(title="build", settings=settings, notes=notes, parts=parts)
     if not parts:
         return whole
     return msgspec.structs.replace(whole, machine=parts[0].machine, taken=max(part.taken for part in parts))
-
-
-def key_of(stage: str, config: msgspec.Struct, inputs: dict[str, Any]) -> str:
-    """SHA-256, in hex, of everything a stage's result depends on; where data lie does not count, what they are does."""
-    settings = msgspec.to_builtins(config)
-    for name in ("data", "calibration", "statistics", "save_statistics"):
-        settings.pop(name, None)
-    everything = {"vitdeploy": __version__, "stage": stage, "config": settings, "inputs": inputs}
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-
-
-def model_digest(model: ModelConfig) -> str:
-    """SHA-256, in hex, of what the model's name and weights stand for.
-
-    Raises:
-        UsageError: VD2001, no model has that name.
-        InputError: VD3001, a named file is missing.
-    """
-    path = Path(model.source)
-    if model.module:
-        source = secrets.token_hex()  # what a module's code will do can't be known from a digest: done each time
-    elif (path / RECORD).is_file():
-        source = Artifact.open(path).id
-    elif path.exists() or path.suffix in FILES:
-        source = _digest(path)
-    elif model.weights is not None:
-        source = model.source  # the checkpoint says the rest
-    else:
-        from vitdeploy.zoo.variants import find
-
-        source = msgspec.json.encode(find(model.source)).decode()
-    others = [_digest(Path(name)) for name in (model.weights, model.contract) if name is not None]
-    return hashlib.sha256(json.dumps([source, *others, model.seed, model.prefer]).encode()).hexdigest()
-
-
-def data_digest(config: ValidateConfig | QuantizeConfig | None) -> str:
-    """Digest of the images that a stage will read; "" when it reads none.
-
-    Raises:
-        InputError: The data source is missing or damaged.
-    """
-    if isinstance(config, QuantizeConfig) and config.statistics is not None:
-        return _digest(Path(config.statistics))
-    path = config.calibration if isinstance(config, QuantizeConfig) else None if config is None else config.data
-    if config is None or path in (None, RANDOM):
-        return str(path or "")
-    from vitdeploy.data import open_dataset
-
-    return open_dataset(Path(str(path)), split=config.split).digest
-
-
-def _digest(path: Path) -> str:
-    """Of a file, with the spec file that a mapping file names; of a folder, every file in it."""
-    if path.is_dir():
-        rows = [[str(file.relative_to(path)), files.sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    files.sniff(path)  # a missing file, or a folder, in our words
-    named = re.findall(r"""^spec\s*=\s*["'](.+)["']""", path.read_text(errors="replace"), re.M) if path.suffix == ".toml" else []
-    return files.sha256(path) + "".join(files.sha256(file) for name in named if (file := path.parent / name).is_file())
 
 
 def read_report(path: Path) -> Report:
@@ -354,7 +308,7 @@ def _read(path: Path, kind: type[_Record]) -> _Record:
         raise InputError("VD3010", message, file=path, fix="make it again") from exc
 
 
-def located(recipe: Recipe) -> Recipe:
+def locate(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that what ``recipe.toml`` names does not depend on where it lies."""
 
     def whole(name: str) -> str:
@@ -377,8 +331,9 @@ def to_toml(recipe: Recipe) -> str:
         UsageError: VD2003, a path in it is not UTF-8.
     """
     lines = []
-    for section, table in msgspec.to_builtins(recipe).items():
-        if table is not None:
+    for section, config in msgspec.structs.asdict(recipe).items():
+        if config is not None:
+            table = msgspec.structs.asdict(config)
             lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value is not None), ""]
     whole = "\n".join(lines)
     try:

@@ -11,27 +11,31 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal, versions
-from vitdeploy.backends.base import Compiled, Compiler, OpenConfig
-from vitdeploy.backends.child import compute_memory_cap, share_table, take_table
-from vitdeploy.backends.table import TABLE, list_packages, load, require_installed
+from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal
+from vitdeploy.backends import building
+from vitdeploy.backends.base import Compiled, OpenConfig
+from vitdeploy.backends.child import compute_memory_cap
+from vitdeploy.backends.table import TABLE, list_packages, require_installed
 from vitdeploy.backends.targets import require_compiler
 from vitdeploy.errors import InputError, MachineError, UsageError
+from vitdeploy.machine import installed_versions
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.onnxfile.summary import stored_bytes
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
-from vitdeploy.proof.engine import LIMITS, Found, audit, distance
+from vitdeploy.proof.engine import Findings, audit, distance
 from vitdeploy.proof.golden import Golden
 from vitdeploy.proof.plan import read_plan
+from vitdeploy.proof.thresholds import LIMITS, RIVAL
 from vitdeploy.recipe import BenchConfig, CompileConfig
+from vitdeploy.record import CompileProof, Optimisation, Rivalry
 
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
 _NO_DEVICE = "VD4010"
@@ -44,7 +48,12 @@ _UNTRIED = (
 
 
 def compile(
-    artifact: Artifact, config: CompileConfig, out: Path, *, rival: Artifact | None = None, progress: Progress = silent
+    artifact: Artifact,
+    config: CompileConfig,
+    out: Path,
+    *,
+    rival: Artifact | None = None,
+    progress: Progress = silent,
 ) -> Artifact:
     """Compile an engine, and check that it is what was asked for.
 
@@ -110,11 +119,22 @@ class _Source:
 
 
 class _Passed(NamedTuple):
-    """An engine that passed its audit, or whose device is not here (``found`` is None)."""
+    """An engine that passed its audit, or whose device is not here (``findings`` is None)."""
 
-    built: Compiled
-    found: Found | None
+    built: _Built
+    findings: Findings | None
     builds: int
+
+
+class _Built(NamedTuple):
+    """An engine's files, and how long they took."""
+
+    compiled: Compiled
+    build_s: float
+
+    def proof(self) -> CompileProof:
+        """What is known of it before it has run."""
+        return CompileProof(run=self.compiled.run, facts=self.compiled.facts, build_s=self.build_s, notes=self.compiled.notes)
 
 
 @dataclass
@@ -138,29 +158,34 @@ class _Job:
 
     def engine(self) -> Artifact:
         """Build, audit, choose settings; the folder then holds all that the artifact needs but its record."""
-        built, found, builds = self._passing()
-        proof: dict[str, Any] = {"run": msgspec.to_builtins(built.run), "facts": built.facts, "builds": builds}
-        notes = [*self.source.notes, *built.notes]
-        if found is None:
+        built, findings, builds = self._build_until_it_passes()
+        optimisation = None
+        notes = [*self.source.notes, *built.compiled.notes]
+        if findings is None:
             notes.append(_UNTRIED)
         elif self.config.optimise is not None and TABLE[self.config.backend].compiled_only:
             notes.append(f"{self.config.backend} has chosen its kernels by measurement already: no settings are left to measure")
         elif self.config.optimise is not None:
-            proof["optimise"], best = self._optimised(built, found)
-            if best is not None and best != built.run:
-                built, found = self._again(best)
-                proof |= {"run": msgspec.to_builtins(best), "facts": built.facts}
-        if found is not None:
-            proof["audit"] = found.facts
-            notes += found.notes
+            optimisation, best = self._optimise(built, findings)
+            if best is not None and best != built.compiled.run:
+                built, findings = self._build_for(best)
+        if findings is not None:
+            notes += findings.notes
+        proof = msgspec.structs.replace(
+            built.proof(),
+            builds=builds,
+            optimise=optimisation,
+            audit=None if findings is None else findings.audit,
+            notes=tuple(notes),
+        )
         self.source.golden.write(self.folder)
         weights = self.source.given.weights
         if weights is not None:  # so that the engine can be compared with its PyTorch original
             files.need_space(self.folder, weights.stat().st_size)
             shutil.copyfile(weights, self.folder / weights.name)
-        return self._made(built, proof | {"notes": notes})
+        return self._record(built, proof)
 
-    def _passing(self) -> _Passed:
+    def _build_until_it_passes(self) -> _Passed:
         """Build until an engine passes its audit."""
         precision, name = self.source.given.record.precision, self.config.backend
         most = 1 + (self.config.rebuilds if TABLE[name].compiled_only else 0)
@@ -169,50 +194,50 @@ class _Job:
             built = self._build(self.config, again=attempt > 1)
             self.progress(f"compile: audit {precision}", attempt - 1, most)
             try:
-                found = self._audited(built)
+                findings = self._audit(built)
             except MachineError as error:
                 if error.code != _NO_DEVICE or not TABLE[name].compiles_anywhere:
                     raise
                 return _Passed(built, None, attempt)
-            if not found.wrong:
-                return _Passed(built, found, attempt)
+            if not findings.wrong:
+                return _Passed(built, findings, attempt)
         times = "" if most == 1 else f" in {most} builds"
-        message = f"{name}: the engine is not what was asked for{times}: {found.wrong}"
-        if found.facts.get("census", {}).get("missing"):
+        message = f"{name}: the engine is not what was asked for{times}: {findings.wrong}"
+        if findings.audit.census is not None and findings.audit.census.missing:
             fix = f"quantize for this engine: --target {TABLE[name].quantize_target}"
             raise MachineError("VD4009", message, file=self.source.given.model, fix=fix)
         raise MachineError("VD4011", message, file=self.source.given.model)
 
-    def _again(self, best: OpenConfig) -> tuple[Compiled, Found]:
+    def _build_for(self, best: OpenConfig) -> tuple[_Built, Findings]:
         """Build for the settings that were measured to be the fastest, so that what is cached in the engine fits them."""
         given = {name: getattr(best, name) for name in ("precision", "threads", "streams", "hint", "device")}
         config = msgspec.structs.replace(self.config, **{name: value for name, value in given.items() if value is not None})
-        built = msgspec.structs.replace(self._build(config), run=best)
-        found = self._audited(built)
-        if found.wrong:
-            message = f"{config.backend}: the engine is not what was asked for: {found.wrong}"
+        compiled, seconds = self._build(config)
+        built = _Built(msgspec.structs.replace(compiled, run=best), seconds)
+        findings = self._audit(built)
+        if findings.wrong:
+            message = f"{config.backend}: the engine is not what was asked for: {findings.wrong}"
             raise MachineError("VD4011", message, file=self.source.given.model)
-        return built, found
+        return built, findings
 
-    def _build(self, config: CompileConfig, *, again: bool = False) -> Compiled:
+    def _build(self, config: CompileConfig, *, again: bool = False) -> _Built:
         """In a child process, into a fresh folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         size = stored_bytes(self.source.onnx.model)
         files.need_space(self.folder, 3 * size)
-        onnx = self.source.onnx
-        argument = {
-            "folder": str(onnx.folder.absolute()),
-            "record": msgspec.to_builtins(onnx.record),
-            "config": msgspec.to_builtins(config),
-            "out": str(self.folder.absolute()),
-            "again": again,
-            "engines": share_table(),
-        }
-        start = time.monotonic()
-        answer = isolate.run(f"{__name__}:build", argument, seconds=config.seconds, **self._limits(size))
-        built = msgspec.convert(answer, Compiled)
-        return msgspec.structs.replace(built, facts={**built.facts, "build_s": round(time.monotonic() - start, 1)})
+        onnx, out = self.source.onnx, str(self.folder.absolute())
+        order = building.BuildOrder(
+            folder=str(onnx.folder.absolute()),
+            record=onnx.record,
+            config=config,
+            out=out,
+            again=again,
+            engines=tuple(TABLE.values()),
+        )
+        start, limits = time.monotonic(), self._limits(size)
+        answer = isolate.run(f"{building.__name__}:build", msgspec.to_builtins(order), seconds=config.seconds, **limits)
+        return _Built(msgspec.convert(answer, Compiled), round(time.monotonic() - start, 1))
 
     def _limits(self, size: int) -> isolate.Limits:
         name = self.config.backend
@@ -226,49 +251,47 @@ class _Job:
             "longer": "give more --seconds",
         }
 
-    def _audited(self, built: Compiled, config: OpenConfig | None = None) -> Found:
-        made = self._made(built, {"run": msgspec.to_builtins(built.run)})
-        return audit(made, self.source.golden, self.source.plan, config)
+    def _audit(self, built: _Built, config: OpenConfig | None = None) -> Findings:
+        return audit(self._record(built, built.proof()), self.source.golden, self.source.plan, config)
 
-    def _made(self, built: Compiled, proof: dict[str, Any]) -> Artifact:
+    def _record(self, built: _Built, proof: CompileProof) -> Artifact:
         given = self.source.given
         record = Record(
             kind=self.config.backend,
             precision=given.record.precision,
-            entry=built.entry,
+            entry=built.compiled.entry,
             weights=given.record.weights,
             spec=given.spec,
             made_by="compile",
-            config=msgspec.to_builtins(self.config),
+            config=self.config,
             origin=given.record.origin,
             proof=proof,
-            tools=versions(*list_packages(), "numpy"),
+            tools=installed_versions(*list_packages(), "numpy"),
             parent=given.id,
         )
         return Artifact(self.folder, record)
 
-    def _optimised(self, built: Compiled, audited: Found) -> tuple[dict[str, Any], OpenConfig | None]:
+    def _optimise(self, built: _Built, findings: Findings) -> tuple[Optimisation, OpenConfig | None]:
         """Settings that are worth measuring, measured side by side; those whose outputs are too far off are left out."""
-        argument = {"config": msgspec.to_builtins(self.config), "engines": share_table()}
-        answer = isolate.run(
-            f"{__name__}:candidates", argument, seconds=self.config.seconds, **self._limits(stored_bytes(self.source.onnx.model))
-        )
+        order = building.CandidatesOrder(config=self.config, engines=tuple(TABLE.values()))
+        limits = self._limits(stored_bytes(self.source.onnx.model))
+        answer = isolate.run(f"{building.__name__}:candidates", msgspec.to_builtins(order), seconds=self.config.seconds, **limits)
         named: dict[str, OpenConfig] = {}
         left_out: dict[str, str] = {}
         for candidate in msgspec.convert(answer, list[OpenConfig]):
             name = settings_in_words(candidate)
-            found = self._audited(built, candidate)
-            if found.wrong:
-                left_out[name] = found.wrong
+            wrong = self._audit(built, candidate).wrong
+            if wrong:
+                left_out[name] = wrong
             else:
                 named[name] = candidate
         if not named:
-            return {"measured": {}, "left_out": left_out}, None
-        made = self._made(built, {"run": msgspec.to_builtins(built.run)})
+            return Optimisation(left_out=left_out), None
+        made = self._record(built, built.proof())
         subjects = [Subject(name, made, self.config.backend, config=candidate) for name, candidate in named.items()]
-        times, notes, _ = _timed(subjects, audited.facts["batch"] or self.config.usual_batch, self.progress)
+        times, notes, _ = _time(subjects, findings.audit.batch or self.config.usual_batch, self.progress)
         best = min(times, key=lambda name: times[name])
-        return {"measured": times, "chosen": best, "left_out": left_out, "notes": notes}, named[best]
+        return Optimisation(measured=times, chosen=best, left_out=left_out, notes=notes), named[best]
 
 
 def _faster(first: _Source, second: _Source, config: CompileConfig, progress: Progress) -> Artifact:
@@ -285,21 +308,22 @@ def _faster(first: _Source, second: _Source, config: CompileConfig, progress: Pr
             failed.append(error)
     if failed:
         kept = made[0].record.precision
-        return _noted(made[0], {"verdict": f"{kept.upper()} is kept: the other could not be had: {failed[0].message}"})
-    if any("audit" not in each.record.proof for each in made):
+        return _add(made[0], verdict=f"{kept.upper()} is kept: the other could not be had: {failed[0].message}")
+    first_audit = _proof(made[0]).audit
+    if first_audit is None or not made[1].record.audited:
         note = "the two precisions could not be timed: the engine's device is not here; the first is kept"
-        return _noted(made[0], {"notes": [*made[0].record.proof["notes"], note]})
+        return _add(made[0], notes=(*_proof(made[0]).notes, note))
     names = [f"{each.record.precision}{mark}" for each, mark in zip(made, ("", " (rival)"), strict=True)]
     subjects = [Subject(name, each, config.backend, names[1]) for name, each in zip(names, made, strict=True)]
-    batch = made[0].record.proof["audit"]["batch"] or config.usual_batch
-    times, notes, ratios = _timed(subjects, batch, progress)
+    batch = first_audit.batch or config.usual_batch
+    times, notes, ratios = _time(subjects, batch, progress)
     ratio, low, high = ratios[names[0]]
     kept_one, other = (0, 1) if ratio >= 1 else (1, 0)
     interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     said = f"{names[0].upper()} runs {ratio:.2f}x as fast as {names[1]}{interval} at batch {batch}: {names[kept_one]} is kept"
     if low is not None and high is not None and low < 1 < high:
         said += f", though {names[other]} may be as fast"
-    return _noted(made[kept_one], {"rival": {"latency_ms": times, "notes": notes}, "verdict": said})
+    return _add(made[kept_one], rival=Rivalry(latency_ms=times, notes=notes), verdict=said)
 
 
 def _require_same(first: _Source, second: _Source) -> None:
@@ -309,24 +333,30 @@ def _require_same(first: _Source, second: _Source) -> None:
     contracts = msgspec.structs.replace(one.input, tensor=two.input.tensor) == two.input
     count = min(len(first.golden.output), len(second.golden.output))  # the first images are the same
     apart = distance(second.golden.output[:count], first.golden.output[:count])
-    if not contracts or one.classes != two.classes or one.output != two.output or not apart <= 2 * limit:
+    if not contracts or one.classes != two.classes or one.output != two.output or not apart <= RIVAL * limit:
         message = f"is another model than {first.given.model}: their outputs are {apart:.2g} apart"
         raise UsageError("VD2010", message, file=second.given.model, fix="give the same model in another precision")
 
 
-def _timed(
+def _time(
     subjects: list[Subject], batch: int, progress: Progress
-) -> tuple[dict[str, float], list[str], dict[str, tuple[float, float | None, float | None]]]:
+) -> tuple[dict[str, float], tuple[str, ...], dict[str, tuple[float, float | None, float | None]]]:
     """Median latency in ms by name, notes, and the speed-up over each subject's reference with its interval."""
     rows, notes = latency.measure(subjects, msgspec.structs.replace(_BENCH, batches=(batch,)), progress=progress)
     times = {row.subject: float(row.metrics["p50"].value) for row in rows}
-    found = {row.subject: row.metrics["speedup"] for row in rows if "speedup" in row.metrics}
-    ratios = {name: (float(each.value), each.low, each.high) for name, each in found.items()}
-    return times, list(notes), ratios
+    speedups = {row.subject: row.metrics["speedup"] for row in rows if "speedup" in row.metrics}
+    ratios = {name: (float(each.value), each.low, each.high) for name, each in speedups.items()}
+    return times, tuple(notes), ratios
 
 
-def _noted(made: Artifact, more: dict[str, Any]) -> Artifact:
-    return Artifact(made.folder, msgspec.structs.replace(made.record, proof=made.record.proof | more))
+def _proof(made: Artifact) -> CompileProof:
+    assert isinstance(made.record.proof, CompileProof)
+    return made.record.proof
+
+
+def _add(made: Artifact, **more: object) -> Artifact:
+    proof = msgspec.structs.replace(_proof(made), **more)
+    return Artifact(made.folder, msgspec.structs.replace(made.record, proof=proof))
 
 
 def settings_in_words(config: OpenConfig) -> str:
@@ -339,24 +369,3 @@ def settings_in_words(config: OpenConfig) -> str:
         for name, value in (("spinning", config.spin), ("arena", config.arena), ("CUDA graph", config.graph))
     ]
     return ", ".join(word for word in words if word) or "default"
-
-
-def build(argument: dict[str, Any]) -> dict[str, Any]:
-    """The child's side: compile into a folder. Called by `isolate.run`."""
-    artifact = Artifact(Path(argument["folder"]), msgspec.convert(argument["record"], Record))
-    config = msgspec.convert(argument["config"], CompileConfig)
-    take_table(argument["engines"])
-    compiled = _compiler(config).compile(artifact, config, Path(argument["out"]), again=argument["again"])
-    found: dict[str, Any] = msgspec.to_builtins(compiled)
-    return found
-
-
-def candidates(argument: dict[str, Any]) -> list[Any]:
-    """The child's side: settings that are worth measuring here. Called by `isolate.run`."""
-    config = msgspec.convert(argument["config"], CompileConfig)
-    take_table(argument["engines"])
-    return [msgspec.to_builtins(candidate) for candidate in _compiler(config).candidates(config)]
-
-
-def _compiler(config: CompileConfig) -> Compiler:
-    return cast(Compiler, load(config.backend))

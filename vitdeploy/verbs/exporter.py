@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import onnx_ir as ir
@@ -20,17 +20,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitdeploy import files
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal, versions
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal
 from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.checkpoints.loader import load
 from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
+from vitdeploy.machine import installed_versions
 from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.exported import prove
 from vitdeploy.recipe import ExportConfig, ModelConfig
+from vitdeploy.record import Origin
 from vitdeploy.spec import ModelSpec
 
 MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
@@ -58,7 +60,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
     files.check_output(out, ours=RECORD)
     progress("export: load", 0, len(STEPS))
     source = load(model, config.image_size)
-    origin = dict(source.origin)
+    origin = msgspec.convert(source.origin, Origin)
     spec = _as_exported(source.spec, config)
     progress("export: trace", 1, len(STEPS))
     graph = trace(source.net, spec, config)
@@ -66,7 +68,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
         progress("export: write", 2, len(STEPS))
         weights = _write_original(source.net, folder)
         if weights is not None:
-            origin["state_sha256"] = files.sha256(folder / weights)
+            origin = msgspec.structs.replace(origin, state_sha256=files.sha256(folder / weights))
         storage.write(graph, folder / MODEL, metadata(spec, origin))
         progress("export: prove", 3, len(STEPS))
         proof, golden = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
@@ -75,10 +77,10 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
             spec=spec,
             weights=weights,
             made_by="export",
-            config=msgspec.to_builtins(config),
+            config=config,
             origin=origin,
             proof=proof,
-            tools=versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
+            tools=installed_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
             parent=source.parent,
         )
         record = seal(folder, record)
@@ -169,21 +171,21 @@ class Program(nn.Module):
             pixels = (pixels - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         if len(self.outputs) > 1:
             named = cast(VisionTransformer, self.model).outputs(pixels)
-            found = [named[name] for name in self.outputs]
+            outputs = [named[name] for name in self.outputs]
         else:
-            found = [self.model(pixels)]
+            outputs = [self.model(pixels)]
         if self.top_k is not None:
-            found += torch.topk(found[0].softmax(-1), self.top_k)  # 2 x [B, K]
-        return tuple(found)
+            outputs += torch.topk(outputs[0].softmax(-1), self.top_k)  # 2 x [B, K]
+        return tuple(outputs)
 
 
-def metadata(spec: ModelSpec, origin: dict[str, Any]) -> dict[str, str]:
+def metadata(spec: ModelSpec, origin: Origin) -> dict[str, str]:
     """What the file says of itself."""
     return {
         METADATA_SPEC: msgspec.json.encode(spec).decode(),
         "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
-        "vitdeploy.weights_sha256": str(origin.get("state_sha256", "")),
-        "vitdeploy.versions": msgspec.json.encode(versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
+        "vitdeploy.weights_sha256": origin.state_sha256,
+        "vitdeploy.versions": msgspec.json.encode(installed_versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
     }
 
 

@@ -13,14 +13,12 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from vitdeploy import files, isolate
 from vitdeploy.artifact import RECORD, Artifact, Record
-from vitdeploy.backends.child import share_table, take_table
-from vitdeploy.backends.table import PROVER, TABLE
+from vitdeploy.backends.table import PROVER, TABLE, Engine, register
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
@@ -35,7 +33,7 @@ _FILE_MIB = 64 << 10
 
 
 def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
-    """Quantize an exported model.
+    """Quantize an exported model. An interrupted calibration is kept: the same call goes on where it stopped.
 
     Args:
         artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
@@ -56,14 +54,15 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
     config = settle_target(config)
     _require_packages()
     with files.folder(out, ours=RECORD) as folder:  # here, so that nothing is left of a child that is killed
-        argument = {
-            "source": str(artifact.folder),
-            "record": msgspec.to_builtins(artifact.record),
-            "config": msgspec.to_builtins(config),
-            "folder": str(folder),
-            "engines": share_table(),
-            "current": str(Path.cwd()),
-        }
+        order = QuantizeOrder(
+            source=str(artifact.folder),
+            record=artifact.record,
+            config=config,
+            folder=str(folder),
+            current=str(Path.cwd()),
+            cache=str(files.cache_folder() / "quantize"),
+            engines=tuple(TABLE.values()),
+        )
         limits: isolate.Limits = {
             "file_mib": _FILE_MIB,
             "what": "the process that quantizes",
@@ -71,18 +70,41 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
             "smaller": "close other programs, or use a machine with more memory",
             "longer": "use fewer images (--limit)",
         }
-        isolate.run(f"{__name__}:_child", argument, seconds=_PATIENCE_S, progress=progress, **limits)
+        isolate.run(f"{__name__}:quantize_as_told", msgspec.to_builtins(order), seconds=_PATIENCE_S, progress=progress, **limits)
     return Artifact.open(out, verify=False)
 
 
-def _child(argument: dict[str, Any]) -> None:
-    """The child's side of `quantize`."""
+class QuantizeOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child that quantizes is told.
+
+    Attributes:
+        source: Folder of the artifact.
+        record: Of the artifact.
+        config: How to quantize.
+        folder: An empty folder for what comes out.
+        current: Folder that relative paths are of.
+        cache: Folder for the statistics of interrupted runs.
+        engines: The table of engines: the caller may have registered some.
+    """
+
+    source: str
+    record: Record
+    config: QuantizeConfig
+    folder: str
+    current: str
+    cache: str
+    engines: tuple[Engine, ...]
+
+
+def quantize_as_told(argument: object) -> None:
+    """The child's side of `quantize`, as a `QuantizeOrder` says. Called by `isolate.run`."""
     from vitdeploy.quant.job import write
 
-    take_table(argument["engines"])
-    os.chdir(argument["current"])  # paths in messages and in the record stay as they were written
-    artifact = Artifact(Path(argument["source"]), msgspec.convert(argument["record"], Record))
-    write(artifact, msgspec.convert(argument["config"], QuantizeConfig), Path(argument["folder"]), isolate.report_progress)
+    order = msgspec.convert(argument, QuantizeOrder)
+    register(order.engines)
+    os.chdir(order.current)  # paths in messages and in the record stay as they were written
+    artifact, folder = Artifact(Path(order.source), order.record), Path(order.folder)
+    write(artifact, order.config, folder, cache=Path(order.cache), progress=isolate.report_progress)
 
 
 def _require_packages() -> None:

@@ -245,8 +245,8 @@ def test_the_kept_engine_is_not_written_to(engine, tmp_path):
 
 def test_the_artifact_brings_its_settings(tiny_artifact, engine, tmp_path):
     assert outputs(engine)[1]["threads"] == 1
-    assert engine.record.proof["run"]["precision"] == "f32"
-    assert engine.record.proof["facts"]["settings"]["INFERENCE_PRECISION_HINT"] == "f32"
+    assert engine.record.proof.run.precision == "f32"
+    assert engine.record.proof.facts["settings"]["INFERENCE_PRECISION_HINT"] == "f32"
     made = compiled(tiny_artifact, tmp_path / "out", "openvino", threads=1, hint="throughput", streams=1)
     settings = outputs(made)[1]
     assert (settings["hint"], settings["streams"], settings["blob"]) == ("throughput", 1, "yes")
@@ -275,7 +275,7 @@ def test_an_artifact_made_for_bfloat16_says_so(tiny_artifact, tmp_path):
     except UsageError as refused:
         assert "not in 'bf16'" in refused.message
         return
-    assert made.record.proof["run"]["precision"] == "bf16"
+    assert made.record.proof.run.precision == "bf16"
 
 
 @pytest.mark.parametrize(("setting", "words"), [({"threads": 4096}, "threads"), ({"streams": 4096}, "streams")])

@@ -357,7 +357,9 @@ def test_a_file_that_is_no_engine(tiny_static, tmp_path):
     with pytest.raises(UsageError, match="already") as again:
         TensorRtRtx().compile(engine, config(), tmp_path)
     assert again.value.code == "VD2013"
-    other = msgspec.structs.replace(tiny_static.record, made_by="quantize", config={"target": "openvino"})
+    other = msgspec.structs.replace(
+        tiny_static.record, made_by="quantize", config=QuantizeConfig(target="openvino", calibration="random")
+    )
     with pytest.raises(UsageError, match="was quantized for openvino"):
         TensorRtRtx().compile(Artifact(tiny_static.folder, other), config(), tmp_path)
 

@@ -271,10 +271,8 @@ def _stamp(batch: int | None) -> dict[str, str]:
 
 def _batch(artifact: Artifact) -> int | None:
     """The batch that a compiled artifact was frozen to."""
-    if artifact.record.kind != OnnxRuntime.name:
-        return None
-    batch = artifact.record.config.get("batch")
-    return batch if isinstance(batch, int) and batch > 0 else None
+    config = artifact.record.config
+    return config.batch if isinstance(config, CompileConfig) and config.backend == OnnxRuntime.name else None
 
 
 def _batch_axis(model: Path, batch: int | None) -> dict[str, int]:

@@ -29,6 +29,7 @@ from vitdeploy.backends.tensorrt.cuda import require
 from vitdeploy.backends.tensorrt.device import Cuda
 from vitdeploy.backends.tensorrt.place import read_ordinal
 from vitdeploy.errors import InputError, MachineError, UsageError
+from vitdeploy.recipe import CompileConfig
 
 SESSIONS = 8
 """Batch sizes that are kept ready; the one that was not used for longest goes first."""
@@ -110,7 +111,8 @@ class TensorRtRunner:
         with self._listening() as said:
             self._runtime = self._module.Runtime(self._log.native)
             # an engine for later versions carries its own runtime, as code
-            self._runtime.engine_host_code_allowed = bool(self._artifact.record.config.get("compatible"))
+            config = self._artifact.record.config
+            self._runtime.engine_host_code_allowed = isinstance(config, CompileConfig) and config.compatible
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise self._failure("the engine can't be loaded", said)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
@@ -22,7 +21,6 @@ from vitdeploy.graph.half.forms import (
     SMALLEST,
     SMALLEST_NORMAL,
     Form,
-    Loss,
     fill_types,
     half_form,
     measure_loss,
@@ -31,48 +29,11 @@ from vitdeploy.graph.half.forms import (
 from vitdeploy.graph.half.keep import MEANS, MOVES, NORMS, QUANTIZERS, Flow, find_kept
 from vitdeploy.graph.half.ranges import bound_tensors, largest
 from vitdeploy.graph.query import Array, constant, integer, real, whole
+from vitdeploy.record import HalfResult, Loss, Overflow
 
 LIMIT = LARGEST / 2
 """Largest |x| on calibration images with which a tensor may be FP16: other images may have larger ones."""
 _FLEXIBLE = MOVES | QUANTIZERS | {"Cast", "ConstantOfShape", "Shape", "Size"}
-
-
-class Overflow(msgspec.Struct, frozen=True):
-    """A tensor that FP16 does not hold with room to spare.
-
-    Attributes:
-        node: The node that makes it; "" for an input of the graph.
-        tensor: Its name.
-        max_abs: Its largest |x| on the calibration images, or what follows from another tensor's.
-    """
-
-    node: str
-    tensor: str
-    max_abs: float
-
-
-class HalfResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became FP16 and what did not.
-
-    Attributes:
-        islands: What was asked to stay in FP32.
-        half: Nodes in FP16.
-        kept: Nodes in FP32, by name, and why.
-        casts: Casts that were added.
-        overflow: Tensors beyond `LIMIT`, in the order of the graph.
-        unranged: FP16 tensors of which no largest value is known: nothing is promised about them.
-        losses: Constants in FP16 that have subnormal or vanished elements, by name.
-        epsilons: Epsilons of FP16 nodes that FP16 itself can't hold, by node; a kernel that keeps them in FP32 is not harmed.
-    """
-
-    islands: tuple[str, ...]
-    half: int
-    kept: dict[str, str]
-    casts: int
-    overflow: tuple[Overflow, ...] = ()
-    unranged: int = 0
-    losses: dict[str, Loss] = {}
-    epsilons: dict[str, float] = {}
 
 
 def to_half(model: ir.Model, *, keep: Collection[str] = (), ranges: Mapping[str, float] | None = None) -> HalfResult:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -19,6 +18,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from vitdeploy.errors import InputError
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.query import Array, constant
+from vitdeploy.record import Loss
 
 LARGEST = 65504.0
 """The largest finite FP16 number."""
@@ -44,20 +44,6 @@ class Form(NamedTuple):
     inputs: frozenset[int] = frozenset()
     outputs: frozenset[int] = frozenset()
     obstacle: str = ""
-
-
-class Loss(msgspec.Struct, frozen=True):
-    """What FP16 takes from a constant.
-
-    Attributes:
-        subnormal: Elements that become FP16 subnormals: kept, with fewer than 11 bits.
-        vanished: Elements other than 0 that become 0.
-        error: Length of the rounding error over length of the constant (Euclidean); 2e-4 is usual.
-    """
-
-    subnormal: int
-    vanished: int
-    error: float
 
 
 def fill_types(model: ir.Model) -> None:

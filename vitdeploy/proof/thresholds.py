@@ -1,0 +1,39 @@
+"""What is accepted: every limit of every proof, with its reason. Measurements have no opinions; these are the opinions."""
+
+from __future__ import annotations
+
+ALMOST_CONSTANT = 1e-6
+"""Added to the export's tolerance, in the output's unit: for outputs that are all but constant, whose share of nothing is
+nothing."""
+
+TOP_K = 1e-5
+"""Largest |difference| of an exported file's top-k probabilities from the softmax of its own logits: float32 rounding of a sum
+over thousands of classes stays below."""
+
+REWRITTEN = 1e-4
+"""Largest difference of a rewritten float graph, as a share of the output's standard deviation: the rewrites are exact, so only
+the order of float32 sums differs, as between PyTorch and an export (`ExportConfig.tolerance`)."""
+
+LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 2e-1}
+"""Largest distance of an engine's outputs from the golden ones, by arithmetic.
+
+Rounding of that arithmetic stays well below. Where the outputs have nothing in common with the golden ones but their size, the
+distance is 1 and above; one such row in four makes it about 0.6.
+"""
+
+COMPANY = 0.1
+"""Share of the limit that may lie between rows of the same image in one batch: kernels may add up a last row in another order."""
+
+RIVAL = 2.0
+"""How many limits two precisions of one model may lie apart: each is within its own of the same FP32 outputs."""
+
+FASTER = 1.05
+"""Least speed-up, at the lower end of its interval, that is worth a conversion: below it, the next release of an engine or a
+busier machine takes it away."""
+
+AGREES = 0.95
+"""Least agreement, at the lower end of its interval, that goes without a warning."""
+
+ALIKE, ENOUGH = 0.98, 200
+"""Agreement that is good where the images are fewer than can tell: below 200, the interval of even a perfect agreement reaches
+under `AGREES` or close to it."""

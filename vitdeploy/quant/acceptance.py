@@ -1,0 +1,72 @@
+"""The last step: what was written is run on the engines of its target, counted, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.table import list_judges, load
+from vitdeploy.progress import Progress
+from vitdeploy.proof import golden
+from vitdeploy.proof.census import Plan, census, require
+from vitdeploy.proof.worth import Comparison, worth
+from vitdeploy.quant.pictures import Pictures
+from vitdeploy.recipe import QuantizeConfig
+from vitdeploy.record import Census, Worth
+
+
+class Acceptance(NamedTuple):
+    """What the last step has shown.
+
+    Attributes:
+        census: Engine to what it runs.
+        worth: What was gained and lost; None when it was not measured.
+        verdict: One sentence; "" when it was not to be measured.
+    """
+
+    census: dict[str, Census]
+    worth: Worth | None = None
+    verdict: str = ""
+
+
+def try_out(source: Artifact, made: Artifact, plan: Plan, pictures: Pictures | None, progress: Progress) -> Acceptance:
+    """Count the kernels on the target's engines, write the golden batch, and say whether it was worth it.
+
+    Args:
+        source: The FP32 artifact.
+        made: What came out; its record has the target, threads, and whether to measure.
+        plan: What it should run in 8 bits.
+        pictures: The calibration images: those held back judge.
+        progress: Hears of each step.
+
+    Raises:
+        MachineError: VD4009, an engine does not run what was planned; VD4004, VD4006 to VD4008, it failed.
+    """
+    config = made.record.config
+    assert isinstance(config, QuantizeConfig)
+    options = OpenConfig(threads=config.threads)
+    engines = list_judges(config.target)
+    counts = {}
+    for engine in engines:
+        with closing(load(engine).open(made, options)) as runner:
+            counts[engine] = census(plan, runner.kernels(), engine)
+            require(counts[engine])
+            if engine == engines[0]:
+                golden.of(runner, made).write(made.folder)
+    if not engines:
+        golden.make(made, options).write(made.folder)
+        unsaid = f"{config.precision.upper()}: not run here: no engine of the target {config.target!r} is installed"
+        return Acceptance(counts, verdict=unsaid)
+    if not config.verify:
+        return Acceptance(counts)
+    held = pictures is not None and pictures.held > 0
+    batches: Iterator[NDArray[Any]] = iter(())
+    if pictures is not None and pictures.data is not None:
+        batches = pictures.tensors("held" if held else "ranges")
+    measured = worth(Comparison(source, made, engines[0], options, held), batches, progress=progress)
+    return Acceptance(counts, measured, measured.verdict)

@@ -63,9 +63,9 @@ def built(tmp_path_factory) -> Path:
 def test_quantize_writes_for_it_and_it_judges(built):
     made = Artifact.open(built / "quantize")
     assert made.engine == ROW.name
-    census = made.record.proof["census"]
+    census = made.record.proof.census
     assert list(census) == [ROW.name]
-    assert census[ROW.name]["executed"]["gemms"] == census[ROW.name]["planned"]["gemms"] > 0
+    assert census[ROW.name].executed["gemms"] == census[ROW.name].planned["gemms"] > 0
     batch = golden.read(made)
     assert batch is not None
     assert batch.engine == ROW.name
@@ -74,8 +74,8 @@ def test_quantize_writes_for_it_and_it_judges(built):
 def test_compile_makes_its_engine_and_audits_it(built):
     made = Artifact.open(built / "compile")
     assert (made.record.kind, made.record.entry) == (ROW.name, "copy.onnx")
-    assert made.record.proof["audit"]["settings"]["backend"] == ROW.name
-    assert made.record.proof["optimise"]["chosen"]
+    assert made.record.proof.audit.settings["backend"] == ROW.name
+    assert made.record.proof.optimise.chosen
 
 
 def test_validate_and_bench_measure_it(built):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitdeploy.measure.accuracy import Accuracy, places_of
+from vitdeploy.measure.accuracy import Accuracy, rank_labels
+from vitdeploy.measure.statistics import mcnemar, paired_difference
 
 LABELS = np.array([0, 1, 2, 3], np.int64)
 
@@ -44,6 +45,31 @@ def test_top5_from_ten_classes():
     assert many.metrics("a")["top5"].value == 1
 
 
+def test_top5_is_five_and_no_more():
+    """The right class stands first, fifth, sixth and last of twelve."""
+    logits = np.tile(np.arange(12, 0, -1, dtype=np.float32), (4, 1))  # class 0 is best, class 11 worst
+    accuracy = Accuracy("a", ())
+    accuracy.add({"a": logits}, np.array([0, 4, 5, 11]))
+    metrics = accuracy.metrics("a")
+    assert (metrics["top1"].value, metrics["top5"].value) == (0.25, 0.5)
+
+
+def test_the_difference_has_the_sign_of_what_was_lost():
+    """300 images, of which the candidate alone gets 10 and the reference alone 60."""
+    right, wrong = rows_for([0]), rows_for([1])
+    accuracy = Accuracy("a", ("b",))
+    for count, reference, candidate in ((10, wrong, right), (60, right, wrong), (200, right, right), (30, wrong, wrong)):
+        rows = {"a": np.repeat(reference, count, 0), "b": np.repeat(candidate, count, 0)}
+        accuracy.add(rows, np.zeros(count, np.int64))
+    metrics = accuracy.metrics("b")
+    low, high = paired_difference(10, 60, 300)
+    assert metrics["top1_difference"].value == pytest.approx(-100 * 50 / 300)
+    assert (metrics["top1_difference"].low, metrics["top1_difference"].high) == pytest.approx((100 * low, 100 * high))
+    assert metrics["top1_difference"].high < -10
+    assert metrics["mcnemar_p"].value == pytest.approx(mcnemar(10, 60))
+    assert (accuracy.metrics("a")["top1"].value, metrics["top1"].value) == (pytest.approx(260 / 300), pytest.approx(210 / 300))
+
+
 def test_what_is_not_finite_is_wrong():
     logits = rows_for([0, 1, 2, 3])
     logits[0, 5] = math.nan
@@ -61,13 +87,13 @@ def test_places_are_those_of_a_stable_sort(rows, label):
     labels = np.full(len(logits), label)
     order = np.argsort(-logits, axis=1, kind="stable")
     expected = [list(line).index(label) for line in order]
-    assert places_of(logits, labels).tolist() == expected
+    assert rank_labels(logits, labels).tolist() == expected
 
 
 def test_shifted_labels_are_told():
     accuracy = Accuracy("a", ())
     accuracy.add({"a": rows_for([1, 2, 3, 4])}, LABELS)
-    assert accuracy.shifted() == {-1: 0.0, 1: 1.0}
+    assert accuracy.measure_shifts() == {-1: 0.0, 1: 1.0}
 
 
 def test_nothing_yet_is_nan():

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -22,18 +23,18 @@ from vitdeploy.recipe import BenchConfig
 QUICK = BenchConfig(rounds=5, seconds=0.01, warmup=1, threads=1)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
+def is_gone(pid: int, seconds: float = 10) -> bool:
     end = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < end:
+    while is_alive(pid) and time.monotonic() < end:
         time.sleep(0.02)
-    return not alive(pid)
+    return not is_alive(pid)
 
 
 @pytest.fixture
@@ -58,12 +59,12 @@ def test_rows_and_columns(tiny_artifact):
         ("tiny / onnxruntime", 3),
     ]
     for row in rows:
-        found = row.metrics
-        assert 0 < found["p50"].value <= found["p90"].value <= found["p99"].value
-        assert found["throughput"].value == pytest.approx(1000 * row.settings["batch"] / found["mean"].value)
-        assert found["runs"].value >= 5
-        assert found["peak_memory"].value > 10
-        assert found["load"].value > 0
+        metrics = row.metrics
+        assert 0 < metrics["p50"].value <= metrics["p90"].value <= metrics["p99"].value
+        assert metrics["throughput"].value == pytest.approx(1000 * row.settings["batch"] / metrics["mean"].value)
+        assert metrics["runs"].value >= 5
+        assert metrics["peak_memory"].value > 10
+        assert metrics["load"].value > 0
         assert row.settings["threads"] == 1
     reference, engine = rows[:2]
     assert reference.metrics["speedup"].value == 1
@@ -88,8 +89,23 @@ def test_every_subject_takes_every_place(monkeypatch, tiny_artifact):
     monkeypatch.setattr(latency, "PAUSE_S", 0)
     workers = {name: Fake(name) for name in "abc"}
     taken = {name: latency._Times(0.0) for name in "abc"}
-    latency._rounds(workers, taken, BenchConfig(rounds=3), lambda done: None)
+    latency._run_rounds(workers, taken, BenchConfig(rounds=3), lambda done: None)
     assert "".join(order) == "abcbcacab"
+
+
+def test_a_row_of_known_times(tiny_artifact):
+    """101 runs of 0 to 100 ms: every quantile is its own number; the reference's round medians are three times as long."""
+    own = latency._Times(7.0, 50.0, [[float(time) for time in range(101)]] + [[50.0]] * 4)
+    reference = latency._Times(0.0, rounds=[[150.0]] * 5)
+    subject = Subject("own", tiny_artifact, "onnxruntime", "reference")
+    opened = SimpleNamespace(load_ms=3.0, settings={})
+    metrics = latency._make_row(subject, 4, {"own": own, "reference": reference}, opened).metrics
+    values = [metrics[name].value for name in ("p50", "p90", "p99", "mean")]
+    assert values == pytest.approx([50, 89.6, 98.96, 50])
+    assert metrics["throughput"].value == 80
+    assert (metrics["speedup"].value, metrics["speedup"].low, metrics["speedup"].high) == (3, 3, 3)
+    assert (metrics["load"].value, metrics["first_run"].value, metrics["peak_memory"].value) == (3, 7, 50)
+    assert metrics["runs"].value == 105
 
 
 def test_few_rounds_give_no_interval(tiny_artifact):
@@ -116,12 +132,12 @@ def test_an_artifact_of_another_engine_is_refused_before_anything_is_started(tin
 def test_noise_and_load_are_noted(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 2.0, 1.0))
     monkeypatch.setattr(latency.machine, "logical_cores", lambda: 2)
-    assert latency._busy(BenchConfig(threads=8)) == [
+    assert latency._note_load(BenchConfig(threads=8)) == [
         "WARNING: the machine was busy: load 3.1 on 2 cores before the first run",
         "WARNING: 8 threads were asked for, this process may use 2 cores",
     ]
     steady, jumpy = latency._Times(0.0, rounds=[[1.0], [1.01]]), latency._Times(0.0, rounds=[[1.0], [2.0]])
-    (note,) = latency._unsteady(4, {"steady": steady, "jumpy": jumpy})
+    (note,) = latency._note_noise(4, {"steady": steady, "jumpy": jumpy})
     assert "jumpy at batch 4: round medians vary by 47 %" in note
 
 
@@ -175,26 +191,27 @@ def test_leaving_ends_the_process_at_once(tiny_artifact):
     with Worker("w", tiny_artifact, "onnxruntime", OpenConfig(threads=1)) as started:
         pid = started._child.pid
         started.open()
-        assert alive(pid)
+        assert is_alive(pid)
         start = time.monotonic()
     assert time.monotonic() - start < 1
-    assert gone(pid)
+    assert is_gone(pid)
 
 
 SCRIPT = """
     import sys
     from pathlib import Path
+from types import SimpleNamespace
     from vitdeploy.artifact import Artifact
     from vitdeploy.measure import latency
     from vitdeploy.measure.worker import Worker
     from vitdeploy.recipe import BenchConfig
     artifact = Artifact.open(Path(sys.argv[1]))
     start = Worker.open
-    def told(worker):
+    def open_and_tell(worker):
         opened = start(worker)
         print(worker._child.pid, flush=True)
         return opened
-    Worker.open = told
+    Worker.open = open_and_tell
     subjects = [latency.Subject(name, artifact, "onnxruntime", None) for name in "ab"]
     latency.measure(subjects, BenchConfig(rounds=1000, seconds=1.0, threads=1))
 """
@@ -212,7 +229,7 @@ def test_no_child_outlives_the_parent(how, tiny_artifact):
         parent.send_signal(how)
         parent.wait(10)
         assert time.monotonic() - start < 3
-        assert all(gone(pid) for pid in children)
+        assert all(is_gone(pid) for pid in children)
 
 
 def test_workers_import_their_own_engine_only(tiny_artifact):

@@ -8,33 +8,42 @@ from hypothesis import strategies as st
 from vitdeploy.measure.parity import Parity, sqnr
 
 
-def values(parity: Parity) -> dict[str, float]:
+def read_values(parity: Parity) -> dict[str, float]:
     return {name: metric.value for name, metric in parity.metrics().items()}
 
 
 def test_known_numbers():
     parity = Parity(classify=True)
     parity.add(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.5], [0.0, 1.0]]))
-    found = parity.metrics()
-    assert found["max_abs_difference"].value == 1.0
-    assert found["mean_abs_difference"].value == pytest.approx(2.5 / 4)
-    assert found["cosine_min"].value == 0.0
-    assert found["cosine_mean"].value == pytest.approx((27 / (5 * math.sqrt(29.25))) / 2)
-    assert found["sqnr"].value == pytest.approx(10 * math.log10(26 / 2.25))
-    assert found["sqnr"].unit == "dB"
-    assert (found["top1_agreement"].value, found["images"].value) == (0.5, 2)
-    assert found["top1_agreement"].low < 0.5 < found["top1_agreement"].high
+    metrics = parity.metrics()
+    assert metrics["max_abs_difference"].value == 1.0
+    assert metrics["mean_abs_difference"].value == pytest.approx(2.5 / 4)
+    assert metrics["cosine_min"].value == 0.0
+    assert metrics["cosine_mean"].value == pytest.approx((27 / (5 * math.sqrt(29.25))) / 2)
+    assert metrics["sqnr"].value == pytest.approx(10 * math.log10(26 / 2.25))
+    assert metrics["sqnr"].unit == "dB"
+    assert (metrics["top1_agreement"].value, metrics["images"].value) == (0.5, 2)
+    assert metrics["top1_agreement"].low < 0.5 < metrics["top1_agreement"].high
+
+
+def test_cosines_are_those_of_images():
+    """Three images of four values; the last one is turned round, the others differ in length only."""
+    reference = np.array([[1.0, 0, 0, 0], [1, 2, 3, 4], [4, 3, 2, 1]])
+    parity = Parity(classify=True)
+    parity.add(reference, reference * [[2], [3], [-1]])
+    assert read_values(parity)["cosine_mean"] == pytest.approx(1 / 3)
+    assert read_values(parity)["cosine_min"] == pytest.approx(-1)
 
 
 def test_equal_outputs():
     parity = Parity(classify=True)
     rows = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     parity.add(rows, rows.copy())
-    found = values(parity)
-    assert found["max_abs_difference"] == found["mean_abs_difference"] == 0
-    assert found["cosine_min"] == pytest.approx(1)
-    assert found["sqnr"] == math.inf
-    assert found["top1_agreement"] == 1
+    metrics = read_values(parity)
+    assert metrics["max_abs_difference"] == metrics["mean_abs_difference"] == 0
+    assert metrics["cosine_min"] == pytest.approx(1)
+    assert metrics["sqnr"] == math.inf
+    assert metrics["top1_agreement"] == 1
     assert parity.metrics()["top1_agreement"].low < 0.6  # five images prove little
 
 
@@ -46,7 +55,7 @@ def test_batches_do_not_matter(count, size):
     whole.add(a, b)
     for start in range(0, count, size):
         parts.add(a[start : start + size], b[start : start + size])
-    assert values(parts) == pytest.approx(values(whole))
+    assert read_values(parts) == pytest.approx(read_values(whole))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -58,21 +67,21 @@ def test_what_is_not_finite_shows(bad, side, when):
     parity = Parity(classify=True)
     for a, b in batches:
         parity.add(a, np.where(np.isfinite(b), a, b))
-    found = values(parity)
-    assert not math.isfinite(found["max_abs_difference"])
-    assert not math.isfinite(found["mean_abs_difference"])
-    assert math.isnan(found["cosine_min"])
-    assert math.isnan(found["cosine_mean"])
-    assert not found["sqnr"] > 0
-    assert found["top1_agreement"] == pytest.approx(11 / 12)  # that image does not agree, even where both are NaN
+    metrics = read_values(parity)
+    assert not math.isfinite(metrics["max_abs_difference"])
+    assert not math.isfinite(metrics["mean_abs_difference"])
+    assert math.isnan(metrics["cosine_min"])
+    assert math.isnan(metrics["cosine_mean"])
+    assert not metrics["sqnr"] > 0
+    assert metrics["top1_agreement"] == pytest.approx(11 / 12)  # that image does not agree, even where both are NaN
     assert parity.not_finite == 1
 
 
 def test_zero_rows():
     parity = Parity(classify=False)
     parity.add(np.zeros((2, 3)), np.array([[0.0, 0, 0], [1, 0, 0]]))
-    assert values(parity)["cosine_mean"] == 0.5
-    assert values(parity)["sqnr"] == -math.inf
+    assert read_values(parity)["cosine_mean"] == 0.5
+    assert read_values(parity)["sqnr"] == -math.inf
 
 
 def test_agreement_needs_classes():
@@ -82,9 +91,9 @@ def test_agreement_needs_classes():
 
 
 def test_nothing_yet_is_nan():
-    found = Parity(classify=True).metrics()
-    assert all(math.isnan(metric.value) for name, metric in found.items() if name != "images")
-    assert found["images"].value == 0
+    metrics = Parity(classify=True).metrics()
+    assert all(math.isnan(metric.value) for name, metric in metrics.items() if name != "images")
+    assert metrics["images"].value == 0
 
 
 def test_shapes_must_match():

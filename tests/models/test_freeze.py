@@ -25,9 +25,9 @@ def test_freezing_changes_nothing(name: str) -> None:
     assert all(parameter.requires_grad for parameter in original.parameters())
     images = pixels(CASES[name])
     with torch.no_grad():
-        expected, found = original.eval().outputs(images), frozen.outputs(images)
+        expected, actual = original.eval().outputs(images), frozen.outputs(images)
     for key, value in expected.items():
-        assert (found[key] - value).abs().max() <= 1e-5 * value.std(), key
+        assert (actual[key] - value).abs().max() <= 1e-5 * value.std(), key
 
 
 @pytest.mark.parametrize("name", ["plain", "rotary-eva02-qk-norm", "like-eva02", "like-siglip"])
@@ -84,5 +84,5 @@ def test_absorbed_normalisation_takes_raw_pixels(name: str) -> None:
     raw_taking = freeze(original)
     absorb_normalisation(raw_taking)
     with torch.no_grad():
-        expected, found = original(normalised), raw_taking(raw)
-    assert (found - expected).abs().max() <= 2e-5 * expected.std()
+        expected, actual = original(normalised), raw_taking(raw)
+    assert (actual - expected).abs().max() <= 2e-5 * expected.std()

@@ -95,8 +95,8 @@ def test_accepted(name: str, module: str) -> None:
     assert loaded.classes == 5
     assert not loaded.net.training
     assert not any(part.training or parameter.requires_grad for part in loaded.net.modules() for parameter in part.parameters())
-    found = loaded.net(torch.zeros(4, 3, 8, 12))
-    assert (found.shape, found.dtype) == ((4, 5), torch.float32)
+    logits = loaded.net(torch.zeros(4, 3, 8, 12))
+    assert (logits.shape, logits.dtype) == ((4, 5), torch.float32)
     assert sys.path == path
 
 

@@ -21,10 +21,10 @@ def test_sinusoidal_is_the_formula(length: int, width: int) -> None:
         for i in range(width // 2):
             expected[place, 2 * i] = math.sin(place / 10000 ** (2 * i / width))
             expected[place, 2 * i + 1] = math.cos(place / 10000 ** (2 * i / width))
-    found = positions.sinusoidal(length, width)
-    assert found.shape == (1, length, width)
-    assert found.dtype == torch.float32
-    assert np.abs(found[0].numpy() - expected).max() <= 1e-7
+    actual = positions.sinusoidal(length, width)
+    assert actual.shape == (1, length, width)
+    assert actual.dtype == torch.float32
+    assert np.abs(actual[0].numpy() - expected).max() <= 1e-7
 
 
 @pytest.mark.parametrize(("grid", "width"), [((2, 3), 8), ((4, 4), 16), ((1, 5), 4)])
@@ -39,9 +39,9 @@ def test_sincos2d_is_the_formula(grid: tuple[int, int], width: int) -> None:
                 here = expected[row * grid[1] + column]
                 here[i], here[quarter + i] = math.sin(column * rate), math.cos(column * rate)
                 here[2 * quarter + i], here[3 * quarter + i] = math.sin(row * rate), math.cos(row * rate)
-    found = positions.sincos2d(grid, width)
-    assert found.shape == (1, grid[0] * grid[1], width)
-    assert np.abs(found[0].numpy() - expected).max() <= 1e-7
+    actual = positions.sincos2d(grid, width)
+    assert actual.shape == (1, grid[0] * grid[1], width)
+    assert np.abs(actual[0].numpy() - expected).max() <= 1e-7
 
 
 @pytest.mark.parametrize("kind", ["eva02", "dinov3"])
@@ -86,18 +86,18 @@ def test_resample_to_the_same_grid_is_identity() -> None:
 def test_resample_is_torch_interpolate(extra: int, old: tuple[int, int], pixels: tuple[int, int], method: str) -> None:
     model = spec(input=contract(*pixels), position_resample=method)
     table = random_table(extra + old[0] * old[1])
-    found = positions.resample(table, old, model)
+    actual = positions.resample(table, old, model)
     image = table[0, extra:].T.reshape(1, 6, *old)
     expected = functional.interpolate(image, model.grid, mode="bicubic", antialias=method.endswith("antialias"))
-    assert found.shape == (1, extra + model.patches, 6)
-    assert torch.equal(found[:, :extra], table[:, :extra])  # rows of class tokens are untouched
-    assert torch.allclose(found[0, extra:], expected[0].flatten(1).T, atol=1e-6)
+    assert actual.shape == (1, extra + model.patches, 6)
+    assert torch.equal(actual[:, :extra], table[:, :extra])  # rows of class tokens are untouched
+    assert torch.allclose(actual[0, extra:], expected[0].flatten(1).T, atol=1e-6)
 
 
 def test_resampled_constant_stays_constant() -> None:
     table = torch.full((1, 17, 6), 0.75)
-    found = positions.resample(table, (4, 4), spec(input=contract(56, 24)))
-    assert torch.allclose(found, torch.full((1, 22, 6), 0.75), atol=1e-6)
+    actual = positions.resample(table, (4, 4), spec(input=contract(56, 24)))
+    assert torch.allclose(actual, torch.full((1, 22, 6), 0.75), atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (5, 7), (12, 9)])
@@ -110,7 +110,7 @@ def test_resampling_with_metas_offset(grid: tuple[int, int]) -> None:
     factors = tuple((side + 0.1) / 6 for side in grid)
     expected = torch.nn.functional.interpolate(image, scale_factor=factors, mode="bicubic")
     assert expected.shape[2:] == grid
-    found = positions.resample(table, (6, 6), model)
-    assert torch.equal(found[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2))
+    actual = positions.resample(table, (6, 6), model)
+    assert torch.equal(actual[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2))
     plain = torch.nn.functional.interpolate(image, grid, mode="bicubic")
     assert not torch.allclose(expected, plain)

@@ -11,7 +11,7 @@ from tests.checkpoints.cases import CASES
 from vitdeploy.models.freeze import freeze
 from vitdeploy.models.vit import VisionTransformer, build
 from vitdeploy.spec import ModelSpec
-from vitdeploy.zoo.cost import macs, parameters
+from vitdeploy.zoo.cost import count_macs, count_parameters
 from vitdeploy.zoo.variants import VARIANTS, find
 
 SMALLER = {
@@ -34,14 +34,14 @@ def counted(model: VisionTransformer) -> int:
 def test_parameters_are_the_modules(name: str) -> None:
     with torch.device("meta"):
         model = VisionTransformer(CASES[name])
-    assert parameters(CASES[name]) == sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(CASES[name]) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [*CASES, *SMALLER])
 def test_macs_are_torchs(name: str) -> None:
     spec: ModelSpec = {**CASES, **SMALLER}[name]
-    assert macs(spec) == counted(freeze(build(spec)))
+    assert count_macs(spec) == counted(freeze(build(spec)))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_macs_are_torchs(name: str) -> None:
     ],
 )
 def test_macs_as_published(name: str, published: float) -> None:
-    assert round(macs(find(name)) / 1e9, 3) == published
+    assert round(count_macs(find(name)) / 1e9, 3) == published
 
 
 def test_macs_grow_with_the_image_and_parameters_only_with_the_position_table() -> None:
     for variant in VARIANTS.values():
         small, large = (variant.spec.resized(n * variant.spec.patch[0], n * variant.spec.patch[1]) for n in (4, 8))
-        assert macs(large) > 2 * macs(small)
+        assert count_macs(large) > 2 * count_macs(small)
         rows = large.positions - small.positions if variant.spec.position == "learned" else 0
-        assert parameters(large) - parameters(small) == rows * variant.spec.width
+        assert count_parameters(large) - count_parameters(small) == rows * variant.spec.width

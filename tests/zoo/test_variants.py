@@ -10,7 +10,7 @@ import torch
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.zoo.cost import parameters
+from vitdeploy.zoo.cost import count_parameters
 from vitdeploy.zoo.variants import VARIANTS, find
 
 
@@ -21,7 +21,7 @@ def test_parameters_as_built_as_counted_as_published(name: str) -> None:
     with torch.device("meta"):
         model = VisionTransformer(variant.spec)
     built = sum(parameter.numel() for parameter in model.parameters())
-    assert built == parameters(variant.spec)
+    assert built == count_parameters(variant.spec)
     decimals = len(repr(variant.parameters_millions).partition(".")[2])
     assert abs(built / 1e6 - variant.parameters_millions) <= (0.5 * 10**-decimals if decimals > 2 else 0.005) + 1e-9
     assert variant.published

@@ -45,7 +45,7 @@ class Accuracy:
             logits: For every subject, float [n, classes].
             labels: int64 [n], the right class of each, in [0, classes).
         """
-        places = {name: places_of(rows, labels) for name, rows in logits.items()}  # [n] each
+        places = {name: rank_labels(rows, labels) for name, rows in logits.items()}  # [n] each
         right = places[self.reference] == 0
         for name, place in places.items():
             self._top1[name] += int((place == 0).sum())
@@ -65,18 +65,18 @@ class Accuracy:
         ``top1``, and ``top5`` from 10 classes on: shares with Wilson intervals. For a candidate also ``top1_difference``,
         its top-1 minus the reference's in percentage points with the paired score interval, and ``mcnemar_p``.
         """
-        found = {"top1": self._share(self._top1[name])}
+        metrics = {"top1": self._share(self._top1[name])}
         if self.classes >= TOP5_FROM:
-            found["top5"] = self._share(self._top5[name])
+            metrics["top5"] = self._share(self._top5[name])
         if name in self.candidates:
             gained, lost = self._gained[name], self._lost[name]
             low, high = paired_difference(gained, lost, self.images)
             points = 100 * (gained - lost) / self.images if self.images else math.nan
-            found["top1_difference"] = Metric(points, "points", 100 * low, 100 * high)
-            found["mcnemar_p"] = Metric(mcnemar(gained, lost) if self.images else math.nan)
-        return found
+            metrics["top1_difference"] = Metric(points, "points", 100 * low, 100 * high)
+            metrics["mcnemar_p"] = Metric(mcnemar(gained, lost) if self.images else math.nan)
+        return metrics
 
-    def shifted(self) -> dict[int, float]:
+    def measure_shifts(self) -> dict[int, float]:
         """Top-1 of the reference if every label were one lower (-1) or one higher (1), as shares: tells an off-by-one."""
         return {shift: right / self.images if self.images else math.nan for shift, right in self._shifted.items()}
 
@@ -84,7 +84,7 @@ class Accuracy:
         return Metric(right / self.images if self.images else math.nan, "share", *wilson(right, self.images))
 
 
-def places_of(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def rank_labels(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Each label's place among the classes, best first: 0 is right.
 
     Of equal logits the lower class comes first, as in argmax. A row with a non-finite logit puts its label last.

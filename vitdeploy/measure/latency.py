@@ -92,7 +92,7 @@ def measure(
         MachineError: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
         InputError: VD3107, a model does not take a batch size, and whatever its backend refuses.
     """
-    notes = _busy(config)
+    notes = _note_load(config)
     rows: list[Row] = []
     batches = sorted(set(config.batches))
     turns = config.rounds * len(subjects)
@@ -100,29 +100,29 @@ def measure(
         workers: dict[str, Worker] = {}
         opened: dict[str, Opened] = {}
         for subject in subjects:
-            options = _options(subject, config)
+            options = _choose_options(subject, config)
             workers[subject.name] = stack.enter_context(Worker(subject.name, subject.artifact, subject.backend, options))
             opened[subject.name] = workers[subject.name].open()
         for index, batch in enumerate(batches):
-            heard = partial(_heard, progress, index * turns, len(batches) * turns)
+            heard = partial(_tell, progress, index * turns, len(batches) * turns)
             heard(0)
             taken = {name: _Times(worker.prepare(batch, config.warmup)) for name, worker in workers.items()}
-            _rounds(workers, taken, config, heard)
+            _run_rounds(workers, taken, config, heard)
             for subject in subjects:
                 taken[subject.name].peak_mib = workers[subject.name].peak_mib()
-            rows += [_row(subject, batch, taken, opened[subject.name]) for subject in subjects]
-            notes += _unsteady(batch, taken)
+            rows += [_make_row(subject, batch, taken, opened[subject.name]) for subject in subjects]
+            notes += _note_noise(batch, taken)
     if config.rounds < FEWEST_ROUNDS:
         notes.append(f"{config.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
     return tuple(rows), tuple(notes)
 
 
-def _options(subject: Subject, config: BenchConfig) -> OpenConfig:
+def _choose_options(subject: Subject, config: BenchConfig) -> OpenConfig:
     given = subject.config or OpenConfig()
     return given if given.threads is not None else msgspec.structs.replace(given, threads=config.threads)
 
 
-def _rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchConfig, heard: Callable[[int], None]) -> None:
+def _run_rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchConfig, heard: Callable[[int], None]) -> None:
     """All rounds at one batch size; each begins with the next subject."""
     names = list(workers)
     for index in range(config.rounds):
@@ -133,11 +133,11 @@ def _rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchC
             heard(index * len(names) + place + 1)
 
 
-def _heard(progress: Progress, before: int, total: int, done: int) -> None:
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
     progress("bench", before + done, total)
 
 
-def _row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Opened) -> Row:
+def _make_row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Opened) -> Row:
     own = taken[subject.name]
     times = [value for part in own.rounds for value in part]
     p50, p90, p99 = percentiles(times, 0.5, 0.9, 0.99)
@@ -151,7 +151,7 @@ def _row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Opened)
         "throughput": Metric(1000 * batch / mean, "images/s"),
     }
     if subject.reference is not None:
-        metrics["speedup"] = _speedup(taken[subject.reference].medians, own.medians, subject.reference == subject.name)
+        metrics["speedup"] = _compare(taken[subject.reference].medians, own.medians, subject.reference == subject.name)
     metrics["load"] = Metric(opened.load_ms, "ms")
     metrics["first_run"] = Metric(own.first_ms, "ms")
     metrics["peak_memory"] = Metric(own.peak_mib, "MiB")
@@ -160,25 +160,25 @@ def _row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Opened)
     return Row(subject.name, metrics, settings)
 
 
-def _speedup(reference: list[float], own: list[float], same: bool) -> Metric:
+def _compare(reference: list[float], own: list[float], same: bool) -> Metric:
     value = float(np.median(reference) / np.median(own))
     if same or len(own) < FEWEST_ROUNDS:
         return Metric(value, "ratio")
     return Metric(value, "ratio", *median_ratio(reference, own))
 
 
-def _busy(config: BenchConfig) -> list[str]:
+def _note_load(config: BenchConfig) -> list[str]:
     """A note if others used the machine in the minute before."""
     load, cores = machine.load(), machine.logical_cores()
-    found = []
+    remarks = []
     if load > cores / 2:
-        found.append(f"WARNING: the machine was busy: load {load:.1f} on {cores} cores before the first run")
+        remarks.append(f"WARNING: the machine was busy: load {load:.1f} on {cores} cores before the first run")
     if config.threads is not None and config.threads > cores:
-        found.append(f"WARNING: {config.threads} threads were asked for, this process may use {cores} cores")
-    return found
+        remarks.append(f"WARNING: {config.threads} threads were asked for, this process may use {cores} cores")
+    return remarks
 
 
-def _unsteady(batch: int, taken: dict[str, _Times]) -> list[str]:
+def _note_noise(batch: int, taken: dict[str, _Times]) -> list[str]:
     """A note for each subject whose rounds differ much."""
     spread = {name: variation(times.medians) for name, times in taken.items()}
     return [

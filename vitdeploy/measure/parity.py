@@ -50,7 +50,7 @@ class Parity:
         a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (reference, candidate))  # [n, values]
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, and is reported as such
             gap = np.abs(a - b)
-            cosines = _cosines(a, b)
+            cosines = _compute_cosines(a, b)
             self._largest = float(np.maximum(self._largest, gap.max()))
             self._smallest_cosine = float(np.minimum(self._smallest_cosine, cosines.min()))
             self._total += float(gap.sum())
@@ -70,7 +70,7 @@ class Parity:
         images; ``sqnr`` in dB over all values; ``top1_agreement``, a share with its interval; ``images``.
         """
         nothing = math.nan if not self.images else 0.0
-        found = {
+        metrics = {
             "max_abs_difference": Metric(self._largest + nothing),
             "mean_abs_difference": Metric(self._total / self._values if self._values else nothing),
             "cosine_mean": Metric(self._cosines / self.images if self.images else nothing),
@@ -79,9 +79,9 @@ class Parity:
         }
         if self.classify:
             share = self._agreed / self.images if self.images else nothing
-            found["top1_agreement"] = Metric(share, "share", *wilson(self._agreed, self.images))
-        found["images"] = Metric(self.images, "count")
-        return found
+            metrics["top1_agreement"] = Metric(share, "share", *wilson(self._agreed, self.images))
+        metrics["images"] = Metric(self.images, "count")
+        return metrics
 
 
 def sqnr(signal: float, noise: float) -> float:
@@ -104,7 +104,7 @@ def sqnr(signal: float, noise: float) -> float:
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf
 
 
-def _cosines(a: Array, b: Array) -> Array:
+def _compute_cosines(a: Array, b: Array) -> Array:
     """Cosine of the angle between rows, [n]; of two zero rows 1, of one zero row 0."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)  # [n]
     products = (a * b).sum(1)

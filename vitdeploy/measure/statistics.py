@@ -1,4 +1,4 @@
-"""Intervals and tests for the comparisons made here; all intervals are 95 %, two-sided, unless another level is given.
+"""Intervals and tests for the comparisons made here; all intervals are 95 %, two-sided.
 
 Chosen for how they behave where models are compared: shares near 1, hardly any discordant image, a handful of rounds.
 """
@@ -11,9 +11,11 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""A normal variable lies within +-Z with probability `LEVEL`: 1.96."""
 RESAMPLES = 5000
 
 
@@ -29,29 +31,27 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: int, count: int, level: float = LEVEL) -> Interval:
+def wilson(successes: int, count: int) -> Interval:
     """Score interval of a share; never leaves [0, 1] and is not empty at 0 or 1.
 
     Args:
         successes: How many of ``count``.
         count: How many were tried; 0 gives [0, 1], for nothing is known.
-        level: Confidence level.
 
     Source: E. B. Wilson (1927), JASA 22:209-212; recommended by Brown, Cai and DasGupta (2001), Statistical Science
     16:101-133.
     """
     if count == 0:
         return Interval(0.0, 1.0)
-    z = _quantile(level)
     share = successes / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    centre = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    half = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
     low = 0.0 if successes == 0 else max(0.0, centre - half)  # exact there; rounding would leave 1e-18
     high = 1.0 if successes == count else min(1.0, centre + half)
     return Interval(low, high)
 
 
-def paired_difference(gained: int, lost: int, count: int, level: float = LEVEL) -> Interval:
+def paired_difference(gained: int, lost: int, count: int) -> Interval:
     """Score interval of the difference of two shares that were measured on the same images.
 
     Without any discordant image it is +-z^2 / (count + z^2), not +-0: a thousand equal answers do not prove equality.
@@ -60,7 +60,6 @@ def paired_difference(gained: int, lost: int, count: int, level: float = LEVEL) 
         gained: Images that only the candidate got right.
         lost: Images that only the reference got right.
         count: All images; 0 gives [-1, 1].
-        level: Confidence level.
 
     Returns:
         Interval of candidate's share minus reference's, in [-1, 1].
@@ -70,10 +69,9 @@ def paired_difference(gained: int, lost: int, count: int, level: float = LEVEL) 
     """
     if count == 0:
         return Interval(-1.0, 1.0)
-    z = _quantile(level)
     estimate = (gained - lost) / count
-    low = -1.0 if estimate == -1 else _bisect(lambda d: _score(d, gained, lost, count) > z, -1.0, estimate)
-    high = 1.0 if estimate == 1 else _bisect(lambda d: _score(d, gained, lost, count) > -z, estimate, 1.0)
+    low = -1.0 if estimate == -1 else _bisect(lambda d: _score(d, gained, lost, count) > Z, -1.0, estimate)
+    high = 1.0 if estimate == 1 else _bisect(lambda d: _score(d, gained, lost, count) > -Z, estimate, 1.0)
     return Interval(low, high)
 
 
@@ -150,16 +148,10 @@ def percentiles(values: ArrayLike, *shares: float) -> tuple[float, ...]:
 
     Source: R. Hyndman and Y. Fan (1996), The American Statistician 50:361-365, definition 7.
     """
-    found: NDArray[np.float64] = np.quantile(np.asarray(values, np.float64), shares)
-    return tuple(float(value) for value in found)
+    return tuple(float(value) for value in np.quantile(np.asarray(values, np.float64), shares))
 
 
 def variation(values: ArrayLike) -> float:
     """Coefficient of variation: the sample's standard deviation (n - 1) over its mean; 0 for fewer than two values."""
     array = np.asarray(values, np.float64)
     return float(array.std(ddof=1) / array.mean()) if array.size > 1 else 0.0
-
-
-def _quantile(level: float) -> float:
-    """The z such that a normal variable lies within +-z with probability ``level``; 1.96 for 0.95."""
-    return NormalDist().inv_cdf((1 + level) / 2)

@@ -39,11 +39,11 @@ def freeze(model: VisionTransformer) -> VisionTransformer:
             _freeze_attention(module)
         elif isinstance(module, AttentionPool):
             module.register_buffer("constant", module.query())
-            module.query = partial(_constant, module)  # type: ignore[method-assign]
+            module.query = partial(_get_constant, module)  # type: ignore[method-assign]
         elif isinstance(module, RelativeBias) and not hasattr(module, "constant"):
-            module.register_buffer("constant", module.added())
+            module.register_buffer("constant", module.gather())
             del module.relative_position_bias_table
-            module.added = partial(_constant, module)  # type: ignore[method-assign]
+            module.gather = partial(_get_constant, module)  # type: ignore[method-assign]
     return frozen
 
 
@@ -63,7 +63,7 @@ def absorb_normalisation(model: VisionTransformer) -> None:
     proj.bias = nn.Parameter(bias.float(), requires_grad=False)
 
 
-def _constant(module: AttentionPool | RelativeBias) -> Tensor:
+def _get_constant(module: AttentionPool | RelativeBias) -> Tensor:
     return cast(Tensor, module.constant)
 
 
@@ -76,16 +76,16 @@ def _freeze_attention(module: Attention) -> None:
     scale = 1.0 if norms else module.scale
     bias = module.bias()
     packed = nn.Linear(module.qkv.in_features, module.qkv.out_features, bias=bias is not None)
-    packed.weight.copy_(_turned(module.qkv.weight, module, order, scale))
+    packed.weight.copy_(_turn_packed(module.qkv.weight, module, order, scale))
     if bias is not None:
-        packed.bias.copy_(_turned(bias, module, order, scale))
+        packed.bias.copy_(_turn_packed(bias, module, order, scale))
     for name in ("q_bias", "v_bias"):
         if hasattr(module, name):
             delattr(module, name)
     module.qkv, module.interleaved, module.decomposed = packed.requires_grad_(False), False, True
 
 
-def _turned(packed: Tensor, module: Attention, order: Tensor, scale: float) -> Tensor:
+def _turn_packed(packed: Tensor, module: Attention, order: Tensor, scale: float) -> Tensor:
     """Rows of a packed projection [3 h d, ...] with queries scaled, queries and keys in the new order of channels."""
     query, key, value = packed.unflatten(0, (3, module.heads, module.size))  # [h, d, ...] each
     return torch.cat([part.flatten(0, 1) for part in (query[:, order] * scale, key[:, order], value)])

@@ -52,7 +52,7 @@ class OneOutput(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:  # [N, C, H, W]
         """Logits float32 [N, K]."""
-        return logits_of(self.network(pixels)).float()
+        return take_logits(self.network(pixels)).float()
 
 
 def load_module(reference: str, contract: InputContract) -> LoadedModule:
@@ -69,60 +69,60 @@ def load_module(reference: str, contract: InputContract) -> LoadedModule:
             for an image alone.
         MachineError: VD4004, the user's code failed; its exception is the cause.
     """
-    factory = _factory(reference)
-    with _theirs(f"the factory {reference}"):
+    factory = _import_factory(reference)
+    with _run_theirs(f"the factory {reference}"):
         made = factory()
     if not isinstance(made, nn.Module):
-        message = f"{reference} gives {_what(made)}, not a torch.nn.Module"
+        message = f"{reference} gives {_describe(made)}, not a torch.nn.Module"
         raise UsageError("VD2012", message, fix="name a function that returns the network, without arguments")
     net = OneOutput(made).cpu().float().eval()
     for parameter in net.parameters():
         parameter.requires_grad_(False)
-    return LoadedModule(net, _classes(net, reference, contract))
+    return LoadedModule(net, _count_classes(net, reference, contract))
 
 
-def logits_of(output: object) -> Tensor:
+def take_logits(output: object) -> Tensor:
     """The logits in what a network returned: the tensor itself, or ``logits`` of a mapping or an object.
 
     Raises:
         InputError: VD3022, there are none.
     """
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
-        message = f"the network returns {_what(output)}; a tensor, or a mapping or object with logits, is needed"
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        message = f"the network returns {_describe(output)}; a tensor, or a mapping or object with logits, is needed"
         raise InputError("VD3022", message, fix="wrap it in a module that returns the logits")
-    if not found.is_floating_point():
-        message = f"the network's logits are of type {str(found.dtype)[6:]}, not floating-point numbers"
+    if not logits.is_floating_point():
+        message = f"the network's logits are of type {str(logits.dtype)[6:]}, not floating-point numbers"
         raise InputError("VD3022", message, fix="return the logits, not the class")
-    return found
+    return logits
 
 
-def _factory(reference: str) -> Callable[[], object]:
+def _import_factory(reference: str) -> Callable[[], object]:
     name, colon, path = reference.partition(":")
     parts = path.split(".")
     if not (colon and all(part.isidentifier() for part in (*name.split("."), *parts))):
         message = f"{reference!r} is no reference to a Python function"
         raise UsageError("VD2012", message, fix="write package.file:factory, with dots and without .py")
-    with _here():
-        found: object = _imported(name)
+    with _search_here():
+        member: object = _import_module(name)
     for part in parts:
-        if not hasattr(found, part):
-            fix = nearest(part, (word for word in dir(found) if not word.startswith("_")))
+        if not hasattr(member, part):
+            fix = nearest(part, (word for word in dir(member) if not word.startswith("_")))
             raise UsageError("VD2012", f"{name} has no {path!r}", fix=fix or "name a function of that module")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
-        made = found
-        return lambda: made
-    if not callable(found):
+        member = getattr(member, part)
+    if isinstance(member, nn.Module):
+        network = member
+        return lambda: network
+    if not callable(member):
         raise UsageError(
-            "VD2012", f"{reference} is {_what(found)}, not a function", fix="name a function that returns the network"
+            "VD2012", f"{reference} is {_describe(member)}, not a function", fix="name a function that returns the network"
         )
-    return found
+    return member
 
 
-def _imported(name: str) -> object:
+def _import_module(name: str) -> object:
     try:
-        with _theirs(f"importing {name}"):
+        with _run_theirs(f"importing {name}"):
             return importlib.import_module(name)
     except VitdeployError as exc:
         lost = exc.__cause__
@@ -133,7 +133,7 @@ def _imported(name: str) -> object:
 
 
 @contextmanager
-def _here() -> Iterator[None]:
+def _search_here() -> Iterator[None]:
     """The current folder first on the import path; modules written a moment ago are seen."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -146,7 +146,7 @@ def _here() -> Iterator[None]:
 
 
 @contextmanager
-def _theirs(what: str) -> Iterator[None]:
+def _run_theirs(what: str) -> Iterator[None]:
     """The user's code runs inside; whatever it raises is a VD4004, and `sys.exit` does not end this program unheard."""
     try:
         with library(what, seam=FOREIGN):
@@ -155,11 +155,11 @@ def _theirs(what: str) -> Iterator[None]:
         raise MachineError("VD4004", f"{what} called sys.exit", fix="leave out what ends the program") from exc
 
 
-def _classes(net: nn.Module, reference: str, contract: InputContract) -> int:
+def _count_classes(net: nn.Module, reference: str, contract: InputContract) -> int:
     """K, after running the network on random pixels: twice the same pair of images, and each image alone."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, contract.channels, contract.height, contract.width, generator=generator)  # [2, C, H, W]
-    with torch.no_grad(), _theirs(f"{reference} on float32 {list(pixels.shape)}"):
+    with torch.no_grad(), _run_theirs(f"{reference} on float32 {list(pixels.shape)}"):
         first, again = net(pixels), net(pixels)
         alone = [net(image[None]) for image in pixels]  # 2 x [1, K]
     fix = "the network must treat every image alone; check for batch statistics, dropout and fixed batch sizes"
@@ -171,17 +171,17 @@ def _classes(net: nn.Module, reference: str, contract: InputContract) -> int:
     if not torch.equal(first, again):
         raise InputError("VD3022", f"{reference} gives other numbers in a second run", fix=fix)
     for index, row in enumerate(alone):
-        if row.shape != (1, first.shape[1]) or (row[0] - first[index]).abs().max() > TOLERANCE * _spread(first):
+        if row.shape != (1, first.shape[1]) or (row[0] - first[index]).abs().max() > TOLERANCE * _measure_spread(first):
             raise InputError("VD3022", f"{reference} gives other numbers for an image alone than in a batch of two", fix=fix)
     return first.shape[1]
 
 
-def _spread(logits: Tensor) -> Tensor:
+def _measure_spread(logits: Tensor) -> Tensor:
     """What differences are measured by, also for a network whose logits hardly differ."""
     return torch.maximum(logits.std(correction=0), 1e-2 * logits.abs().max() + 1e-9)
 
 
-def _what(thing: object) -> str:
+def _describe(thing: object) -> str:
     if isinstance(thing, Tensor):
         return f"a tensor of type {str(thing.dtype)[6:]}"
     return f"a {type(thing).__name__}"

@@ -18,7 +18,7 @@ EXTRA = 3
 """Rows of the table that belong to prefix tokens, after those of the distances."""
 
 
-def index(grid: tuple[int, int], prefix: int) -> Tensor:
+def index_distances(grid: tuple[int, int], prefix: int) -> Tensor:
     """The row of the table for each pair of query and key, int64 [T, T], prefix tokens first.
 
     A patch at (y, x) and one at (v, u) share row (y - v + G_h - 1) (2 G_w - 1) + x - u + G_w - 1.
@@ -27,11 +27,11 @@ def index(grid: tuple[int, int], prefix: int) -> Tensor:
     y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))  # [N] each
     down, right = (axis[:, None] - axis[None] for axis in (y, x))  # [N, N] each
     rows = (2 * height - 1) * (2 * width - 1) + EXTRA
-    found = torch.full((prefix + len(y),) * 2, rows - 1)  # between prefix tokens
-    found[:prefix, prefix:] = rows - 3
-    found[prefix:, :prefix] = rows - 2
-    found[prefix:, prefix:] = (down + height - 1) * (2 * width - 1) + right + width - 1
-    return found
+    table = torch.full((prefix + len(y),) * 2, rows - 1)  # between prefix tokens
+    table[:prefix, prefix:] = rows - 3
+    table[prefix:, :prefix] = rows - 2
+    table[prefix:, prefix:] = (down + height - 1) * (2 * width - 1) + right + width - 1
+    return table
 
 
 def resample(table: Tensor, old: tuple[int, int], spec: ModelSpec) -> Tensor:

@@ -62,19 +62,19 @@ class RelativeBias(nn.Module):
         self.grid, self.prefix = spec.grid, spec.prefix
         self.relative_position_bias_table = nn.Parameter(torch.zeros(spec.distances, spec.heads))
 
-    def added(self) -> Tensor:
+    def gather(self) -> Tensor:
         """The whole bias, float32 [1, h, T, T]."""
         table = self.relative_position_bias_table
-        rows = relative.index(self.grid, self.prefix).to(table.device)  # [T, T]
+        rows = relative.index_distances(self.grid, self.prefix).to(table.device)  # [T, T]
         return table[rows].permute(2, 0, 1)[None]
 
 
 class Attention(nn.Module):
     """MSA of equation 2 (appendix A, equations 5 to 8): softmax(q k^T / sqrt(d)) v in each head, then one projection."""
 
-    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.heads, self.size, self.dropout = spec.heads, spec.head_size, dropout
+        self.heads, self.size = spec.heads, spec.head_size
         self.scale = spec.head_size**-0.5
         self.interleaved = spec.rotary == "eva02"
         self.decomposed = False  # set by `freeze`: matmuls and softmax instead of one fused operator
@@ -97,7 +97,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, added: Tensor | None = None) -> Tensor:  # [B, T, D]
         if hasattr(self, "rel_pos_bias"):
-            added = self.rel_pos_bias.added()
+            added = self.rel_pos_bias.gather()
         packed = functional.linear(x, self.qkv.weight, self.bias()) if hasattr(self, "q_bias") else self.qkv(x)
         parts = packed.chunk(3, -1)  # [B, T, 3 h d] -> 3 x [B, T, h d]
         q, k, v = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in parts)  # [B, h, T, d] each
@@ -108,8 +108,7 @@ class Attention(nn.Module):
             logits = q @ k.transpose(-2, -1)  # [B, h, T, T]; scale is in q
             x = functional.softmax(logits if added is None else logits + added, -1) @ v  # [B, h, T, d]
         else:
-            rate = self.dropout if self.training else 0.0
-            x = functional.scaled_dot_product_attention(q, k, v, added, rate, scale=self.scale)  # [B, h, T, d]
+            x = functional.scaled_dot_product_attention(q, k, v, added, scale=self.scale)  # [B, h, T, d]
         return self.proj(self.norm(x.transpose(1, 2).flatten(2)))  # [B, T, h, d] -> [B, T, h d] -> [B, T, D]
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, h, T, d], [T, d], [T, d]
@@ -123,14 +122,13 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """MLP of equation 3: two Linear layers with GELU in the paper; gated (SwiGLU, arXiv:2002.05202) or one Linear here."""
 
-    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.gated, self.single = spec.mlp == "swiglu", spec.mlp == "linear"
         self.act = functional.silu if self.gated else ACTIVATIONS.get(spec.mlp)
         hidden = spec.width if self.single else spec.mlp_size
         self.fc1 = nn.Linear(spec.width, hidden * (2 if self.gated else 1))
         self.norm = nn.LayerNorm(hidden, eps=spec.norm_eps) if spec.mlp_norm else nn.Identity()
-        self.drop = nn.Dropout(dropout)
         if not self.single:
             self.fc2 = nn.Linear(hidden, spec.width)
 
@@ -143,7 +141,7 @@ class FeedForward(nn.Module):
             x = self.act(gate) * x
         else:
             x = self.act(x)
-        return self.drop(self.fc2(self.drop(self.norm(x))))  # [..., D]
+        return self.fc2(self.norm(x))  # [..., D]
 
 
 class LayerScale(nn.Module):
@@ -160,11 +158,11 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Equations 2 and 3: attention and MLP, each normalised before and added to its input."""
 
-    def __init__(self, spec: ModelSpec, dropout: float, drop_path: float) -> None:
+    def __init__(self, spec: ModelSpec, drop_path: float) -> None:
         super().__init__()
         scale = partial(LayerScale, spec.width, spec.layer_scale) if spec.layer_scale is not None else nn.Identity
-        self.norm1, self.attn, self.ls1 = norm(spec), Attention(spec, dropout), scale()
-        self.norm2, self.mlp, self.ls2 = norm(spec), FeedForward(spec, dropout), scale()
+        self.norm1, self.attn, self.ls1 = norm(spec), Attention(spec), scale()
+        self.norm2, self.mlp, self.ls2 = norm(spec), FeedForward(spec), scale()
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, added: Tensor | None = None) -> Tensor:  # [B, T, D]
@@ -187,7 +185,7 @@ class AttentionPool(nn.Module):
         self.heads, self.size, self.decomposed = spec.heads, spec.width // spec.heads, False
         self.latent = nn.Parameter(torch.randn(1, 1, spec.width) * spec.width**-0.5)
         self.q, self.kv, self.proj = (nn.Linear(spec.width, n * spec.width) for n in (1, 2, 1))
-        self.norm, self.mlp = norm(spec), FeedForward(spec, 0.0)
+        self.norm, self.mlp = norm(spec), FeedForward(spec)
 
     def query(self) -> Tensor:
         """The projected query with 1/sqrt(d) in it, [1, h, 1, d]."""
@@ -217,11 +215,10 @@ class VisionTransformer(nn.Module):
 
     Args:
         spec: What to build.
-        dropout: Probability of dropout on attention and MLP units, in training only.
         drop_path: Probability of dropping the last block's branches (rising linearly from 0), in training only.
     """
 
-    def __init__(self, spec: ModelSpec, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
+    def __init__(self, spec: ModelSpec, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
         self.patch_embed = PatchEmbed(spec)
@@ -239,7 +236,7 @@ class VisionTransformer(nn.Module):
             self.rel_pos_bias = RelativeBias(spec)
         self.norm_pre = norm(spec) if spec.pre_norm else nn.Identity()
         rates = [drop_path * index / max(1, spec.depth - 1) for index in range(spec.depth)]
-        self.blocks = nn.ModuleList(Block(spec, dropout, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(spec, rate) for rate in rates)
         self.norm = norm(spec) if spec.final_norm == "tokens" else nn.Identity()
         self.fc_norm = norm(spec, spec.pooled_size) if spec.final_norm == "pooled" else nn.Identity()
         if spec.pool == "map":
@@ -278,7 +275,7 @@ class VisionTransformer(nn.Module):
         x = functional.pad(self.patch_embed(pixels), (0, 0, prefix, 0))  # [B, N, D] -> [B, T, D]
         x = self.norm_pre(x + self.token_table())
         turn = (self.cos, self.sin) if self.spec.rotary != "none" else None
-        added = self.rel_pos_bias.added() if self.spec.relative_positions == "shared" else None
+        added = self.rel_pos_bias.gather() if self.spec.relative_positions == "shared" else None
         for index, block in enumerate(self.blocks):
             x = block(x, turn, added)
             if index == 0 and self.spec.position == "conditional":
@@ -303,10 +300,10 @@ class VisionTransformer(nn.Module):
     def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
         """``tokens`` [B, T, D] after the last norm, ``pooled`` [B, pooled_size] and the head's, by the name `spec.output`."""
         x = self.sequence(pixels)
-        found = {"tokens": self.norm(x), "pooled": self.pool(x)}
+        named = {"tokens": self.norm(x), "pooled": self.pool(x)}
         if self.spec.head != "none":
-            found[self.spec.output] = self.classify(x)
-        return found
+            named[self.spec.output] = self.classify(x)
+        return named
 
     def classify(self, x: Tensor) -> Tensor:  # z_L, [B, T, D]
         """The head on the pooled vector, float32 [B, classes]; DeiT averages the heads of its two tokens."""

@@ -265,7 +265,8 @@ def _tabulate_hardest(sites: Sequence[SiteChoice]) -> Iterator[Table]:
 def _describe_cost(spec: ModelSpec) -> str:
     if spec.network == "module":
         return "unknown: a module's"
-    return f"{format_number(cost.parameters(spec) / 1e6)} M parameters, {format_number(cost.macs(spec) / 1e9)} GMAC an image"
+    millions, billions = cost.count_parameters(spec) / 1e6, cost.count_macs(spec) / 1e9
+    return f"{format_number(millions)} M parameters, {format_number(billions)} GMAC an image"
 
 
 def _describe_weights(origin: Origin) -> str:
@@ -333,8 +334,8 @@ def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "parameters": cost.parameters(variant.spec),
-            "macs": cost.macs(variant.spec),
+            "parameters": cost.count_parameters(variant.spec),
+            "macs": cost.count_macs(variant.spec),
             "image_size": [variant.spec.input.height, variant.spec.input.width],
             "patch": list(variant.spec.patch),
             "source": variant.spec.source,

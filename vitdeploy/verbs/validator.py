@@ -112,7 +112,7 @@ class _Trial:
         if count < ENOUGH or classes < 2 or top1.low is None:
             return warnings
         if top1.low <= 1 / classes or (classes > 4 and top1.value < 2 / classes):
-            shift, share = max(self.accuracy.shifted().items(), key=lambda item: item[1])
+            shift, share = max(self.accuracy.measure_shifts().items(), key=lambda item: item[1])
             words = "the label order or the preprocessing is probably wrong"
             if share > 3 * top1.value and share > 2 / classes:
                 words = f"with every label {shift:+d} it would be {100 * share:.1f} %: the labels are shifted by one"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vitdeploy.spec import ModelSpec
 
 
-def parameters(spec: ModelSpec) -> int:
+def count_parameters(spec: ModelSpec) -> int:
     """How many numbers are learned.
 
     * patches: C P_h P_w D, and D for the bias;
@@ -30,13 +30,13 @@ def parameters(spec: ModelSpec) -> int:
     biases = {"qkv": 3, "qv": 2, "none": 0}[spec.qkv_bias] * spec.inner
     attention = 4 * width * spec.inner + biases + width + spec.qk_norm * 4 * spec.head_size + spec.attn_norm * 2 * spec.inner
     scales = 0 if spec.layer_scale is None else 2 * width
-    block = 2 * norm + attention + _mlp_parameters(spec) + scales
+    block = 2 * norm + attention + _count_mlp(spec) + scales
     last = {"tokens": norm, "pooled": 2 * spec.pooled_size, "none": 0}[spec.final_norm]
-    pool = width + 4 * (width * width + width) + norm + _mlp_parameters(spec) if spec.pool == "map" else 0
-    return patch + rows * width + tables + spec.depth * block + spec.pre_norm * norm + last + pool + _head(spec, 1)
+    pool = width + 4 * (width * width + width) + norm + _count_mlp(spec) if spec.pool == "map" else 0
+    return patch + rows * width + tables + spec.depth * block + spec.pre_norm * norm + last + pool + _count_head(spec, 1)
 
 
-def macs(spec: ModelSpec) -> int:
+def count_macs(spec: ModelSpec) -> int:
     """Multiply-accumulates of one image, as the frozen model that is exported does them.
 
     * patches: N C P_h P_w D; a conditional position filter: 9 N D;
@@ -56,26 +56,26 @@ def macs(spec: ModelSpec) -> int:
     if spec.position == "conditional":
         total += 9 * spec.patches * width
     attention = 4 * tokens * width * spec.inner + 2 * tokens * tokens * spec.inner
-    total += spec.depth * (attention + tokens * _mlp_weights(spec))
+    total += spec.depth * (attention + tokens * _count_mlp_weights(spec))
     if spec.pool == "map":
-        total += 2 * tokens * width * width + 2 * tokens * width + width * width + _mlp_weights(spec)
-    return total + _head(spec, 0)
+        total += 2 * tokens * width * width + 2 * tokens * width + width * width + _count_mlp_weights(spec)
+    return total + _count_head(spec, 0)
 
 
-def _mlp_weights(spec: ModelSpec) -> int:
+def _count_mlp_weights(spec: ModelSpec) -> int:
     if spec.mlp == "linear":
         return spec.width * spec.width
     return (3 if spec.mlp == "swiglu" else 2) * spec.width * spec.mlp_size
 
 
-def _mlp_parameters(spec: ModelSpec) -> int:
+def _count_mlp(spec: ModelSpec) -> int:
     if spec.mlp == "linear":
-        return _mlp_weights(spec) + spec.width
+        return _count_mlp_weights(spec) + spec.width
     hidden = (2 if spec.mlp == "swiglu" else 1) * spec.mlp_size
-    return _mlp_weights(spec) + hidden + spec.width + spec.mlp_norm * 2 * spec.mlp_size
+    return _count_mlp_weights(spec) + hidden + spec.width + spec.mlp_norm * 2 * spec.mlp_size
 
 
-def _head(spec: ModelSpec, bias: int) -> int:
+def _count_head(spec: ModelSpec, bias: int) -> int:
     """Weights of the head, and its biases when ``bias`` is 1."""
     last = spec.classes * bias * spec.head_bias
     if spec.head == "none":

@@ -62,11 +62,11 @@ class _Family(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any] = {}
     published: str = TIMM
 
-    def variants(self) -> dict[str, Variant]:
+    def make_variants(self) -> dict[str, Variant]:
         """The rows as finished variants, by name."""
-        return {name: self._variant(name, _Row(row) if isinstance(row, float) else row) for name, row in self.rows.items()}
+        return {name: self._make_variant(name, _Row(row) if isinstance(row, float) else row) for name, row in self.rows.items()}
 
-    def _variant(self, name: str, row: _Row) -> Variant:
+    def _make_variant(self, name: str, row: _Row) -> Variant:
         match = _NAME.match(name)
         assert match is not None, name
         width, depth, heads = _SIZES[match["size"]]
@@ -263,7 +263,7 @@ _FAMILIES = (
 )
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
-    {name: variant for family in _FAMILIES for name, variant in family.variants().items()}
+    {name: variant for family in _FAMILIES for name, variant in family.make_variants().items()}
 )
 """Every known model by its name; read-only."""
 

@@ -22,7 +22,7 @@ from vitdeploy.graph.half.forms import (
     SMALLEST_NORMAL,
     Form,
     fill_types,
-    half_form,
+    choose_form,
     measure_loss,
     rewrite,
 )
@@ -56,7 +56,7 @@ def to_half(model: ir.Model, *, keep: Collection[str] = (), ranges: Mapping[str,
     editor = _prepare(model)
     graph = model.graph
     known = bound_tensors(model, ranges or {})
-    forms = {node: form for node in graph if (form := half_form(node, model.opset_imports)) is not None}
+    forms = {node: form for node in graph if (form := choose_form(node, model.opset_imports)) is not None}
     kept = {node: form.obstacle for node, form in forms.items() if form.obstacle}
     overflow = _overflowing(graph, known, forms, kept)
     checked = dict[ir.Value, str]()

@@ -64,7 +64,7 @@ def _is_untyped(node: ir.Node) -> bool:
     return any(value.dtype is None and value.uses() for value in node.outputs)
 
 
-def half_form(node: ir.Node, opsets: Mapping[str, int]) -> Form | None:
+def choose_form(node: ir.Node, opsets: Mapping[str, int]) -> Form | None:
     """The FP16 form of a node by its ONNX schema; None for a node without a float32 tensor.
 
     Args:

@@ -112,7 +112,7 @@ def test_equals_transformers(name: str, names: str, tmp_path: Path) -> None:
     for size in case.sizes:
         ours, _ = assembled(checkpoint(state if names == "hub" else dict(theirs.state_dict()), config, size))
         assert ours.spec.classifies == case.architecture.endswith(("ImageClassification", "WithTeacher"))
-        assert cost.parameters(ours.spec) == sum(parameter.numel() for parameter in ours.parameters())
+        assert cost.count_parameters(ours.spec) == sum(parameter.numel() for parameter in ours.parameters())
         given = pixels(ours.spec, 2)
         with torch.no_grad():
             expected, tokens = reference(theirs, case, given)

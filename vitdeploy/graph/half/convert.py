@@ -21,8 +21,8 @@ from vitdeploy.graph.half.forms import (
     SMALLEST,
     SMALLEST_NORMAL,
     Form,
-    fill_types,
     choose_form,
+    fill_types,
     measure_loss,
     rewrite,
 )

@@ -189,7 +189,7 @@ def test_distances_are_counted_and_resampled_as_by_transformers() -> None:
         spec = SOURCE.spec(checkpoint(*plain("beit", use_relative_position_bias=True), (40, 24)), None)
         bias = RelativeBias(spec)
         bias.relative_position_bias_table.copy_(relative.resample(module.relative_position_bias_table, (4, 4), spec))
-        assert torch.allclose(bias.added(), module((5, 3)), atol=1e-6)
+        assert torch.allclose(bias.gather(), module((5, 3)), atol=1e-6)
 
 
 REFUSED = [

@@ -131,7 +131,7 @@ def test_table_is_read_only() -> None:
         VARIANTS["mine"] = VARIANTS["vit_tiny_patch16_224"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("module", ["variants", "cost", "spec"])
+@pytest.mark.parametrize("module", ["zoo.variants", "zoo.cost", "spec"])
 def test_needs_neither_torch_nor_numpy(module: str) -> None:
     code = f"import sys, vitdeploy.{module}; sys.exit(bool({{'torch', 'numpy', 'onnx'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

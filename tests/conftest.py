@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.data import synthetic
@@ -16,6 +17,9 @@ from vitdeploy.spec import InputContract, ModelSpec
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests that send Ctrl-C would wait for ever
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: every worker has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = ModelSpec(
     name="tiny",
@@ -74,13 +78,21 @@ def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = 
     return export(ModelConfig(source=str(source), weights=str(weights)), config or ExportConfig(prove_batches=(1, 3)), folder)
 
 
-def shared_artifact(name: str, folder: Path) -> Artifact:
-    """Exported below `folder`, or taken from the folder of those that tests/mutants.py has exported before."""
-    shelf = os.environ.get("VITDEPLOY_TEST_ARTIFACTS")
-    place = (Path(shelf) if shelf else folder) / name / name
-    if shelf and (place / "artifact.json").is_file():
-        return Artifact.open(place)
-    return write_artifact(place, *SHARED[name])
+def shared_artifact(name: str, shelf: Path) -> Artifact:
+    """Taken from the shelf, or exported onto it: by one process, when several want it at once."""
+    place = shelf / name / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(shelf / f"{name}.lock"):
+        return Artifact.open(place) if (place / "artifact.json").is_file() else write_artifact(place, *SHARED[name])
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory) -> Path:
+    """Where the shared artifacts stand: those that tests/mutants.py has exported, or one folder for all workers of this run."""
+    if "VITDEPLOY_TEST_ARTIFACTS" in os.environ:
+        return Path(os.environ["VITDEPLOY_TEST_ARTIFACTS"])
+    place = tmp_path_factory.getbasetemp()
+    return (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "shelf"
 
 
 @pytest.fixture(scope="session")
@@ -90,33 +102,33 @@ def tiny_spec() -> ModelSpec:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tmp_path_factory) -> Artifact:
+def tiny_artifact(shelf) -> Artifact:
     """An artifact of `tiny_spec` with a dynamic batch."""
-    return shared_artifact("tiny", tmp_path_factory.mktemp("artifacts"))
+    return shared_artifact("tiny", shelf)
 
 
 @pytest.fixture(scope="session")
-def tiny_static(tmp_path_factory) -> Artifact:
+def tiny_static(shelf) -> Artifact:
     """The same for batches of exactly 4."""
-    return shared_artifact("static", tmp_path_factory.mktemp("artifacts"))
+    return shared_artifact("static", shelf)
 
 
 @pytest.fixture(scope="session")
-def tiny_headless(tmp_path_factory) -> Artifact:
+def tiny_headless(shelf) -> Artifact:
     """The same without a head: its output is ``pooled`` [N, 32]."""
-    return shared_artifact("headless", tmp_path_factory.mktemp("artifacts"))
+    return shared_artifact("headless", shelf)
 
 
 @pytest.fixture(scope="session")
-def tiny_embedding(tmp_path_factory) -> Artifact:
+def tiny_embedding(shelf) -> Artifact:
     """The same with a projection: its output is ``embedding`` [N, 12]."""
-    return shared_artifact("embedding", tmp_path_factory.mktemp("artifacts"))
+    return shared_artifact("embedding", shelf)
 
 
 @pytest.fixture(scope="session")
-def tiny_bytes(tmp_path_factory) -> Artifact:
+def tiny_bytes(shelf) -> Artifact:
     """The same with the normalisation inside: takes uint8 [N, H, W, C], and tells the two best classes."""
-    return shared_artifact("bytes", tmp_path_factory.mktemp("artifacts"))
+    return shared_artifact("bytes", shelf)
 
 
 @pytest.fixture

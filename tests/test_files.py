@@ -1,7 +1,9 @@
 """Files are written whole or not at all, and never outside their folder."""
 
 import errno
+import hashlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +11,13 @@ import pytest
 
 from vitdeploy import files
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (2 << 20) + 1])
+def test_digest_is_that_of_the_whole_file(tmp_path, size) -> None:
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -77,6 +86,35 @@ def test_write_replaces_whole_files(tmp_path) -> None:
     assert os.listdir(path.parent) == ["report.json"]
 
 
+def write_folder(out: Path, content: str) -> None:
+    with files.folder(out, ours="record") as new:
+        (new / "record").write_text(content)
+
+
+def test_a_folder_is_made_with_those_above_it_and_replaced_in_one_step(tmp_path, monkeypatch) -> None:
+    """Named from the current folder: between the old one and the new there is no moment without."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("deep", "out"), "old")
+    if sys.platform == "linux":
+        monkeypatch.delattr(Path, "rename")
+    write_folder(Path("deep", "out"), "new")
+    assert Path("deep", "out", "record").read_text() == "new"
+    assert os.listdir("deep") == ["out"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_old_folder_that_can_not_be_removed_fails_no_write(tmp_path, monkeypatch, exchange) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    if not exchange:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    write_folder(tmp_path / "out", "old")
+    monkeypatch.setattr(os, "rmdir", busy)
+    write_folder(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "record").read_text() == "new"
+
+
 def test_write_refuses_a_folder(tmp_path) -> None:
     with pytest.raises(UsageError) as caught:
         files.write(tmp_path, "x")
@@ -105,12 +143,13 @@ def test_without_renameat2_the_folder_is_still_replaced(tmp_path, monkeypatch) -
 
 def test_temporaries_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path) -> None:
     dead, living = tmp_path / ".out.tmp-999999999-ab", tmp_path / f".out.tmp-{os.getppid()}-ab"
-    dead.mkdir()
-    living.mkdir()
-    with files.folder(tmp_path / "out", ours="record") as new:
-        (new / "record").write_text("x")
-    assert not dead.exists()
-    assert living.exists()
+    for write in (write_folder, files.write):
+        dead.mkdir()
+        living.mkdir(exist_ok=True)
+        write(tmp_path / "out", "x")
+        assert not dead.exists()
+        assert living.exists()
+        files._remove(tmp_path / "out")
 
 
 def test_a_sweep_takes_the_leases_of_the_dead_alone(tmp_path, monkeypatch) -> None:
@@ -123,11 +162,13 @@ def test_a_sweep_takes_the_leases_of_the_dead_alone(tmp_path, monkeypatch) -> No
         (folder / ".lock").touch()
         (folder / "deep" / "log").touch()
     kept = {path.name for path in tmp_path.iterdir()} - {"vitdeploy-dead"}
+    descriptors = os.listdir("/dev/fd")
     with files.temporary_folder() as first, files.temporary_folder() as second:
         (first / "deep").mkdir()
         (first / "link").symlink_to(tmp_path / "elsewhere")
         assert {path.name for path in tmp_path.iterdir()} == {*kept, first.name, second.name}
     assert {path.name for path in tmp_path.iterdir()} == kept
+    assert os.listdir("/dev/fd") == descriptors
     assert (tmp_path / "elsewhere" / "vitdeploy-dead" / "deep" / "log").exists()
 
 

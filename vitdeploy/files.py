@@ -29,14 +29,10 @@ _RENAME_EXCHANGE = 2
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-
-
-def _sha256(stream: object) -> str:  # Python 3.10 (JetPack 6) has no file_digest
     digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):  # type: ignore[attr-defined]
-        digest.update(chunk)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -215,7 +211,7 @@ def folder(out: Path, *, ours: str) -> Iterator[Path]:
             _swap(temporary, out)
             _flush_folder(out.absolute().parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _swap(new: Path, out: Path) -> None:
@@ -238,7 +234,7 @@ def _swap(new: Path, out: Path) -> None:
     except OSError:
         aside.rename(out)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 def _temporary(path: Path) -> Path:

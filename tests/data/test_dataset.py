@@ -143,6 +143,30 @@ def test_splits_are_chosen_not_mistaken_for_classes(tmp_path: Path) -> None:
         open_dataset(tmp_path, split="test")
 
 
+def test_a_manifest_beside_splits_does_not_choose_one(tmp_path: Path) -> None:
+    """Neither a manifest, nor a shard, nor a folder of shards has splits: a split that is asked for is refused, not forgotten."""
+    class_folder(tmp_path / "val")
+    manifest = write(tmp_path / "val" / "a.csv", "path,label\ncat/00.png,0\n")
+    shard = tar(tmp_path / "shards" / "a.tar", [("a.png", png(0))])
+    flat = write(tmp_path / "flat" / "x.png", png(1)).parent
+    for path in (manifest, shard, shard.parent, flat):
+        assert len(open_dataset(path)) == 1
+        with pytest.raises(UsageError) as caught:
+            open_dataset(path, split="val")
+        assert (caught.value.code, caught.value.fix) == ("VD2010", "leave the split out")
+
+
+@pytest.mark.parametrize("others", [[], [".hidden/x.png", ".cache.tar"]])
+def test_shards_or_class_folders(tmp_path: Path, others: list[str]) -> None:
+    """A tar beside class folders is an archive that somebody left; hidden folders are no classes."""
+    tar(tmp_path / "x.tar", [("a.png", png(9))])
+    for name in others:
+        write(tmp_path / name, png(200))
+    assert values(tmp_path) == [9]
+    class_folder(tmp_path, 2)
+    assert values(tmp_path) == [0, 1]
+
+
 def test_images_beside_class_folders_are_ambiguous(tmp_path: Path) -> None:
     class_folder(tmp_path)
     write(tmp_path / "stray.png", png(1))
@@ -343,12 +367,12 @@ def test_digest_follows_the_class_names(tmp_path: Path, kind: str) -> None:
         path = idx_pair(tmp_path, "x", np.zeros((1, 4, 4), np.uint8), [0])
         if "without" in kind:
             (tmp_path / "x-labels-idx1-ubyte.gz").unlink()
-    found = [open_dataset(path).digest]
+    digests = [open_dataset(path).digest]
     for text in ("cat\ndog\n", "dog\ncat\n", "cat\ndog\nbird\n", "cat\ndog bird\n"):
         write(tmp_path / "classes.txt", text)
-        found.append(open_dataset(path).digest)
-        assert found[-1] == open_dataset(path).digest
-    assert len(set(found)) == len(found)
+        digests.append(open_dataset(path).digest)
+        assert digests[-1] == open_dataset(path).digest
+    assert len(set(digests)) == len(digests)
 
 
 def test_digest_follows_an_empty_class_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import resource
@@ -12,14 +13,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from vitdeploy import isolate
-from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError
-from vitdeploy.isolate import service
+from vitdeploy import isolate, machine
+from vitdeploy.errors import INTERRUPTED, InputError, MachineError, TrustError, UsageError, VitdeployError
+from vitdeploy.isolate import process, service
 
+LIMITS = ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_AS", "RLIMIT_CPU")
 USED = r"(: it had used \d+ MiB of [\d.]+ .iB)?"
 """Not there when the child died before it was looked at, and had used less than its parent."""
 ERRORS = {"2": UsageError("VD2003", "a"), "3": InputError("VD3002", "b", file="x\n.pt", fix="c"), "7": TrustError("VD7002", "d")}
@@ -34,7 +38,7 @@ def echo(argument: object) -> object:
 
 
 def describe(_: object) -> dict[str, object]:
-    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_AS")}
+    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in LIMITS}
     return {
         "environment": dict(os.environ),
         "folder": str(Path.cwd()),
@@ -43,8 +47,17 @@ def describe(_: object) -> dict[str, object]:
         "session": os.getsid(0) == os.getpid(),
         "stdin": sys.stdin.read(),
         "limits": limits,
+        "inherited": [number for number in range(3, 100) if is_inherited(number)],
         "modules": [name for name in ("torch", "numpy", "msgspec") if name in sys.modules],
     }
+
+
+def is_inherited(descriptor: int) -> bool:
+    """Whether a program that starts another without care hands it this descriptor."""
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:  # there is none
+        return False
 
 
 def fail(which: str) -> None:
@@ -168,10 +181,10 @@ def error_text(code: str, exit: int, message: object) -> str:
 
 
 def caught(name: str, argument: object = None, **limits: float) -> VitdeployError:
-    with pytest.raises(VitdeployError) as found:
+    with pytest.raises(VitdeployError) as raised:
         isolate.run(here(name), argument, **{"seconds": 30, **limits})
-    assert str(found.value).isprintable()
-    return found.value
+    assert str(raised.value).isprintable()
+    return raised.value
 
 
 @pytest.mark.parametrize("value", [None, 3, 0.1, "ä\n", [1, [2]], {"a": {"b": None}}], ids=str)
@@ -184,17 +197,34 @@ def test_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("LD_PRELOAD", "")
     monkeypatch.setenv("LANG", "C.UTF-8")
-    found = isolate.run(here("describe"), seconds=30, file_mib=3, memory_mib=4096)
-    assert "secret" not in found["environment"].values()
-    assert set(found["environment"]) <= {*isolate.KEPT, "TMPDIR"}
-    assert found["environment"]["LANG"] == "C.UTF-8"
-    assert found["folder"] == found["temporary"] != str(Path.cwd())
-    assert found["files"] == [".lock", "log"]
-    assert not Path(found["folder"]).exists()  # cleaned up
-    assert found["session"]
-    assert found["stdin"] == ""
-    assert found["limits"] == {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 3 << 20, "RLIMIT_AS": 4096 << 20}
-    assert found["modules"] == []
+    surroundings = isolate.run(here("describe"), seconds=30, file_mib=3, memory_mib=4096)
+    assert "secret" not in surroundings["environment"].values()
+    assert set(surroundings["environment"]) <= {*isolate.KEPT, "TMPDIR"}
+    assert surroundings["environment"]["LANG"] == "C.UTF-8"
+    assert surroundings["folder"] == surroundings["temporary"] != str(Path.cwd())
+    assert surroundings["files"] == [".lock", "log"]
+    assert not Path(surroundings["folder"]).exists()  # cleaned up
+    assert surroundings["session"]
+    assert surroundings["stdin"] == ""
+    assert surroundings["inherited"] == []
+    limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 3 << 20, "RLIMIT_AS": 4096 << 20, "RLIMIT_CPU": cpu_s(30)}
+    assert surroundings["limits"] == limits
+    assert surroundings["modules"] == []
+
+
+def cpu_s(seconds: int) -> int:
+    """What a child gets that may compute for so long on every core."""
+    return seconds * machine.logical_cores() + 1
+
+
+def test_limits_of_a_child_that_is_asked_more_than_once() -> None:
+    """A session has no end, so it has no limit of time unless it is given one."""
+    with isolate.Child() as child:
+        limits = child.ask(here("describe"), seconds=30)[0]["limits"]
+    unlimited = resource.RLIM_INFINITY
+    assert limits == {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 64 << 20, "RLIMIT_AS": unlimited, "RLIMIT_CPU": unlimited}
+    limits = isolate.run(here("describe"), seconds=30, cpu_s=7)["limits"]
+    assert limits["RLIMIT_CPU"] == cpu_s(7)
 
 
 @pytest.mark.parametrize("which", ERRORS)
@@ -272,6 +302,48 @@ def test_too_much_memory() -> None:
     assert isolate.run(here("eat"), 16, seconds=30, memory_mib=1024) == 16 << 20
 
 
+def test_too_much_memory_for_what_is_sent() -> None:
+    with isolate.Child(here("Counter"), memory_mib=200) as child:
+        with pytest.raises(MachineError, match="ran out of memory; use a smaller batch") as raised:
+            child.ask("add", 1, [memoryview(mmap.mmap(-1, 256 << 20))], seconds=30)
+        assert raised.value.code == "VD4006"
+
+
+@contextmanager
+def stopped(child: isolate.Child, seconds: float) -> Iterator[None]:
+    """A child that hears nothing for a while, and goes on then."""
+    os.kill(child.pid, signal.SIGSTOP)
+    timer = threading.Timer(seconds, os.kill, (child.pid, signal.SIGCONT))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+LARGE = memoryview(bytes(8 << 20))
+"""More than a socket holds."""
+
+
+@pytest.mark.parametrize("questions", [0, 1])
+def test_a_child_that_takes_nothing_in_is_late(questions: int) -> None:
+    with isolate.Child(here("Counter")) as child:
+        for _ in range(questions):
+            child.ask("add", 1, seconds=30)
+        start = time.monotonic()
+        with stopped(child, 6), pytest.raises(MachineError, match=r"it took longer than 0\.5 s") as late:
+            child.ask("add", 1, [LARGE], seconds=0.5)
+        assert late.value.code == "VD4008"
+        assert 0.5 <= time.monotonic() - start < 5
+
+
+def test_a_child_that_takes_it_in_slowly_may_use_its_time() -> None:
+    with isolate.Child(here("Counter")) as child:
+        child.ask("add", 1, seconds=30)
+        with stopped(child, 0.7):
+            assert child.ask("add", 2, [LARGE], seconds=30) == (3, [bytes(LARGE)])
+
+
 def test_too_large_a_file() -> None:
     error = caught("write", 8, file_mib=2)
     assert (error.code, error.exit_code) == ("VD4002", 4)
@@ -326,17 +398,17 @@ def test_memory_that_a_killed_child_had_used_is_told() -> None:
     code = f"import sys; sys.path[:] = {path!r}; from vitdeploy import isolate; "
     code += f"isolate.run({here('grow_and_die')!r}, 300, seconds=60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    found = re.search(r"SIGKILL: it had used (\d+) MiB of", done.stderr)
-    assert found is not None, done.stderr
-    assert 300 < int(found[1]) < 450
+    used = re.search(r"SIGKILL: it had used (\d+) MiB of", done.stderr)
+    assert used is not None, done.stderr
+    assert 300 < int(used[1]) < 450
 
 
 def test_the_memory_of_a_child_that_is_smaller_than_its_parent_is_polled() -> None:
     held = bytearray(b"1") * (300 << 20)
     with isolate.Child(here("Counter")) as child:
-        with pytest.raises(MachineError) as found:
+        with pytest.raises(MachineError) as raised:
             child.ask("sleep", 30, seconds=1)
-        used = re.search(r"it had used (\d+) MiB", str(found.value))
+        used = re.search(r"it had used (\d+) MiB", str(raised.value))
         assert used is not None
         assert 5 < int(used[1]) < 100 < len(held)
 
@@ -356,8 +428,12 @@ def test_steps_are_checked(step: list[object]) -> None:
 
 def test_a_listener_that_raises_ends_the_child() -> None:
     with isolate.Child() as child:
+        folder = Path(child.ask(here("describe"), seconds=30)[0]["folder"])
+        assert folder.is_dir()
         with pytest.raises(ZeroDivisionError):
             child.ask(here("count"), 3, seconds=30, progress=lambda *_: 1 / 0)
+        assert child._process.returncode == INTERRUPTED  # in peace
+        assert not folder.exists()
         with pytest.raises(MachineError, match="was interrupted"):
             child.ask(here("echo"), 3, seconds=30)
 
@@ -388,9 +464,9 @@ def test_after_its_death_every_question_fails_alike(call: str, argument: float, 
     with isolate.Child(here("Counter"), **words) as child:
         errors = []
         for question in ((call, argument), ("add", 1), (call, argument)):
-            with pytest.raises(MachineError) as found:
+            with pytest.raises(MachineError) as raised:
                 child.ask(*question, seconds=1.5)
-            errors.append(found.value.record())
+            errors.append(raised.value.record())
         assert errors[0] == errors[1] == errors[2]
         assert errors[0]["code"] == code
         assert str(errors[0]["message"]).startswith(says)
@@ -409,6 +485,62 @@ def test_a_child_that_nobody_closes_ends_with_its_owner() -> None:
 
 def number(_: object) -> int:
     return os.getpid()
+
+
+def test_a_fork_of_the_owner_ends_no_child() -> None:
+    with isolate.Child() as child:
+        fork = os.fork()
+        if fork == 0:
+            child.close()
+            os._exit(0)
+        assert os.waitpid(fork, 0)[1] == 0
+        assert child.ask(here("echo"), 1, seconds=30)[0] == 1
+
+
+def test_a_child_that_can_not_be_started_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    descriptors = os.listdir("/dev/fd")
+    with isolate.Child() as child:
+        child.ask(here("echo"), seconds=30)
+        assert len(list(tmp_path.iterdir())) == 1
+    assert os.listdir("/dev/fd") == descriptors
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(MachineError, match="starting a child process"):
+        isolate.Child()
+    assert not list(tmp_path.iterdir())
+    assert os.listdir("/dev/fd") == descriptors
+
+
+@pytest.mark.parametrize(
+    ("status", "peak", "cap", "text", "full"),
+    [
+        (None, 900.0, 1000, "gave an answer that makes no sense", False),
+        (1, 900.0, 1000, "ended with status 1 before it answered", False),
+        (-11, 800.0, 1000, "was ended by SIGSEGV: it had used 800 MiB of 1000 MiB", False),
+        (-11, 801.0, 1000, "was ended by SIGSEGV: it had used 801 MiB of 1000 MiB (out of memory?)", True),
+        (-11, 0.0, 1000, "was ended by SIGSEGV", False),
+        (-9, 0.0, None, "was ended by SIGKILL (out of memory?)", True),
+        (-60, 0.0, None, "was ended by signal 60", False),
+    ],
+)
+def test_how_a_child_ended(status: int | None, peak: float, cap: int | None, text: str, full: bool) -> None:
+    assert process._explain_end(status, peak, cap) == (text, full)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (b"", ""),
+        (b"\n \n", ""),
+        (b"first\n last \n\n", "; it said last: last"),
+        (b"x" * 5000 + b"\nlast \xff", "; it said last: last \ufffd"),
+        (b"ab" * 5000, "; it said last: " + "ab" * 150),
+    ],
+)
+def test_last_words(tmp_path: Path, log: bytes, words: str) -> None:
+    assert process._last_words(tmp_path) == ""
+    (tmp_path / "log").write_bytes(log)
+    assert process._last_words(tmp_path) == words
 
 
 def test_a_child_outlives_the_thread_that_started_it() -> None:

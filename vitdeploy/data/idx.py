@@ -128,7 +128,7 @@ def choose(root: Path, split: str | None) -> Path:
     splits = list_splits(root)
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
-    if split not in splits or split is None:
+    if split not in splits:
         message = f"has no split {split!r}" if split else f"holds {len(splits)} splits"
         raise UsageError("VD2010", message, file=root, fix=f"choose one of: {', '.join(splits)}")
     return splits[split]

@@ -107,7 +107,7 @@ def find_split(root: Path, split: str | None) -> Path:
     tops = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and is_visible(entry.name))
     if split is None and not (tops and _SPLITS.issuperset(tops)):
         return root
-    if split not in tops or split is None:
+    if split not in tops:
         message = f"has no split {split!r}" if split else "holds splits, not classes"
         fix = f"choose one of: {', '.join(tops)}" if tops else "leave the split out"
         raise UsageError("VD2010", message, file=root, fix=fix)

@@ -178,13 +178,13 @@ class Child:
             try:
                 with self._translate(seconds):
                     self._send((frame, *arrays), deadline)
-                answer, receive_message = self._await_answer(seconds, deadline, progress)
+                answer, outputs = self._await_answer(seconds, deadline, progress)
             except BaseException:
                 if self._error is None:  # Ctrl-C, or the listener's own: half an answer is of no use
                     self._interrupt()
                 raise
             if not answer.keys() & {"error", "crash"}:
-                return answer.get("result"), receive_message
+                return answer.get("result"), outputs
             with self._translate(seconds):
                 error = _rebuild(**answer["error"]) if "error" in answer else ChildCrash(self.limits["what"], answer["crash"])
         raise error from ChildTraceback(f"\n{answer.get('traceback', '')}")
@@ -216,19 +216,20 @@ class Child:
             self._fail("garbled", seconds)
 
     def _send(self, parts: Sequence[bytes | memoryview], deadline: float) -> None:
-        for part in parts:
-            self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
-            self._channel.sendall(part)
+        with suppress(ConnectionError):  # it ended, and may have said why
+            for part in parts:
+                self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+                self._channel.sendall(part)
 
     def _await_answer(self, seconds: float, deadline: float, progress: Progress) -> tuple[dict[str, Any], list[bytearray]]:
         """What comes when the steps are over, of which the listener hears."""
         while True:
             with self._translate(seconds):
-                answer, receive_message = self._receive(deadline)
+                answer, outputs = self._receive(deadline)
                 steps = _check_steps(answer["progress"]) if "progress" in answer else None
             if steps is None:
                 self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))  # a dead one tells no more
-                return answer, receive_message
+                return answer, outputs
             progress(*steps)
 
     def _fail(self, how: str, seconds: float) -> NoReturn:
@@ -357,7 +358,7 @@ def _last_words(folder: Path) -> str:
     try:
         with (folder / "log").open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 2000))
-            said = stream.read(2000).decode(errors="replace").strip().splitlines()
+            said = stream.read().decode(errors="replace").strip().splitlines()
     except OSError:  # it removed its own log
         return ""
     return f"; it said last: {said[-1].strip()[:300]}" if said else ""

@@ -76,7 +76,7 @@ def make(source: Path, out: Path, seed: int = SEED) -> dict[str, str]:
         seen |= drawn
         for kind, array in (("images-idx3", images[taken]), ("labels-idx1", labels[taken])):
             file = f"{name}-{kind}-ubyte.gz"
-            files.write(out / file, idx.packed(array))
+            files.write(out / file, idx.pack(array))
             unpacked[file] = hashlib.sha256(array.tobytes()).hexdigest()
     files.write(out / "classes.txt", "".join(f"{name}\n" for name in CLASSES))
     listed = sorted([*unpacked, "classes.txt", *(name for name in ("LICENSE",) if (out / name).is_file())])

@@ -51,7 +51,7 @@ def test_the_processor(texts, monkeypatch, architecture, text, name, sets, telli
     texts["/proc/cpuinfo"] = text
     assert machine.cpu_name() == name
     assert machine.instruction_sets() == sets
-    named = machine.telling_instruction_sets()
+    named = machine.read_instruction_sets()
     assert {name for name, there in named.items() if there} == telling
     assert bool(named) == bool(telling)  # not knowing is not the same as having none
 

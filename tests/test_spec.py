@@ -67,10 +67,10 @@ def test_outputs() -> None:
 
 def test_resized_keeps_the_share_of_the_crop() -> None:
     model = ModelSpec(name="m", input=InputContract(resize_to=256))
-    assert model.resized(448, 448).input.resize_to == 512
-    assert model.resized(448, 224).input.resize_to == 512
-    assert model.resized(448, 224).grid == (28, 14)
-    assert InputContract().resized(96, 64).shorter == 96
+    assert model.change_size(448, 448).input.resize_to == 512
+    assert model.change_size(448, 224).input.resize_to == 512
+    assert model.change_size(448, 224).grid == (28, 14)
+    assert InputContract().change_size(96, 64).shorter == 96
 
 
 def test_specs_are_hashable_values() -> None:

@@ -179,7 +179,7 @@ class Artifact:
             )
 
 
-def sanitized(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...]]:
+def sanitize(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...]]:
     """An ONNX artifact as engines may see it.
 
     Args:

@@ -74,7 +74,7 @@ def instruction_sets() -> str:
     return " ".join([platform.machine(), *(name for name in _SETS if name in flags)])
 
 
-def telling_instruction_sets() -> dict[str, bool]:
+def read_instruction_sets() -> dict[str, bool]:
     """Those that decide how fast a ViT runs, and whether this processor has them; empty where the system does not say."""
     flags = _cpu_field("flags", "Features").split()
     return {name: flag in flags for name, flag in _TELLING.get(platform.machine(), {}).items()} if flags else {}
@@ -116,10 +116,10 @@ def peak_mib(pid: int | None = None) -> float:
         return peak or 0.0
     import resource  # Unix only
 
-    return counted_mib(resource.getrusage(resource.RUSAGE_SELF))
+    return to_mib(resource.getrusage(resource.RUSAGE_SELF))
 
 
-def counted_mib(usage: resource.struct_rusage) -> float:
+def to_mib(usage: resource.struct_rusage) -> float:
     """Peak of memory in the kernel's account of a process, in MiB: its parent's, where that was larger when it started."""
     return usage.ru_maxrss / _UNIT
 
@@ -146,7 +146,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def installed_versions(*libraries: str) -> dict[str, str]:
+def find_versions(*libraries: str) -> dict[str, str]:
     """Version of vitdeploy and of each library; what is not installed is left out."""
     versions = {}
     for name in ("vitdeploy", *libraries):

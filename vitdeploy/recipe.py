@@ -154,7 +154,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             fix = "give --calibration DIR with some 128 images like those of deployment (or the word random, to try latency)"
             raise UsageError("VD2010", f"{self.precision.upper()} needs calibration images", fix=fix)
 
-    def moved(self, whole: Callable[[str], str]) -> QuantizeConfig:
+    def map_paths(self, whole: Callable[[str], str]) -> QuantizeConfig:
         """The same with other paths: ``whole`` is applied to each that was given."""
         given = {name: getattr(self, name) for name in ("calibration", "statistics", "save_statistics")}
         paths = {name: path and (path if path == RANDOM else whole(path)) for name, path in given.items()}
@@ -314,7 +314,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
         model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
-        quantize = recipe.quantize and recipe.quantize.moved(lambda name: str(beside / name))
+        quantize = recipe.quantize and recipe.quantize.map_paths(lambda name: str(beside / name))
         return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
 
 

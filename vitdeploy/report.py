@@ -74,5 +74,5 @@ def this_machine() -> Machine:
         memory_gib=round(machine.physical_mib() / 1024, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions=machine.installed_versions("torch", "onnx", *list_packages(), "numpy", "pillow"),
+        versions=machine.find_versions("torch", "onnx", *list_packages(), "numpy", "pillow"),
     )

@@ -81,7 +81,7 @@ class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """`resize_to`, or what it means when it is None, in pixels."""
         return max(self.height, self.width) if self.resize_to is None else self.resize_to
 
-    def resized(self, height: int, width: int) -> InputContract:
+    def change_size(self, height: int, width: int) -> InputContract:
         """The same contract for another input size; the crop share of the resized image is kept."""
         to = None if self.resize_to is None else round(self.resize_to * max(height, width) / max(self.height, self.width))
         return msgspec.structs.replace(self, height=height, width=width, resize_to=to)
@@ -251,9 +251,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         return {"none": "pooled", "projection": "embedding"}.get(self.head, "logits")
 
-    def resized(self, height: int, width: int) -> ModelSpec:
+    def change_size(self, height: int, width: int) -> ModelSpec:
         """The same network for another image size; learned positions are resampled when weights are loaded."""
-        return msgspec.structs.replace(self, input=self.input.resized(height, width))
+        return msgspec.structs.replace(self, input=self.input.change_size(height, width))
 
 
 def _check_sizes(spec: ModelSpec) -> None:

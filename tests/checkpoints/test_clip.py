@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tests.checkpoints.test_peers import State, peer, shake
 from vitdeploy.checkpoints import clip, safetensors
+from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.table import convert
 from vitdeploy.errors import InputError
 from vitdeploy.spec import ModelSpec
 
@@ -232,7 +232,7 @@ def test_equals_transformers(act: str, side: int) -> None:
     state = {name: tensor for name, tensor in theirs.state_dict().items() if not name.endswith("position_ids")}
     given = checkpoint(openai_names(state))
     model, ours, _ = loaded(given, "ViT-B-16-quickgelu" if act == "quick_gelu" else "ViT-B-16")
-    model = msgspec.structs.replace(model.resized(side, side), position_resample="bicubic")  # transformers: no antialias
+    model = msgspec.structs.replace(model.change_size(side, side), position_resample="bicubic")  # transformers: no antialias
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         found = safetensors.assemble(model, ours, clip.grid(given))(images)
@@ -251,7 +251,7 @@ def test_not_square(tmp_path: Path) -> None:
     given = checkpoint(state, tmp_path)
     model, ours, _ = loaded(given)
     assert (model.input.height, model.input.width, clip.grid(given)) == (32, 48, (2, 3))
-    assert safetensors.assemble(model.resized(64, 64), ours, clip.grid(given)).pos_embed.shape == (1, 17, WIDTH)
+    assert safetensors.assemble(model.change_size(64, 64), ours, clip.grid(given)).pos_embed.shape == (1, 17, WIDTH)
 
 
 def refused(given: Checkpoint, architecture: str | None = None) -> InputError:

@@ -17,10 +17,10 @@ from tests.checkpoints.cases import pixels
 from tests.checkpoints.huggingface_cases import HUGGINGFACE, SMALL, TEXT, Case
 from tests.checkpoints.huggingface_folders import State, checkpoint, plain, transformers
 from vitdeploy.checkpoints import safetensors
+from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.families import load
 from vitdeploy.checkpoints.huggingface import FAMILIES, SOURCE, recognise
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.table import convert
 from vitdeploy.errors import InputError, VitdeployError
 from vitdeploy.models import relative
 from vitdeploy.models.freeze import freeze

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tests.checkpoints.test_peers import State, peer
 from vitdeploy.checkpoints import jax, safetensors
+from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.table import convert
 from vitdeploy.errors import InputError
 from vitdeploy.models import positions
 from vitdeploy.spec import ModelSpec
@@ -125,7 +125,7 @@ def test_another_image_size(tmp_path: Path) -> None:
     """timm resamples the table bilinearly when it reads the file, and antialiased bicubic elsewhere, as ours does."""
     given = arrays()
     model, state, _ = loaded(given)
-    larger = model.resized(48, 48)
+    larger = model.change_size(48, 48)
     built = theirs(given, tmp_path / "a.npz", img_size=48)
     layers = __import__("timm.layers").layers
     table = torch.from_numpy(given["Transformer/posembed_input/pos_embedding"])

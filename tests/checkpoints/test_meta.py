@@ -14,9 +14,9 @@ from tests.checkpoints.test_peers import peer
 from tests.checkpoints.test_timm import checkpoint, close, created, loaded
 from tests.checkpoints.timm_cases import Case
 from vitdeploy.checkpoints import meta, safetensors, timm
+from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.families import load
 from vitdeploy.checkpoints.meta import SOURCE
-from vitdeploy.checkpoints.table import convert
 from vitdeploy.errors import InputError
 
 State = dict[str, Tensor]
@@ -67,7 +67,7 @@ def test_dinov2_with_registers() -> None:
     assert (ours.spec.registers, ours.spec.position_prefix) == (4, True)
     close(ours, theirs)
     theirs.set_input_size(img_size=(56, 70))
-    model = ours.spec.resized(56, 70)
+    model = ours.spec.change_size(56, 70)
     close(safetensors.assemble(model, convert(state, SOURCE.rules(checkpoint(state), model)).state), theirs)
 
 

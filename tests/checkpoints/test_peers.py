@@ -68,7 +68,7 @@ def packed(state: State, parts: list[str], whole: str) -> None:
 
 
 def shortened(name: str, side: int, depth: int = 2) -> ModelSpec:
-    return msgspec.structs.replace(find(name).resized(side, side), depth=depth)
+    return msgspec.structs.replace(find(name).change_size(side, side), depth=depth)
 
 
 TIMM: list[tuple[str, int, dict[str, Any]]] = [

@@ -66,7 +66,7 @@ def test_separate_projections_are_packed(name: str) -> None:
 @pytest.mark.parametrize("changes", [{}, {"distillation_token": True}, {"registers": 2, "position_prefix": False}], ids=str)
 def test_another_image_size_resamples_the_positions(changes: dict[str, object], method: str) -> None:
     model = shaken(spec(**changes, position_resample=method))
-    larger = build(model.spec.resized(64, 48))
+    larger = build(model.spec.change_size(64, 48))
     safetensors.fill(larger, model.state_dict())
     expected = positions.resample(model.pos_embed.detach(), (4, 4), larger.spec)
     assert torch.equal(larger.pos_embed, expected)

@@ -23,9 +23,9 @@ from tests.checkpoints.cases import pixels
 from tests.checkpoints.test_peers import peer, shake
 from tests.checkpoints.timm_cases import CASES, REFUSED, Case
 from vitdeploy.checkpoints import safetensors
+from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.families import Source, load
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.table import convert
 from vitdeploy.checkpoints.timm import SOURCE
 from vitdeploy.checkpoints.timm_names import understand
 from vitdeploy.data import images
@@ -116,7 +116,7 @@ def test_equals_timm_at_another_size(name: str, side: tuple[int, int], other: tu
     model = SOURCE.spec(given, name)
     assert (model.input.height, model.input.width) == side
     converted = convert(given.state, SOURCE.rules(given, model))
-    ours = safetensors.assemble(model.resized(*other), converted.state, SOURCE.grid(given))
+    ours = safetensors.assemble(model.change_size(*other), converted.state, SOURCE.grid(given))
     if other != side:
         theirs.set_input_size(img_size=other)  # type: ignore[operator]
     close(ours, theirs)
@@ -125,7 +125,7 @@ def test_equals_timm_at_another_size(name: str, side: tuple[int, int], other: tu
 def test_dinov3_at_another_size() -> None:
     theirs = created(peer("timm"), Case("vit_small_patch16_dinov3", ""), dynamic_img_size=True)
     given = checkpoint(theirs.state_dict())
-    model = SOURCE.spec(given, "vit_small_patch16_dinov3").resized(96, 160)
+    model = SOURCE.spec(given, "vit_small_patch16_dinov3").change_size(96, 160)
     close(safetensors.assemble(model, convert(given.state, SOURCE.rules(given, model)).state), theirs)
 
 

@@ -226,7 +226,7 @@ def test_tar_class_names(tmp_path: Path) -> None:
 
 def idx_pair(root: Path, split: str, pixels: np.ndarray, labels: list[int], *, plain: bool = False) -> Path:
     for name, array in (("images-idx3", pixels), ("labels-idx1", np.array(labels, np.uint8))):
-        data = idx.packed(array)
+        data = idx.pack(array)
         write(root / f"{split}-{name}-ubyte{'' if plain else '.gz'}", gzip.decompress(data) if plain else data)
     return root / f"{split}-images-idx3-ubyte{'' if plain else '.gz'}"
 
@@ -255,7 +255,7 @@ def test_idx(tmp_path: Path, plain: bool) -> None:
 
 
 def test_idx_without_labels(tmp_path: Path) -> None:
-    write(tmp_path / "x-images-idx3-ubyte.gz", idx.packed(np.zeros((2, 4, 4), np.uint8)))
+    write(tmp_path / "x-images-idx3-ubyte.gz", idx.pack(np.zeros((2, 4, 4), np.uint8)))
     assert open_dataset(tmp_path).labels is None
 
 

@@ -379,7 +379,7 @@ BAD_IDX = {
     "header cut off": (header(3, 4, 4)[:9], "within its header"),
     "wrong magic": (gzip.compress(b"\0\0\x0d\x03" + header(3, 4, 4)[4:] + bytes(48)), "begins with 00000d03"),
     "labels given as images": (gzip.compress(header(3) + bytes(99)), "begins with 00000801"),
-    "gzip cut off": (idx.packed(np.arange(48, dtype=np.uint8).reshape(3, 4, 4))[:-12], "damaged or cut off"),
+    "gzip cut off": (idx.pack(np.arange(48, dtype=np.uint8).reshape(3, 4, 4))[:-12], "damaged or cut off"),
     "gzip bomb": (gzip.compress(header(3, 4, 4) + bytes(50_000_000)), "it holds more"),
     "larger than memory": (gzip.compress(header(2**32 - 1, 2**16, 2**16)), "the limit is 2 GiB"),
     "images of no size": (gzip.compress(header(3, 0, 4)), "4 x 0 pixels"),
@@ -397,7 +397,7 @@ def test_bad_idx(tmp_path: Path, name: str) -> None:
 
 
 def test_idx_checksum(tmp_path: Path) -> None:
-    data = bytearray(idx.packed(np.zeros((3, 4, 4), np.uint8)))
+    data = bytearray(idx.pack(np.zeros((3, 4, 4), np.uint8)))
     data[-6] ^= 1  # the stored checksum
     path = write(tmp_path / "x-images-idx3-ubyte.gz", bytes(data))
     with pytest.raises(InputError) as caught:
@@ -406,12 +406,12 @@ def test_idx_checksum(tmp_path: Path) -> None:
 
 
 def test_idx_labels(tmp_path: Path) -> None:
-    write(tmp_path / "x-images-idx3-ubyte.gz", idx.packed(np.zeros((3, 4, 4), np.uint8)))
-    labels = write(tmp_path / "x-labels-idx1-ubyte.gz", idx.packed(np.zeros(4, np.uint8)))
+    write(tmp_path / "x-images-idx3-ubyte.gz", idx.pack(np.zeros((3, 4, 4), np.uint8)))
+    labels = write(tmp_path / "x-labels-idx1-ubyte.gz", idx.pack(np.zeros(4, np.uint8)))
     with pytest.raises(InputError) as caught:
         open_dataset(tmp_path)
     check(caught.value, "VD3105", labels, "4 labels for 3 images")
-    write(labels, idx.packed(np.array([0, 1, 2], np.uint8)))
+    write(labels, idx.pack(np.array([0, 1, 2], np.uint8)))
     write(tmp_path / "classes.txt", "a\nb\n")
     with pytest.raises(InputError) as caught:
         open_dataset(tmp_path)

@@ -94,7 +94,7 @@ def test_bad_contract(changes: dict[str, Any], says: str) -> None:
 
 def test_resizing_to_a_size_that_the_patch_does_not_divide() -> None:
     with pytest.raises(UsageError) as caught:
-        spec().resized(36, 32)
+        spec().change_size(36, 32)
     check(caught.value, "VD2004", "use 32|use 40")
 
 

@@ -29,7 +29,7 @@ def test_loses_less_than_plain_rounding_on_other_inputs(seed, codes):
     weight, seen, other = layer(seed)
     scale = rounding.steps(weight, codes=codes)
     plain = rounding.nearest(weight, scale, codes=codes)
-    found = rounding.compensated(weight, scale, seen.T @ seen / len(seen), codes=codes)
+    found = rounding.compensate(weight, scale, seen.T @ seen / len(seen), codes=codes)
     assert loss(weight, found, scale, other) < 0.3 * loss(weight, plain, scale, other)
     assert (found.dtype, found.shape) == (np.int8, weight.shape)
     assert np.abs(found).max() <= codes
@@ -41,14 +41,14 @@ def test_without_correlation_it_is_plain_rounding(width):
     weight = np.random.default_rng(width).normal(size=(width, 11)).astype(np.float32)
     scale = rounding.steps(weight)
     for moments in (np.eye(width), np.diag(np.linspace(0.1, 5, width))):
-        np.testing.assert_array_equal(rounding.compensated(weight, scale, moments), rounding.nearest(weight, scale))
+        np.testing.assert_array_equal(rounding.compensate(weight, scale, moments), rounding.nearest(weight, scale))
 
 
 def test_the_same_every_time_and_nothing_given_is_changed():
     weight, seen, _ = layer(4)
     scale, moments = rounding.steps(weight), seen.T @ seen / len(seen)
     before = weight.copy(), scale.copy(), moments.copy()
-    first, second = (rounding.compensated(weight, scale, moments) for _ in "ab")
+    first, second = (rounding.compensate(weight, scale, moments) for _ in "ab")
     np.testing.assert_array_equal(first, second)
     for old, new in zip(before, (weight, scale, moments), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -58,9 +58,9 @@ def test_blocks_change_nothing(monkeypatch):
     """Errors reach later weights whether they are in the same block or not."""
     weight, seen, _ = layer(5)
     scale, moments = rounding.steps(weight), seen.T @ seen / len(seen)
-    found = rounding.compensated(weight, scale, moments)
+    found = rounding.compensate(weight, scale, moments)
     monkeypatch.setattr(rounding, "_BLOCK", len(weight))
-    assert (rounding.compensated(weight, scale, moments) != found).mean() < 0.01  # sums in another order
+    assert (rounding.compensate(weight, scale, moments) != found).mean() < 0.01  # sums in another order
 
 
 def test_columns_of_zeros():
@@ -68,7 +68,7 @@ def test_columns_of_zeros():
     weight[:, [0, 7]] = 0
     scale = rounding.steps(weight)
     assert scale[[0, 7]] == pytest.approx(1 / 127)
-    found = rounding.compensated(weight, scale, seen.T @ seen / len(seen))
+    found = rounding.compensate(weight, scale, seen.T @ seen / len(seen))
     assert not found[:, [0, 7]].any()
     assert found[:, 1].any()
 
@@ -82,7 +82,7 @@ def test_channels_that_were_always_zero(size):
         rows *= size
         rows[:, dead] = 0
     scale = rounding.steps(weight)
-    plain, found = rounding.nearest(weight, scale), rounding.compensated(weight, scale, seen.T @ seen / len(seen))
+    plain, found = rounding.nearest(weight, scale), rounding.compensate(weight, scale, seen.T @ seen / len(seen))
     np.testing.assert_array_equal(found[dead], plain[dead])
     assert loss(weight, found, scale, other) < 0.3 * loss(weight, plain, scale, other)
 
@@ -90,7 +90,7 @@ def test_channels_that_were_always_zero(size):
 def test_fewer_rows_than_channels():
     weight, seen, _ = layer(8)
     scale, rows = rounding.steps(weight), seen[:10]
-    found = rounding.compensated(weight, scale, rows.T @ rows / 10)
+    found = rounding.compensate(weight, scale, rows.T @ rows / 10)
     assert loss(weight, found, scale, rows) < 0.3 * loss(weight, rounding.nearest(weight, scale), scale, rows)
 
 
@@ -106,7 +106,7 @@ def test_moments_that_are_none_give_plain_rounding(kind):
     }[kind]
     scale = rounding.steps(weight)
     with np.errstate(invalid="ignore"):
-        found = rounding.compensated(weight, scale, moments)
+        found = rounding.compensate(weight, scale, moments)
     np.testing.assert_array_equal(found, rounding.nearest(weight, scale))
 
 
@@ -126,7 +126,7 @@ def test_codes_are_in_range_and_plain_rounding_is_within_half_a_step(width, colu
     scale = rounding.steps(weight, codes=codes)
     plain, found = (
         rounding.nearest(weight, scale, codes=codes),
-        rounding.compensated(weight, scale, rows.T @ rows / count, codes=codes),
+        rounding.compensate(weight, scale, rows.T @ rows / count, codes=codes),
     )
     for each in (plain, found):
         assert np.abs(each.astype(int)).max() <= codes
@@ -139,7 +139,7 @@ def test_weights_as_8_bit_floats_share_one_step_and_are_compensated_too(seed):
     scale = rounding.steps(weight, codes=448)
     assert len(np.unique(scale)) == 1
     plain = rounding.nearest(weight, scale, codes=448)
-    found = rounding.compensated(weight, scale, seen.T @ seen / len(seen), codes=448)
+    found = rounding.compensate(weight, scale, seen.T @ seen / len(seen), codes=448)
     assert found.dtype == plain.dtype == E4M3
     codes = [each.astype(np.float32) for each in (found, plain)]
     assert np.abs(codes[1]).max() == 448

@@ -273,8 +273,8 @@ def test_an_artifact_is_found_by_its_key(verbs, recipe, tmp_path):
 def test_another_version_of_a_tool_does_all_again(verbs, recipe, tmp_path, monkeypatch):
     build(recipe, tmp_path / "out")
     verbs.take()
-    there = builder.installed_versions
-    monkeypatch.setattr(builder, "installed_versions", lambda *names: there(*names) | {"onnx": "another"})
+    there = builder.find_versions
+    monkeypatch.setattr(builder, "find_versions", lambda *names: there(*names) | {"onnx": "another"})
     build(recipe, tmp_path / "out")
     assert verbs.take()[0] == "export"
 
@@ -313,8 +313,8 @@ def test_calibration_images_and_tools_are_in_the_key_of_quantize(verbs, recipe, 
     Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "1.png")
     build(recipe, tmp_path / "out")
     assert "quantize" in verbs.take()
-    there = builder.installed_versions
-    monkeypatch.setattr(builder, "installed_versions", lambda *names: there(*names) | {"onnxruntime": "another"})
+    there = builder.find_versions
+    monkeypatch.setattr(builder, "find_versions", lambda *names: there(*names) | {"onnxruntime": "another"})
     build(recipe, tmp_path / "out")
     assert "quantize" in verbs.take()
 

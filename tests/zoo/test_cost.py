@@ -15,7 +15,7 @@ from vitdeploy.zoo.cost import count_macs, count_parameters
 from vitdeploy.zoo.variants import VARIANTS, find
 
 SMALLER = {
-    name: msgspec.structs.replace(find(name).resized(112, 112), depth=2)
+    name: msgspec.structs.replace(find(name).change_size(112, 112), depth=2)
     for name in ("deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_336")
 }
 
@@ -60,7 +60,7 @@ def test_macs_as_published(name: str, published: float) -> None:
 
 def test_macs_grow_with_the_image_and_parameters_only_with_the_position_table() -> None:
     for variant in VARIANTS.values():
-        small, large = (variant.spec.resized(n * variant.spec.patch[0], n * variant.spec.patch[1]) for n in (4, 8))
+        small, large = (variant.spec.change_size(n * variant.spec.patch[0], n * variant.spec.patch[1]) for n in (4, 8))
         assert count_macs(large) > 2 * count_macs(small)
         rows = large.positions - small.positions if variant.spec.position == "learned" else 0
         assert count_parameters(large) - count_parameters(small) == rows * variant.spec.width

@@ -94,13 +94,13 @@ def test_input_contracts(
 
 
 def test_dinov2_at_224_is_metas_own_evaluation() -> None:
-    assert find("vit_small_patch14_dinov2").resized(224, 224).input.shorter == 256
+    assert find("vit_small_patch14_dinov2").change_size(224, 224).input.shorter == 256
 
 
 def test_every_variant_can_change_its_size() -> None:
     for variant in VARIANTS.values():
         sides = (2 * variant.spec.patch[0], 4 * variant.spec.patch[1])
-        assert variant.spec.resized(*sides).patches == 8
+        assert variant.spec.change_size(*sides).patches == 8
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from vitdeploy import isolate
-from vitdeploy.artifact import Artifact, Record, sanitized
+from vitdeploy.artifact import Artifact, Record, sanitize
 from vitdeploy.backends import table
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, check_tensor
 from vitdeploy.errors import MachineError, VitdeployError
@@ -90,7 +90,7 @@ def repair(artifact: Artifact, stack: ExitStack) -> Artifact:
     """
     if artifact.record.kind != "onnx" or not check.check_file(artifact.model).repairs:
         return artifact
-    return sanitized(artifact, stack.enter_context(temporary_folder()))[0]
+    return sanitize(artifact, stack.enter_context(temporary_folder()))[0]
 
 
 class Opened(NamedTuple):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitdeploy.checkpoints import folders, npz, opcodes, pickles, safetensors
+from vitdeploy.checkpoints.conversion import State
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.table import State
 from vitdeploy.checkpoints.unwrap import strip
 from vitdeploy.errors import InputError, VitdeployError
 from vitdeploy.files import expect, sha256, sniff

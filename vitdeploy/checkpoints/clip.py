@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
+from vitdeploy.checkpoints.conversion import Rule, count
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, count
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract, Mlp, ModelSpec
 

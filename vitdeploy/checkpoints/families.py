@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.source import Checkpoint, Loaded, Source
-from vitdeploy.checkpoints.table import convert
 from vitdeploy.errors import InputError
 
 SOURCES = ("huggingface", "torchvision", "clip", "jax", "meta", "timm")

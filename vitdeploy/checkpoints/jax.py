@@ -16,8 +16,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.checkpoints.conversion import Rule, count
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, count
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract, ModelSpec
 

@@ -66,7 +66,7 @@ def load(model: ModelConfig, image_size: tuple[int, int] | None = None) -> Origi
     if model.module:
         return _module(model, image_size)
     parts = _parts(model)
-    spec = parts.spec if image_size is None else parts.spec.resized(*image_size)
+    spec = parts.spec if image_size is None else parts.spec.change_size(*image_size)
     spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor="float32-nchw"))
     net: VisionTransformer
     if parts.state is None:
@@ -144,7 +144,7 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
         raise UsageError("VD2010", "a module loads its weights itself", fix="leave out --weights")
     contract = read_contract(Path(model.contract))
     if image_size is not None:
-        contract = contract.resized(*image_size)
+        contract = contract.change_size(*image_size)
     loaded = load_module(model.source, contract)
     spec = ModelSpec(
         name=model.source,

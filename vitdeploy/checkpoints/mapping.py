@@ -27,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 from torch import Tensor
 
-from vitdeploy.checkpoints.table import CHANGES, Converted, State
+from vitdeploy.checkpoints.conversion import CHANGES, Converted, State
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.recipe import read_spec
 from vitdeploy.spec import ModelSpec

@@ -16,8 +16,8 @@ import msgspec
 import torch
 
 from vitdeploy.checkpoints import shapes
+from vitdeploy.checkpoints.conversion import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.timm import KEPT
 from vitdeploy.checkpoints.timm_names import SATELLITE
 from vitdeploy.errors import InputError
@@ -139,7 +139,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     return ModelSpec(
         name=name,
         source=_MAE if family.name == "mae" else family.source,
-        input=_contract(checkpoint, family, name).resized(height, width),
+        input=_contract(checkpoint, family, name).change_size(height, width),
         heads=heads,
         **{**read, **placed, **family.facts, "pool": _pool(state, read, checkpoint)},
     )

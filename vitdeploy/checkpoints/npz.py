@@ -15,10 +15,10 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from vitdeploy.checkpoints.conversion import State
 from vitdeploy.checkpoints.headers import MOST_TENSORS
 from vitdeploy.checkpoints.opcodes import ZIP_ERRORS, list_entries
 from vitdeploy.checkpoints.safetensors import as_float32
-from vitdeploy.checkpoints.table import State
 from vitdeploy.errors import InputError
 
 MOST_TIMES = 20

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vitdeploy.checkpoints.table import State, count
+from vitdeploy.checkpoints.conversion import State, count
 from vitdeploy.errors import InputError
 from vitdeploy.models.relative import EXTRA
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitdeploy.checkpoints.table import Rule, State
+from vitdeploy.checkpoints.conversion import Rule, State
 from vitdeploy.spec import ModelSpec
 
 

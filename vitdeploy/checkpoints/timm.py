@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 
 from vitdeploy.checkpoints import shapes
+from vitdeploy.checkpoints.conversion import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.timm_names import ANY_MODULE, Architecture, understand
 from vitdeploy.errors import InputError
 from vitdeploy.spec import InputContract, ModelSpec

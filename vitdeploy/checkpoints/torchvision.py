@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from vitdeploy.checkpoints import shapes
+from vitdeploy.checkpoints.conversion import Rule, convert, has_matches
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule, convert, has_matches
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.spec import InputContract, ModelSpec
 

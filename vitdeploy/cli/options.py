@@ -30,7 +30,7 @@ def _complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     return complete
 
 
-def _known_models(incomplete: str) -> list[str]:
+def _complete_model(incomplete: str) -> list[str]:
     from vitdeploy.zoo.variants import VARIANTS
 
     return [name for name in VARIANTS if name.startswith(incomplete)]
@@ -42,7 +42,7 @@ Model = Annotated[
         metavar="MODEL",
         help="A checkpoint (Hugging Face or timm folder, or a file), a name from `vitdeploy models` or timm's, a spec or mapping "
         "file (.toml), or an artifact.",
-        autocompletion=_known_models,
+        autocompletion=_complete_model,
     ),
 ]
 ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that `export` wrote, or its .onnx file.")]

@@ -51,14 +51,14 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
+            pack = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
+            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if pack else raw)
             shape = _read_shape(stream, dimensions, path)
             size = math.prod(shape)
             if size > MAX_BYTES:
                 raise _refuse(path, f"its header announces {size / 2**30:,.1f} GiB, the limit is 2 GiB")
-            if not packed:
+            if not pack:
                 return _map(path, shape, 4 + 4 * dimensions)
             data = stream.read(size + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
@@ -96,7 +96,7 @@ def _refuse(path: Path, message: str) -> InputError:
     return InputError("VD3105", message, file=path, fix="download it again")
 
 
-def packed(array: NDArray[np.uint8]) -> bytes:
+def pack(array: NDArray[np.uint8]) -> bytes:
     """An array as the bytes of a gzip IDX file; the same array gives the same bytes under the same zlib.
 
     Args:

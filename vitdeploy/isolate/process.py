@@ -334,7 +334,7 @@ def _end_process(process: subprocess.Popen[bytes]) -> tuple[int, float]:
             process.returncode = 0
         else:
             process.returncode = os.waitstatus_to_exitcode(status)
-            peak = machine.counted_mib(usage)
+            peak = machine.to_mib(usage)
     return process.returncode, peak
 
 

@@ -181,7 +181,7 @@ def _measure_spread(logits: Tensor) -> Tensor:
     return torch.maximum(logits.std(correction=0), 1e-2 * logits.abs().max() + 1e-9)
 
 
-def _describe(thing: object) -> str:
-    if isinstance(thing, Tensor):
-        return f"a tensor of type {str(thing.dtype)[6:]}"
-    return f"a {type(thing).__name__}"
+def _describe(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of type {str(output.dtype)[6:]}"
+    return f"a {type(output).__name__}"

@@ -106,7 +106,7 @@ def summarize(model: Model) -> OnnxGraph:
     )
 
 
-def stored_bytes(path: Path) -> int:
+def count_stored_bytes(path: Path) -> int:
     """Size of an ONNX file and of the files beside it that hold its data, in bytes.
 
     Raises:

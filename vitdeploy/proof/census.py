@@ -78,23 +78,23 @@ def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = 
     )
 
 
-def require(found: Census) -> None:
+def require(census: Census) -> None:
     """Refuse a model that does not run as planned.
 
     Args:
-        found: What `census` returned.
+        census: What `census` returned.
 
     Raises:
         MachineError: VD4009, planned nodes run in float; names the first ones and the likely cause.
     """
-    if not found.missing:
+    if not census.missing:
         return
-    first = ", ".join(found.missing[:_SHOWN]) + (", ..." if len(found.missing) > _SHOWN else "")
+    first = ", ".join(census.missing[:_SHOWN]) + (", ..." if len(census.missing) > _SHOWN else "")
     message = (
-        f"{found.engine}: {len(found.missing)} of {sum(found.planned.values())} layers planned for 8 bits do not run in them: "
-        f"{first} ({'; '.join(found.reasons)})"
+        f"{census.engine}: {len(census.missing)} of {sum(census.planned.values())} layers planned for 8 bits do not run in them: "
+        f"{first} ({'; '.join(census.reasons)})"
     )
-    raise MachineError("VD4009", message, fix=f"quantize for this engine: --target {find_engine(found.engine).quantize_target}")
+    raise MachineError("VD4009", message, fix=f"quantize for this engine: --target {find_engine(census.engine).quantize_target}")
 
 
 def _runs_in_8_bits(kernels: list[Kernel]) -> bool:

@@ -19,7 +19,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.measure.parity import Parity
-from vitdeploy.onnxfile.summary import stored_bytes
+from vitdeploy.onnxfile.summary import count_stored_bytes
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.thresholds import AGREES, ALIKE, ENOUGH, FASTER
 from vitdeploy.recipe import BenchConfig
@@ -62,7 +62,7 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     reference = REFERENCE if source.weights is not None and is_installed(REFERENCE) else engine
     compared = _compare(comparison, reference, batches)
     sizes = {
-        name: stored_bytes(artifact.model) / 2**20
+        name: count_stored_bytes(artifact.model) / 2**20
         for name, artifact in ((source.record.precision, source), (made.record.precision, made))
     }
     whole = msgspec.structs.replace(
@@ -130,7 +130,7 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def _time(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     """Latency at batch 1 of the source, its bf16 form where the CPU has it, and the new model, in interleaved rounds."""
     source, made, engine, config, _ = comparison
-    batch = _fixed(made, engine, config)
+    batch = _read_batch(made, engine, config)
     names = source.record.precision, made.record.precision
     subjects = [Subject(names[0], source, engine, names[0]), Subject(names[1], made, engine, names[0])]
     if names[1] not in ("bf16", "fp16") and _has_bf16(source, engine, config):
@@ -152,7 +152,7 @@ def _plain(metric: Metric) -> Metric:
     return Metric(float(metric.value), metric.unit, low, high)
 
 
-def _fixed(made: Artifact, engine: str, config: OpenConfig) -> int:
+def _read_batch(made: Artifact, engine: str, config: OpenConfig) -> int:
     with closing(open_in_child(engine, made, config)) as runner:
         return runner.batch or 1
 

@@ -134,7 +134,7 @@ class Limits(NamedTuple):
         factors: Channels may be divided.
         shifts: Channels may be moved.
         better: A candidate must have at most this share of the error of leaving the tensor alone.
-        weight_share: Share of the plain rounding error of the weights that is left after `rounding.compensated`.
+        weight_share: Share of the plain rounding error of the weights that is left after `rounding.compensate`.
     """
 
     grid: Grid
@@ -158,7 +158,7 @@ def choose(ranges: Sketch, rows: Array, weight: Array, limits: Limits) -> Choice
     signals = rows @ probe  # [R, P]
     signal = float(np.square(signals).sum()) or 1.0
 
-    def tried(candidate: _Candidate, margin: float) -> Choice:
+    def evaluate(candidate: _Candidate, margin: float) -> Choice:
         name, factor, shift, rounded = candidate
         choice = Choice(name, factor, shift, margin, error=0.0, identity=0.0, token_db=0.0)
         low, high = choice.reach(ranges)
@@ -170,11 +170,11 @@ def choose(ranges: Sketch, rows: Array, weight: Array, limits: Limits) -> Choice
         _Candidate(*each, limits.weight_share * _weight_noise(rows, weight, each, limits.grid))
         for each in _candidates(ranges, weight, limits)
     ]
-    whole = sorted(((tried(each, 1.0), each) for each in candidates), key=lambda pair: pair[0].error)
+    whole = sorted(((evaluate(each, 1.0), each) for each in candidates), key=lambda pair: pair[0].error)
     few = [whole[0], *whole[1:_FINALISTS], *(pair for pair in whole[_FINALISTS:] if pair[0].name == "identity")]
-    found = [choice for choice, _ in few] + [tried(each, margin) for _, each in few for margin in MARGINS if margin != 1.0]
-    alone = min((choice for choice in found if choice.name == "identity"), key=lambda choice: choice.error)
-    best = min(found, key=lambda choice: choice.error)
+    choices = [choice for choice, _ in few] + [evaluate(each, margin) for _, each in few for margin in MARGINS if margin != 1.0]
+    alone = min((choice for choice in choices if choice.name == "identity"), key=lambda choice: choice.error)
+    best = min(choices, key=lambda choice: choice.error)
     return (best if best.error <= limits.better * alone.error else alone)._replace(identity=alone.error)
 
 

@@ -11,7 +11,7 @@ import msgspec
 from vitdeploy import files
 from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.errors import InputError
-from vitdeploy.machine import installed_versions
+from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress
 from vitdeploy.quant.calibrator import CalibrateConfig, Want, calibrate
 from vitdeploy.quant.observations import Statistics
@@ -67,7 +67,7 @@ def key_of(model: Path, wants: Sequence[Want], pictures: Pictures) -> str:
         pictures.artifact.spec.input,
         pictures.digest,
         (pictures.used, pictures.held, config.limit, config.seed, config.max_bad),
-        installed_versions(TABLE[PROVER].package, "numpy", "pillow"),
+        find_versions(TABLE[PROVER].package, "numpy", "pillow"),
     )
     return hashlib.sha256(msgspec.json.encode(everything)).hexdigest()
 

@@ -34,11 +34,11 @@ _scratch = threading.local()
 
 def workspace(name: str, size: int, dtype: type[np.generic]) -> NDArray[Any]:
     """Memory of this thread that is used again and again, 1-D [size]: fresh pages would cost more than the sums."""
-    found: NDArray[Any] | None = getattr(_scratch, name, None)
-    if found is None or found.size < size:
-        found = np.empty(size, dtype)
-        setattr(_scratch, name, found)
-    return found[:size]
+    memory: NDArray[Any] | None = getattr(_scratch, name, None)
+    if memory is None or memory.size < size:
+        memory = np.empty(size, dtype)
+        setattr(_scratch, name, memory)
+    return memory[:size]
 
 
 @lru_cache(maxsize=1)
@@ -93,9 +93,9 @@ class Histogram:
             part = bits[start : start + _CHUNK]
             bins = workspace("bins", part.size, np.int64)
             np.right_shift(part, _SHIFT, out=bins, casting="unsafe")
-            found = np.bincount(bins)
-            used = np.flatnonzero(found)  # few: pages of the others are never touched
-            self.counts[used] += found[used]
+            counts = np.bincount(bins)
+            used = np.flatnonzero(counts)  # few: pages of the others are never touched
+            self.counts[used] += counts[used]
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen."""
@@ -105,14 +105,14 @@ class Histogram:
     def fits(self, minimum: float, maximum: float) -> bool:
         """Whether these can be the extremes of what was counted: both lie in the outermost bins that hold something."""
         lower, upper = _edges()
-        used = np.flatnonzero(self._ascending())
+        used = np.flatnonzero(self._sort_ascending())
         if not used.size or minimum > maximum:
             return False
         first, last = used[0], used[-1]
         within = (lower[first] - _TINY <= minimum <= upper[first] + _TINY, lower[last] - _TINY <= maximum <= upper[last] + _TINY)
         return all(within)
 
-    def _ascending(self) -> NDArray[np.int64]:
+    def _sort_ascending(self) -> NDArray[np.int64]:
         return np.concatenate([self.counts[_HALF:][::-1], self.counts[:_HALF]])
 
     def bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
@@ -122,7 +122,7 @@ class Histogram:
             Lower edges, upper edges (float64 [k], in the tensor's unit; equal where a bin is one point) and counts
             (int64 [k], positive).
         """
-        ordered = self._ascending()
+        ordered = self._sort_ascending()
         used = np.flatnonzero(ordered)
         lower, upper = _edges()
         return (

@@ -147,21 +147,21 @@ class Quantizer:
         size = low[0].shape[1]
         fold.shift_keys(self.prepared.editor, attention, np.repeat(ratio[:, None], size, 1), center[0])
         fold.shift_values(self.prepared.editor, attention, np.repeat((value / reach)[:, None], size, 1), center[1])
-        self._moved(attention, value / reach, center[1])
+        self._follow(attention, value / reach, center[1])
         whole = np.stack([ratio, 1 / ratio, reach / value])[:, :, None]  # [3, h, 1]: what q, k and v are multiplied by
         moved = np.stack([np.zeros_like(center[0]), *center])
         rows = [(self._part(attention, part) - moved[part]) * whole[part] for part in range(3)]  # [R, h, d] each
-        first, second, third = self._clipped(reach, rows)
+        first, second, third = self._choose_steps(reach, rows)
         self.attention[attention.name] = first, second, third
 
-    def _clipped(self, reach: float, rows: Sequence[Array]) -> Iterator[Step]:
+    def _choose_steps(self, reach: float, rows: Sequence[Array]) -> Iterator[Step]:
         """The steps of q, k and v: each its own right before the products, one for all of them in a packed tensor."""
         grid: Grid = "fp8" if self.layout.floating else "int8"
         steps = [step(-reach * clip, reach * clip, grid) for clip in _CLIPS]
         if self.layout.half:
             steps = [each.in_half() for each in steps]
         for part in rows:
-            yield min(steps, key=_lost([part] if self.layout.half else rows))
+            yield min(steps, key=_measure_loss([part] if self.layout.half else rows))
 
     def _channels(self, attention: Attention, part: int) -> tuple[Array, Array, Array]:
         linear, columns = attention.linears[part], attention.columns[part]
@@ -179,7 +179,7 @@ class Quantizer:
         assert linear is not None and columns is not None
         return np.concatenate([half.sketches[str(linear.output.name)].rows for half in dict.fromkeys(self.halves)])[:, columns]
 
-    def _moved(self, attention: Attention, factor: Array, shift: Array) -> None:
+    def _follow(self, attention: Attention, factor: Array, shift: Array) -> None:
         """Follow values that changed into the statistics of the projection's input."""
         rows, projection = attention.rows, attention.projection
         assert rows is not None and projection is not None
@@ -210,7 +210,7 @@ class Quantizer:
         second = moments.second.copy()
         if not lane:
             second[np.diag_indices(len(second))] += quantizer.noise(rows)
-        codes = rounding.compensated(weight, scale, second, codes=self.layout.codes)
+        codes = rounding.compensate(weight, scale, second, codes=self.layout.codes)
         rounded = codes.astype(np.float32) * scale
         noise = np.zeros(len(weight)) if lane or not len(rows) else (quantizer(rows) - rows).mean(0, dtype=np.float64)
         lost = moments.mean @ (weight - rounded) - noise @ rounded
@@ -257,7 +257,7 @@ class Quantizer:
             for name in self.choices
             if name in self.lanes
         ]
-        notes += products.skipped(self.prepared.structure, self.layout)
+        notes += products.note_skipped(self.prepared.structure, self.layout)
         return Outcome(Plan(gemms=tuple(gemms), dynamic=tuple(dynamic), attention=tuple(attention)), report, notes)
 
     def _quantize(self, site: Site, quantizer: Step) -> None:
@@ -273,13 +273,13 @@ class Quantizer:
             qdq.quantize(self.prepared.editor, value, codes, [(linear.matmul, 0) for linear in linears])
 
 
-def _lost(parts: Sequence[Array]) -> Callable[[Step], float]:
+def _measure_loss(parts: Sequence[Array]) -> Callable[[Step], float]:
     """What a step loses of tensors: the sum over them of noise to signal, by squares."""
 
-    def lost(quantizer: Step) -> float:
+    def measure(quantizer: Step) -> float:
         return sum(float(np.square(quantizer(part) - part).sum() / max(float(np.square(part).sum()), 1e-30)) for part in parts)
 
-    return lost
+    return measure
 
 
 def _row(site: Site, name: str, choice: Choice, quantizer: Step, *, lane: bool) -> SiteChoice:

@@ -17,14 +17,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy import files
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitized, seal
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitize, seal
 from vitdeploy.backends.base import OpenConfig, count_threads
 from vitdeploy.backends.table import find_target, list_packages
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.graph import storage
 from vitdeploy.graph.exact.integer_products import fuse_products
 from vitdeploy.graph.half.convert import to_half
-from vitdeploy.machine import installed_versions
+from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.census import Plan
 from vitdeploy.quant import halves, products
@@ -83,7 +83,7 @@ def write(
     """
     work = folder / "work"
     work.mkdir()
-    source, repairs = sanitized(artifact, work / "repaired")
+    source, repairs = sanitize(artifact, work / "repaired")
     require_float(source)
     pictures = open_pictures(source, config)
     job = _Job(source, config, pictures, work, cache, progress)
@@ -98,7 +98,7 @@ def write(
         made_by="quantize",
         config=config,
         origin=artifact.record.origin,
-        tools=installed_versions("onnx", "onnx_ir", *list_packages(), "numpy"),
+        tools=find_versions("onnx", "onnx_ir", *list_packages(), "numpy"),
         parent=artifact.id,
     )
     accepted = try_out(source, Artifact(folder, record), plan, pictures, progress)

@@ -174,11 +174,11 @@ def _span(histogram: Histogram) -> tuple[float, float] | None:
 
 def _arrays(sketch: Sketch) -> dict[str, NDArray[Any]]:
     """A sketch's arrays in their one canonical form: histograms by their filled bins, rows by ascending key."""
-    found: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, histogram in (("values", sketch.values), ("norms", sketch.norms)):
         used = np.flatnonzero(histogram.counts)
-        found |= {f"{name}.bins": used.astype(np.uint16), f"{name}.counts": histogram.counts[used]}
-    return found | {
+        arrays |= {f"{name}.bins": used.astype(np.uint16), f"{name}.counts": histogram.counts[used]}
+    return arrays | {
         "extremes": sketch.extremes,
         "sums": sketch.sums,
         "rows": sketch.rows,
@@ -204,15 +204,15 @@ class _Reader:
         header = msgspec.json.decode(raw.tobytes(), type=_Header)
         _check(header.schema == SCHEMA, f"layout {header.schema}, this version of vitdeploy reads {SCHEMA}")
         sketches = [self.sketch(place, tensor) for place, tensor in enumerate(header.tensors)]
-        found = Statistics(header.model, header.contract, sketches, source=header.source)
-        _check(len(found.sketches) == len(sketches), "a tensor is there twice")
-        found.keys = self.array("keys", np.uint64, (None,))
-        _check(bool((found.keys[1:] > found.keys[:-1]).all()), "the images' keys are not ascending")
-        _check(all(sketch.images == found.images for sketch in sketches), "tensors have seen different numbers of images")
-        found.snapshot = self.array("snapshot", np.float64, (None, None))
-        _check(len(found.snapshot) in (0, len(sketches)) and header.settled >= 0, "the state of early stopping is damaged")
-        found.early_stopped, found.settled, found.notes = header.early_stopped, header.settled, list(header.notes)
-        return found
+        statistics = Statistics(header.model, header.contract, sketches, source=header.source)
+        _check(len(statistics.sketches) == len(sketches), "a tensor is there twice")
+        statistics.keys = self.array("keys", np.uint64, (None,))
+        _check(bool((statistics.keys[1:] > statistics.keys[:-1]).all()), "the images' keys are not ascending")
+        _check(all(sketch.images == statistics.images for sketch in sketches), "tensors have seen different numbers of images")
+        statistics.snapshot = self.array("snapshot", np.float64, (None, None))
+        _check(len(statistics.snapshot) in (0, len(sketches)) and header.settled >= 0, "the state of early stopping is damaged")
+        statistics.early_stopped, statistics.settled, statistics.notes = header.early_stopped, header.settled, list(header.notes)
+        return statistics
 
     def sketch(self, place: int, tensor: _Tensor) -> Sketch:
         """One tensor's."""
@@ -248,13 +248,13 @@ class _Reader:
         _check(bool((bins[1:] > bins[:-1]).all()), f"{prefix}: the bins are not ascending")
         _check(bool((counts > 0).all()) and float(counts.sum(dtype=np.float64)) < 2.0**62, f"{prefix}: an impossible count")
         _check((span is None) == (bins.size == 0), f"{prefix}: counts without a range, or a range without counts")
-        found = Histogram()
+        histogram = Histogram()
         if span is not None:
             _check(bins[-1] < BINS, f"{prefix}: no such bin")
-            found.counts[bins] = counts
-            _check(bool(np.isfinite(span).all()) and found.fits(*span), f"{prefix}: the extremes do not fit the counts")
-            found.widen(*span)
-        return found
+            histogram.counts[bins] = counts
+            _check(bool(np.isfinite(span).all()) and histogram.fits(*span), f"{prefix}: the extremes do not fit the counts")
+            histogram.widen(*span)
+        return histogram
 
     def array(
         self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...], *, largest: int | None = None
@@ -274,12 +274,12 @@ class _Reader:
         version = np.lib.format.read_magic(stream)
         if version not in readers:
             raise ValueError(f"the member {name!r} is of an unknown version")
-        found, fortran, kind = readers[version](stream)
-        fits = len(found) == len(shape) and all(want in (None, size) for want, size in zip(shape, found, strict=True))
-        size = int(np.prod([1, *found], dtype=object)) * np.dtype(dtype).itemsize
-        if kind != np.dtype(dtype) or not fits or (fortran and len(found) > 1) or size != len(raw) - stream.tell():
-            raise ValueError(f"the member {name!r} is {kind} {list(found)}")
-        return np.frombuffer(raw, dtype, offset=stream.tell()).reshape(found).copy()
+        sizes, fortran, kind = readers[version](stream)
+        fits = len(sizes) == len(shape) and all(want in (None, size) for want, size in zip(shape, sizes, strict=True))
+        size = int(np.prod([1, *sizes], dtype=object)) * np.dtype(dtype).itemsize
+        if kind != np.dtype(dtype) or not fits or (fortran and len(sizes) > 1) or size != len(raw) - stream.tell():
+            raise ValueError(f"the member {name!r} is {kind} {list(sizes)}")
+        return np.frombuffer(raw, dtype, offset=stream.tell()).reshape(sizes).copy()
 
 
 def _check(good: bool, reason: str) -> None:

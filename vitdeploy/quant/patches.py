@@ -45,13 +45,13 @@ def quantize_patches(editor: Editor, contract: Normalisation, pixels: Iterable[A
     if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
         return []
     zero = int(np.clip(np.rint(mean.mean()), 0, 255)) if np.any(mean) else _MIDDLE
-    value = _scaled(editor, conv, std, mean - zero)
+    value = _scale(editor, conv, std, mean - zero)
     shifted = (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32)
     editor.own(conv, 2, shifted)
     flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
     scale = rounding.steps(flat, codes=codes)
     second = _patch_moments(pixels, weight.shape, (std, mean - zero))
-    rounded = rounding.compensated(flat, scale, second, codes=codes).T.reshape(weight.shape)
+    rounded = rounding.compensate(flat, scale, second, codes=codes).T.reshape(weight.shape)
     qdq.quantize(editor, value, qdq.Codes(1.0, zero, np.uint8), [(conv, 0)])
     qdq.quantize_convolution(editor, conv, np.ascontiguousarray(rounded), scale)
     return [str(conv.name)]
@@ -72,7 +72,7 @@ def _patch_moments(pixels: Iterable[Array], shape: tuple[int, ...], affine: tupl
     return total / count if count else np.eye(len(total))
 
 
-def _scaled(editor: Editor, conv: ir.Node, factor: Array, offset: Array) -> ir.Value:
+def _scale(editor: Editor, conv: ir.Node, factor: Array, offset: Array) -> ir.Value:
     """The convolution's input times a factor plus an offset, which it takes from now on."""
     value = conv.inputs[0]
     assert value is not None

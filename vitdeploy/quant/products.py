@@ -41,7 +41,7 @@ def chosen(attention: Attention, layout: Layout) -> bool:
     return not layout.half or not (_few_queries(attention) or _obstacle(attention, layout))
 
 
-def skipped(structure: Structure, layout: Layout) -> list[str]:
+def note_skipped(structure: Structure, layout: Layout) -> list[str]:
     """Attentions that stay float because they have fewer queries than keys; a note for each."""
     if not layout.attention or not layout.half:
         return []
@@ -96,8 +96,8 @@ def _few_queries(attention: Attention) -> bool:
 def _tokens(attention: Attention) -> tuple[int | None, int | None]:
     """Queries and keys; None where the file does not say."""
     shape = attention.softmax.outputs[0].shape
-    found = [size if isinstance(size, int) else None for size in shape][-2:] if shape is not None else []
-    return (found[0], found[1]) if len(found) == 2 else (None, None)
+    sizes = [size if isinstance(size, int) else None for size in shape][-2:] if shape is not None else []
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else (None, None)
 
 
 def _obstacle(attention: Attention, layout: Layout) -> str:

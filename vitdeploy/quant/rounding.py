@@ -53,7 +53,7 @@ def _codes(values: Array, codes: int) -> Array:
     return np.asarray(np.clip(np.rint(values), -codes, codes))
 
 
-def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 127) -> Array:
+def compensate(weight: Array, scale: Array, moments: Double, *, codes: int = 127) -> Array:
     """Codes that keep x W close to what it was on inputs with the given second moments.
 
     Args:
@@ -81,17 +81,17 @@ def compensated(weight: Array, scale: Array, moments: Double, *, codes: int = 12
         return nearest(weight, scale, codes=codes)
     left = weight[order].astype(np.float32)
     scale = scale.astype(np.float32)
-    found = np.empty(left.shape, _kind(codes))
+    rounded = np.empty(left.shape, _kind(codes))
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         block, errors = left[start:stop].copy(), np.empty((stop - start, left.shape[1]), np.float32)
         for row in range(stop - start):
             place = start + row
             codes_now = _codes(block[row] / scale, codes)
-            found[place] = codes_now
+            rounded[place] = codes_now
             errors[row] = (block[row] - codes_now * scale) / upper[place, place]
             block[row + 1 :] -= upper[place, place + 1 : stop, None] * errors[row]
         left[stop:] -= upper[start:stop, stop:].T @ errors
-    result = np.empty_like(found)
-    result[order] = found
-    return result
+    rows_in_order = np.empty_like(rounded)
+    rows_in_order[order] = rounded
+    return rows_in_order

@@ -202,10 +202,10 @@ class Sketch:
         """Keep the ``limit`` rows of the least keys among the kept and these."""
         held = len(self.keys)
         if held == self.limit:
-            found = np.flatnonzero(keys < self.keys.max())
-            if not found.size:
+            nearer = np.flatnonzero(keys < self.keys.max())
+            if not nearer.size:
                 return
-            rows, keys = rows[found], keys[found]
+            rows, keys = rows[nearer], keys[nearer]
         if not self._room.size:
             self._room = np.empty((self.limit, rows.shape[1]), np.float32)  # pages are taken as they are filled
         every = np.concatenate([self.keys, keys])

@@ -20,7 +20,7 @@ from vitdeploy.backends.table import PROVER, REFERENCE, TABLE, list_packages, mu
 from vitdeploy.backends.targets import settle_recipe
 from vitdeploy.errors import InputError, UsageError, VitdeployError, first_line, needs
 from vitdeploy.jsonfile import encode
-from vitdeploy.machine import installed_versions
+from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
@@ -167,7 +167,7 @@ class _Line:
 
 
 def _export(line: _Line, recipe: Recipe, model: str) -> Artifact:
-    tools = installed_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package)
+    tools = find_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package)
     key = key_of("export", recipe.export, {"model": model, "tools": tools})
     if line.is_done("export", key):
         return Artifact.open(line.result("export"), verify=False)
@@ -186,7 +186,7 @@ def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str)
         return []
     machine = msgspec.to_builtins(this_machine()) if config.verify else None  # the verdict is of this machine
     inputs = {"artifact": artifact_digest(artifact), "calibration": calibration, "machine": machine}
-    key = key_of("quantize", config, inputs | {"tools": installed_versions("onnx", "onnx_ir", *list_packages())})
+    key = key_of("quantize", config, inputs | {"tools": find_versions("onnx", "onnx_ir", *list_packages())})
     if line.is_done("quantize", key):
         return [Artifact.open(line.result("quantize"), verify=False)]
     with needs("quantize"):
@@ -203,7 +203,7 @@ def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
         line.drop("compile")
         return []
     inputs = {"artifact": artifact_digest(artifact), "machine": msgspec.to_builtins(this_machine())}
-    inputs["tools"] = installed_versions(*list_packages())
+    inputs["tools"] = find_versions(*list_packages())
     key = key_of("compile", config, inputs)
     if line.is_done("compile", key):
         return [Artifact.open(line.result("compile"), verify=False)]
@@ -320,7 +320,7 @@ def locate(recipe: Recipe) -> Recipe:
     validate = recipe.validate
     if validate is not None:
         validate = msgspec.structs.replace(validate, data=validate.data and whole(validate.data))
-    quantize = recipe.quantize and recipe.quantize.moved(whole)
+    quantize = recipe.quantize and recipe.quantize.map_paths(whole)
     return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
 
 

@@ -16,17 +16,17 @@ from typing import NamedTuple
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, Record, sanitized, seal
+from vitdeploy.artifact import RECORD, Artifact, Record, sanitize, seal
 from vitdeploy.backends import building
 from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.child import compute_memory_cap
 from vitdeploy.backends.table import TABLE, list_packages, require_installed
 from vitdeploy.backends.targets import require_compiler
 from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.machine import installed_versions
+from vitdeploy.machine import find_versions
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
-from vitdeploy.onnxfile.summary import stored_bytes
+from vitdeploy.onnxfile.summary import count_stored_bytes
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
@@ -113,7 +113,7 @@ class _Source:
 
     def __init__(self, artifact: Artifact, work: Path, config: CompileConfig) -> None:
         self.given, self.work = artifact, work
-        self.onnx, self.notes = sanitized(artifact, work / "source")
+        self.onnx, self.notes = sanitize(artifact, work / "source")
         self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
         self.plan: Plan = read_plan(self.onnx.model)
 
@@ -224,7 +224,7 @@ class _Job:
         """In a child process, into a fresh folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        size = stored_bytes(self.source.onnx.model)
+        size = count_stored_bytes(self.source.onnx.model)
         files.need_space(self.folder, 3 * size)
         onnx, out = self.source.onnx, str(self.folder.absolute())
         order = building.BuildOrder(
@@ -266,7 +266,7 @@ class _Job:
             config=self.config,
             origin=given.record.origin,
             proof=proof,
-            tools=installed_versions(*list_packages(), "numpy"),
+            tools=find_versions(*list_packages(), "numpy"),
             parent=given.id,
         )
         return Artifact(self.folder, record)
@@ -274,7 +274,7 @@ class _Job:
     def _optimise(self, built: _Built, findings: Findings) -> tuple[Optimisation, OpenConfig | None]:
         """Settings that are worth measuring, measured side by side; those whose outputs are too far off are left out."""
         order = building.CandidatesOrder(config=self.config, engines=tuple(TABLE.values()))
-        limits = self._limits(stored_bytes(self.source.onnx.model))
+        limits = self._limits(count_stored_bytes(self.source.onnx.model))
         answer = isolate.run(f"{building.__name__}:candidates", msgspec.to_builtins(order), seconds=self.config.seconds, **limits)
         named: dict[str, OpenConfig] = {}
         left_out: dict[str, str] = {}

@@ -108,7 +108,7 @@ def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checku
     limit = machine.limit_mib()
     return Checkup(
         machine=this_machine(),
-        instruction_sets=machine.telling_instruction_sets(),
+        instruction_sets=machine.read_instruction_sets(),
         governor=machine.governor(),
         quota_cores=machine.quota_cores(),
         memory_limit_gib=None if limit is None else round(limit / 1024, 1),

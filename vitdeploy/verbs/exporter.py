@@ -26,7 +26,7 @@ from vitdeploy.checkpoints.loader import load
 from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
-from vitdeploy.machine import installed_versions
+from vitdeploy.machine import find_versions
 from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.progress import Progress, silent
@@ -80,7 +80,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
             config=config,
             origin=origin,
             proof=proof,
-            tools=installed_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
+            tools=find_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
             parent=source.parent,
         )
         record = seal(folder, record)
@@ -185,7 +185,7 @@ def metadata(spec: ModelSpec, origin: Origin) -> dict[str, str]:
         METADATA_SPEC: msgspec.json.encode(spec).decode(),
         "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
         "vitdeploy.weights_sha256": origin.state_sha256,
-        "vitdeploy.versions": msgspec.json.encode(installed_versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
+        "vitdeploy.versions": msgspec.json.encode(find_versions("torch", "onnx", "onnxscript"), order="sorted").decode(),
     }
 
 

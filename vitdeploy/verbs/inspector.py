@@ -297,7 +297,7 @@ def _text(path: Path) -> Inspection:
     made: dict[str, Any] = {"path": str(path), "bytes": size, "sha256": files.sha256(path)}
     keys = set(table) if isinstance(table, dict) else set()
     if "rename" in keys:
-        return _mapping(table, made)
+        return _read_mapping(table, made)
     if "model" in keys:
         recipe = Recipe.load(path)
         stages = [name for name in recipe.__struct_fields__ if name != "model" and getattr(recipe, name) is not None]
@@ -319,7 +319,7 @@ def _text(path: Path) -> Inspection:
     raise InputError("VD3005", "is neither a recipe nor a spec, contract, mapping or report", file=path, fix=fix)
 
 
-def _mapping(table: dict[str, Any], made: dict[str, Any]) -> Inspection:
+def _read_mapping(table: dict[str, Any], made: dict[str, Any]) -> Inspection:
     counts = {name: len(table[name]) for name in ("rename", "leave_out", "change") if isinstance(table.get(name), dict)}
     spec = table.get("spec")
     named = spec if isinstance(spec, str) else "in the file"

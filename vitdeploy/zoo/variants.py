@@ -125,7 +125,7 @@ _DEIT_DISTILLED = _Family(
 )
 
 # Position tables are for 518 pixels. Meta evaluates at 224 out of a shorter side of 256 (dinov2/data/transforms.py); the
-# same share of 518 is 592, so that `resized(224, 224)` gives 256 again. timm and transformers take 518 out of 518.
+# same share of 518 is 592, so that `change_size(224, 224)` gives 256 again. timm and transformers take 518 out of 518.
 _DINOV2_INPUT = InputContract(height=518, width=518, resize_to=592)
 _DINOV2_GIANT = {"width": 1536, "heads": 24, "mlp": "swiglu", "mlp_width": 4096}
 

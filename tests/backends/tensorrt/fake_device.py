@@ -126,8 +126,8 @@ class FakeCuda:
         assert event in self.live
         self._queue(stream, "record", lambda: self._tick(event))
 
-    def elapsed(self, start, end):
-        self._note("elapsed")
+    def time_between(self, start, end):
+        self._note("time_between")
         return self._times[end] - self._times[start]
 
     def destroy_event(self, event):

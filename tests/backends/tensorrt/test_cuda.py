@@ -107,7 +107,7 @@ def test_streams_do_not_wait_for_the_default_one(cuda):
 def test_events_take_time(cuda):
     stream, start, end = cuda.stream(), cuda.event(), cuda.event()
     cuda.record(start, stream), cuda.record(end, stream)
-    assert cuda.elapsed(start, end) == 2.5
+    assert cuda.time_between(start, end) == 2.5
     for event in (start, end):
         cuda.destroy_event(event)
 
@@ -166,7 +166,7 @@ def test_errors_are_named(cuda, status, code, said):
 CALLS = {
     "count": (), "use": (0,), "schedule": (True,), "memory": (), "allocate": (8,), "allocate_pinned": (8,), "stream": (),
     "event": (), "free": (0,), "free_pinned": (0,), "destroy_stream": (0,), "destroy_event": (0,), "destroy_graph": (0,),
-    "begin_capture": (1,), "end_capture": (1,), "launch": (1, 1), "record": (1, 1), "elapsed": (1, 1), "wait": (1,),
+    "begin_capture": (1,), "end_capture": (1,), "launch": (1, 1), "record": (1, 1), "time_between": (1, 1), "wait": (1,),
     "describe": (0,), "versions": (),
 }  # fmt: skip
 

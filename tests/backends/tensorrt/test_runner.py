@@ -267,7 +267,7 @@ def test_an_engine_that_says_it_can_not_be_captured_is_believed(start, cuda, mon
     assert "begin_capture" not in cuda.names()
 
 
-STEPS = ("stream", "event", "allocate", "allocate_pinned", "upload", "record", "execute", "download", "wait", "elapsed")
+STEPS = ("stream", "event", "allocate", "allocate_pinned", "upload", "record", "execute", "download", "wait", "time_between")
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])

@@ -100,11 +100,11 @@ class _Layer:
         values = [value for value in node.input_values() if value.get_partial_shape().rank.is_static]
         self.ranks = [value.get_partial_shape().rank.get_length() for value in values]
         self.types = [value.get_element_type().get_type_name() for value in values]
-        self.weights = [_stored(value.get_node()) for value in values[1:2]]
+        self.weights = [_name_weight(value.get_node()) for value in values[1:2]]
         self.depths = [value.get_partial_shape()[rank - 1] for value, rank in zip(values, self.ranks, strict=True) if rank]
 
 
-def _stored(node: Any) -> str:  # noqa: ANN401 (openvino.Node)
+def _name_weight(node: Any) -> str:  # noqa: ANN401 (openvino.Node)
     """Name of the constant behind a layer that only brings it into another order."""
     while node.get_input_size():
         node = node.input_value(0).get_node()

@@ -76,7 +76,7 @@ class TensorRt:
             MachineError: VD4010, there is no GPU that can be used; VD4004, VD4006 from the engine.
         """
         config = merge_settings(self.name, artifact, config, ("threads", "device", "spin", "graph"))
-        plan, key = self._trusted(artifact)
+        plan, key = self._read_trusted(artifact)
         place = look_around(read_ordinal(config.device))
         if place.device is None:
             message = f"no CUDA device: {place.reason}"
@@ -100,7 +100,7 @@ class TensorRt:
         builder.require_supported(self._module, config, place)
         rtx = library.is_rtx(self._module)
         notes = rules.check(artifact.model, rules.Target(rtx, self._capabilities(config, place)))
-        source = _copied(artifact.model, folder)
+        source = _copy(artifact.model, folder)
         key = self._key(place, _digest(source), config)
         cache = None if rtx else timing_cache(key)
         if again and cache is not None:
@@ -110,7 +110,7 @@ class TensorRt:
         facts = {**built.facts, "key": msgspec.to_builtins(key), "plan_sha256": hashlib.sha256(built.plan).hexdigest()}
         if place.device is not None:
             facts["device"] = {**place.device._asdict(), "driver": place.driver, "cuda": place.runtime}
-            facts["engine"] = self._told(built.plan, folder, config)
+            facts["engine"] = self._summarize_if_possible(built.plan, folder, config)
         files.write(folder / PLAN, built.plan)
         sheet = Sheet(key=key, seal=seal(built.plan, key), facts=facts)
         files.write(folder / SHEET, msgspec.json.format(msgspec.json.encode(sheet), indent=2) + b"\n")
@@ -132,7 +132,7 @@ class TensorRt:
         """Nothing to choose from: the builder has measured its kernels already."""
         return ()
 
-    def _trusted(self, artifact: Artifact) -> tuple[bytes, EngineKey]:
+    def _read_trusted(self, artifact: Artifact) -> tuple[bytes, EngineKey]:
         """The engine's bytes and its key, both shown to be of this machine and of the ONNX file beside them."""
         again, path = self._again(artifact), artifact.folder / SHEET
         try:
@@ -173,7 +173,7 @@ class TensorRt:
             return tuple(read_capability(text) for text in config.architectures)
         return () if place.device is None else (read_capability(place.device.capability),)
 
-    def _told(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
+    def _summarize_if_possible(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
         """`_summary`, or why there is none: an inspector that fails does not make the engine worse."""
         try:
             return self._summary(plan, folder, config)
@@ -222,7 +222,7 @@ class TensorRtRtx(TensorRt):
     name = "tensorrt-rtx"
 
 
-def _copied(model: Path, folder: Path) -> Path:
+def _copy(model: Path, folder: Path) -> Path:
     """The ONNX file and what lies beside it, in the engine's folder."""
     names = read_graph(model).external
     sizes = [files.inside(model.parent, name).stat().st_size for name in names]

@@ -165,7 +165,7 @@ class _Work:
         errors = [self.parser.get_error(index) for index in range(self.parser.num_errors)]
         parts = [_parser_error(error) for error in errors]
         message = "; ".join(parts[:_SHOWN]) + (f" (and {len(parts) - _SHOWN} more)" if len(parts) > _SHOWN else "")
-        raise self._failed("the parser refused it", message or _first_error(said))
+        raise self._failure("the parser refused it", message or _first_error(said))
 
     def require_types(self, graph: OnnxGraph) -> None:
         """Refuse a network that has other inputs or outputs than the file."""
@@ -180,7 +180,7 @@ class _Work:
         for port in (*graph.inputs, *graph.outputs):
             if types.get(port.name) != port.dtype:
                 got = types.get(port.name, "nothing")
-                raise self._failed("the network is another", f"{port.name!r} is {got}, in the file it is {port.dtype}")
+                raise self._failure("the network is another", f"{port.name!r} is {got}, in the file it is {port.dtype}")
 
     def configure(self, graph: OnnxGraph, place: Place) -> dict[str, Any]:
         """Set every option; what was set, for the record."""
@@ -236,7 +236,7 @@ class _Work:
         """The engine."""
         plan = self.builder.build_serialized_network(self.network, self.options)
         if plan is None:
-            raise self._failed("the builder failed", _first_error(said))
+            raise self._failure("the builder failed", _first_error(said))
         return bytes(memoryview(plan))
 
     def _profile(self, graph: OnnxGraph) -> dict[str, list[list[int]]]:
@@ -247,7 +247,7 @@ class _Work:
             for name, (least, usual, most) in shapes.items():
                 chosen.set_shape(name, least, usual, most)
             if self.options.add_optimization_profile(chosen) < 0:
-                raise self._failed("the builder refused the batch sizes", str(shapes))
+                raise self._failure("the builder refused the batch sizes", str(shapes))
         return {name: [list(sizes) for sizes in three] for name, three in shapes.items()}
 
     def _architectures(self) -> list[str]:
@@ -258,7 +258,7 @@ class _Work:
         self.options.num_compute_capabilities = len(wanted)
         for index, capability in enumerate(wanted.values()):
             if not self.options.set_compute_capability(capability, index):
-                raise self._failed("the builder refused an architecture", list(wanted)[index])
+                raise self._failure("the builder refused an architecture", list(wanted)[index])
         return list(wanted)
 
     def _memory(self, place: Place) -> dict[str, int | None]:
@@ -274,7 +274,7 @@ class _Work:
         mib = {"workspace_mib": workspace, "tactic_dram_mib": tactic}
         return {name: None if size is None else size >> 20 for name, size in mib.items()}
 
-    def _failed(self, what: str, said: str) -> MachineError:
+    def _failure(self, what: str, said: str) -> MachineError:
         return failure(what, said, self.onnx)
 
 

@@ -131,10 +131,10 @@ def require() -> LibCudart:
 def _candidates() -> Iterator[str]:
     """Names and paths to try, what the loader knows first."""
     yield from LIBRARIES
-    yield from _existing((*_FOLDERS, *(f"{entry}/{package}" for entry in sys.path if entry for package in _PACKAGES)))
+    yield from _find_existing((*_FOLDERS, *(f"{entry}/{package}" for entry in sys.path if entry for package in _PACKAGES)))
 
 
-def _existing(folders: Iterable[str]) -> Iterator[str]:
+def _find_existing(folders: Iterable[str]) -> Iterator[str]:
     for folder in dict.fromkeys(folders):
         for name in LIBRARIES:
             path = Path(folder) / name
@@ -175,7 +175,9 @@ class LibCudart:
 
     def versions(self) -> Versions:
         """See `Cuda.versions`."""
-        return Versions(_dotted(self._number("cudaRuntimeGetVersion")), _dotted(self._number("cudaDriverGetVersion")))
+        return Versions(
+            _write_version(self._number("cudaRuntimeGetVersion")), _write_version(self._number("cudaDriverGetVersion"))
+        )
 
     def describe(self, ordinal: int) -> Device:
         """See `Cuda.describe`."""
@@ -242,8 +244,8 @@ class LibCudart:
         """See `Cuda.record`."""
         self._call("cudaEventRecord", event, stream)
 
-    def elapsed(self, start: int, end: int) -> float:
-        """See `Cuda.elapsed`."""
+    def time_between(self, start: int, end: int) -> float:
+        """See `Cuda.time_between`."""
         elapsed = c_float()
         self._call("cudaEventElapsedTime", byref(elapsed), start, end)
         return elapsed.value
@@ -314,7 +316,7 @@ def _error(call: str, status: int, name: str, text: str) -> MachineError:
     return MachineError("VD4010" if status in _UNUSABLE else "VD4004", message)
 
 
-def _dotted(version: int) -> str:
+def _write_version(version: int) -> str:
     """CUDA's number for a version, 1000 x major + 10 x minor, as people write it."""
     return f"{version // 1000}.{version % 1000 // 10}"
 

@@ -95,7 +95,7 @@ class Cuda(Protocol):
     def record(self, event: int, stream: int) -> None:
         """Queue taking the time."""
 
-    def elapsed(self, start: int, end: int) -> float:
+    def time_between(self, start: int, end: int) -> float:
         """Milliseconds between two events that have happened."""
 
     def destroy_event(self, event: int) -> None:

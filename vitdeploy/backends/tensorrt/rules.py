@@ -177,7 +177,7 @@ def _capabilities(graph: Graph, onnx: Path, target: Target) -> None:
         dtype = graph.codes(node) if node.operator in _QDQ else ""
         dtype = graph.nodes.dtype(node.outputs[0]) if node.operator in _PRODUCTS else dtype
         needed = _NEEDS.get(dtype, (0, 0))
-        if target.rtx and dtype == "float32" and node.operator in _PRODUCTS and not _quantized(graph, node):
+        if target.rtx and dtype == "float32" and node.operator in _PRODUCTS and not _is_quantized(graph, node):
             needed = _FP32_RTX
         if lowest < needed:
             message = (
@@ -187,7 +187,7 @@ def _capabilities(graph: Graph, onnx: Path, target: Target) -> None:
             raise InputError("VD3026", message, file=onnx, fix=_QUANTIZE if dtype == "float8e4m3fn" else _HALVE)
 
 
-def _quantized(graph: Graph, node: Node) -> bool:
+def _is_quantized(graph: Graph, node: Node) -> bool:
     """Whether both factors of a product come from codes."""
     makers = [graph.nodes.maker(value) for value in node.inputs[:2]]
     return all(maker is not None and maker.operator == "DequantizeLinear" for maker in makers)

@@ -178,7 +178,7 @@ class TensorRtRunner:
         for port in self._outputs:
             self._buffers.download(port, session.shapes[port.name], stream)
         self._cuda.wait(stream)
-        self.compute_ms = self._cuda.elapsed(self._start, self._end)
+        self.compute_ms = self._cuda.time_between(self._start, self._end)
         outputs = {port.name: self._buffers.take(port, session.shapes[port.name]) for port in self._outputs}
         if not session.graph and not self._refused:
             self._capture(session)

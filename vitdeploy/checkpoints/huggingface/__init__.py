@@ -34,10 +34,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface import beit, clip, dino, processor, vit
 from vitdeploy.checkpoints.huggingface.family import Family, Options, add_prefix
 from vitdeploy.checkpoints.source import Checkpoint, Source
-from vitdeploy.checkpoints.table import Rule
 from vitdeploy.errors import InputError
 from vitdeploy.spec import ModelSpec
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import (
     CLASSIFIER,
     EMBEDDINGS,
@@ -18,7 +19,6 @@ from vitdeploy.checkpoints.huggingface.family import (
     leave_out,
     rename,
 )
-from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
 
 _TABLE = "relative_position_bias.relative_position_bias_table"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import CLASSIFIER, SIZES, Family, Options, Pairs, leave_out, rename
-from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
 
 _BLOCK: Pairs = (

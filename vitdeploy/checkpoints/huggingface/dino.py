@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import (
     ATTENTION,
     CLASSIFIER,
@@ -17,7 +18,6 @@ from vitdeploy.checkpoints.huggingface.family import (
     leave_out,
     rename,
 )
-from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
 
 _BLOCK: Pairs = (

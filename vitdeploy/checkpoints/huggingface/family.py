@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.table import Rule
 from vitdeploy.errors import InputError
 from vitdeploy.spec import Mlp, ModelSpec
 

@@ -78,7 +78,7 @@ def contract(options: Options) -> InputContract:
         "std": std,
     }
     made = InputContract(**values)
-    return made if file else made.resized(*options.pair("image_size"))
+    return made if file else made.change_size(*options.pair("image_size"))
 
 
 def _refuse(key: str, given: Mapping[str, Any], options: Options, why: str = "is not supported") -> InputError:

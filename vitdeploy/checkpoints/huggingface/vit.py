@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import (
     CLASSIFIER,
     DECODER,
@@ -17,7 +18,6 @@ from vitdeploy.checkpoints.huggingface.family import (
     leave_out,
     rename,
 )
-from vitdeploy.checkpoints.table import Rule
 from vitdeploy.spec import ModelSpec
 
 _POOLER = leave_out("a tanh layer trained for another task; the pooled output is the class token", "pooler.dense.{kind}")

@@ -57,9 +57,9 @@ class _Names:
             for value in node.outputs:
                 shape = sizes(value)
                 if shape is not None and any(isinstance(size, str) and size in self.same for size in shape):
-                    value.shape = ir.Shape(self.named(shape))
+                    value.shape = ir.Shape(self.name_sizes(shape))
 
-    def named(self, shape: Sizes) -> list[int | str | None]:
+    def name_sizes(self, shape: Sizes) -> list[int | str | None]:
         """A shape with the name that stands for each of its sizes."""
         return [self._find(size) if isinstance(size, str) else size for size in shape]
 
@@ -82,7 +82,7 @@ class _Names:
         if output is None or not shapes or shapes[0] is None:
             return
         if node.op_type == "Reshape":
-            self._read_reshape(self.named(shapes[0]), self.named(output))
+            self._read_reshape(self.name_sizes(shapes[0]), self.name_sizes(output))
         elif node.op_type == "Concat":
             axis = integer(node, "axis", 0) % max(len(output), 1)
             for shape in shapes:
@@ -91,7 +91,7 @@ class _Names:
                         self._join(*pair)
         elif node.op_type in _BROADCAST or node.op_type == "MatMul":
             last = 2 if node.op_type == "MatMul" else 0
-            self._read_broadcast([self.named(shape) for shape in shapes if shape is not None], self.named(output), last)
+            self._read_broadcast([self.name_sizes(shape) for shape in shapes if shape is not None], self.name_sizes(output), last)
 
     def _read_reshape(self, before: list[int | str | None], after: list[int | str | None]) -> None:
         """One unknown size on each side: the second is so many times the first as the known ones leave over."""

@@ -58,7 +58,7 @@ def to_half(model: ir.Model, *, keep: Collection[str] = (), ranges: Mapping[str,
     known = bound_tensors(model, ranges or {})
     forms = {node: form for node in graph if (form := choose_form(node, model.opset_imports)) is not None}
     kept = {node: form.obstacle for node, form in forms.items() if form.obstacle}
-    overflow = _overflowing(graph, known, forms, kept)
+    overflow = _find_overflow(graph, known, forms, kept)
     checked = dict[ir.Value, str]()
     for node, form in forms.items():
         reason = _explain_constants(node, form, checked) or _explain_inside(node, known)
@@ -98,7 +98,7 @@ def _prepare(model: ir.Model) -> Editor:
     return Editor(model)
 
 
-def _overflowing(
+def _find_overflow(
     graph: ir.Graph, known: Mapping[ir.Value, float], forms: Mapping[ir.Node, Form], kept: dict[ir.Node, str]
 ) -> list[Overflow]:
     """Tensors beyond the limit; the nodes that make and take them are marked as kept."""

@@ -61,7 +61,7 @@ class Flow:
         """Residual connections: the Add, the tensor that goes around, and whether it goes around an attention."""
         connections = []
         for add in self.nodes:
-            operands = _computed(add) if add.op_type == "Add" else []
+            operands = _find_computed(add) if add.op_type == "Add" else []
             for skip, branch in zip(operands, reversed(operands), strict=True) if len(operands) == 2 else ():
                 around = self._between(skip.producer(), branch.producer())
                 if around & CONTRACTIONS:
@@ -106,13 +106,13 @@ def _makers(node: ir.Node) -> list[ir.Node]:
     return [above for value in node.inputs if value is not None and (above := value.producer()) is not None]
 
 
-def _computed(node: ir.Node) -> list[ir.Value]:
+def _find_computed(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None and not is_constant(value)]
 
 
 def _joins(node: ir.Node, *operators: str) -> bool:
     """Whether a node is one of these operators, of two tensors that are computed."""
-    return node.op_type in operators and len(_computed(node)) == 2
+    return node.op_type in operators and len(_find_computed(node)) == 2
 
 
 def _run_down(node: ir.Node, through: Collection[str]) -> Iterator[ir.Node]:
@@ -234,7 +234,7 @@ def _sees_pixels(flow: Flow) -> set[ir.Value]:
     """Tensors that depend on what the graph is fed, other than on its shape."""
     seen: set[ir.Value] = set()
     for node in flow.nodes:
-        if node.op_type not in _SHAPES and any(value in seen or value.producer() is None for value in _computed(node)):
+        if node.op_type not in _SHAPES and any(value in seen or value.producer() is None for value in _find_computed(node)):
             seen.update(node.outputs)
     return seen
 

@@ -160,7 +160,7 @@ def _bound(node: ir.Node, known: Mapping[ir.Value, float]) -> float | None:
     if node.op_type in _WITHIN_ONE:
         return 1.0
     if node.op_type == "DequantizeLinear":
-        return _dequantized(node)
+        return _bound_codes(node)
     if node.op_type not in _NO_LARGER or _makes_floats(node):
         return None
     sizes = []
@@ -179,7 +179,7 @@ def largest(array: Array) -> float:
     return float(np.abs(array).max(initial=0, where=np.isfinite(array)))
 
 
-def _dequantized(node: ir.Node) -> float | None:
+def _bound_codes(node: ir.Node) -> float | None:
     """The largest |(q - z) s| that a DequantizeLinear can give."""
     numbers, scale, zero = (*node.inputs, None)[:3]
     codes, steps, zeros = constant(numbers), constant(scale), np.zeros(1) if zero is None else constant(zero)

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +36,8 @@ def test_digest_is_that_of_the_whole_file(tmp_path, size) -> None:
         ((640).to_bytes(8, "little") + b'{"a":', "safetensors"),  # 0x280: begins like a pickle of protocol 2
         (b"\x08\x0a\x12\x07pytorch", "onnx"),
         (b"hello\n", "text"),
+        (b"a" * 512 + b"\0", "text"),  # as far as it is looked at
+        (b"a" * 511 + b"\0", "unknown"),
         (b"\xff\xfe\x00\x01", "unknown"),
     ],
 )
@@ -113,6 +116,45 @@ def test_an_old_folder_that_can_not_be_removed_fails_no_write(tmp_path, monkeypa
     monkeypatch.setattr(os, "rmdir", busy)
     write_folder(tmp_path / "out", "new")
     assert (tmp_path / "out" / "record").read_text() == "new"
+
+
+@pytest.mark.parametrize("write", [write_folder, files.write])
+def test_all_is_on_the_disk_before_it_takes_its_name_and_the_name_after(tmp_path, monkeypatch, write) -> None:
+    events: list[int | str] = []
+    fsync, descriptors = os.fsync, os.listdir("/dev/fd")
+
+    def note(descriptor: int) -> None:
+        events.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    for name in ("rename", "replace"):
+        move = getattr(Path, name)
+        monkeypatch.setattr(Path, name, lambda path, to, move=move: (events.append("named"), move(path, to))[1])
+    monkeypatch.setattr(os, "fsync", note)
+    out = tmp_path / "out"
+    write(out, "content")
+    inodes = [path.stat().st_ino for path in ((out / "record", out) if out.is_dir() else (out,))]
+    assert events == [*inodes, "named", tmp_path.stat().st_ino]
+    assert os.listdir("/dev/fd") == descriptors
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "folder"),
+    [
+        ("/a", "/b", "/a"),
+        ("", "/b", "/b/vitdeploy"),
+        (None, "", "/home/me/.cache/vitdeploy"),
+        (None, "relative", "/home/me/.cache/vitdeploy"),
+        (None, None, "/home/me/.cache/vitdeploy"),
+    ],
+)
+def test_where_the_cache_lies(monkeypatch, own, shared, folder) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in (("VITDEPLOY_CACHE", own), ("XDG_CACHE_HOME", shared)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert files.cache_folder() == Path(folder)
 
 
 def test_write_refuses_a_folder(tmp_path) -> None:
@@ -204,6 +246,50 @@ def test_a_write_that_can_not_fit_is_refused_before_it_begins(tmp_path) -> None:
     with pytest.raises(MachineError) as caught:
         files.need_space(tmp_path / "not" / "yet", 1 << 60)
     assert caught.value.code == "VD4002"
+
+
+def test_what_fits_exactly_may_be_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    files.need_space(tmp_path, 5 << 20)
+    with pytest.raises(MachineError, match=r"needs 6 MiB, 5 MiB are free"):
+        files.need_space(tmp_path, 6 << 20)
+
+
+@pytest.mark.parametrize(("refusal", "alive"), [(None, True), (ProcessLookupError, False), (PermissionError, True)])
+def test_who_is_alive(monkeypatch, refusal, alive) -> None:
+    """Another user's process is alive too."""
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (7, 0), "a question, no signal"
+        if refusal:
+            raise refusal
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert files._alive(7) is alive
+
+
+def test_output_that_is_refused(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes").touch()
+    (tmp_path / "foreign" / ".record.tmp-1-ab").touch()
+    words = {
+        "file": "is a file; ",
+        "link": "is a file; ",
+        "foreign": "was not written by",
+        "file/below": "is a file, not a folder",
+    }
+    for name, said in words.items():
+        with pytest.raises(UsageError, match=said) as caught:
+            files.check_output(tmp_path / name, ours="record")
+        assert caught.value.code == "VD2008"
+    (tmp_path / "foreign" / "notes").unlink()
+    files.check_output(tmp_path / "foreign", ours="record")  # what a first write left that was killed
+    (tmp_path / "foreign" / "notes").touch()
+    (tmp_path / "foreign" / "record").touch()
+    files.check_output(tmp_path / "foreign", ours="record")
+    files.check_output(tmp_path / "new" / "deep", ours="record")
 
 
 def test_the_current_folder_is_no_output(tmp_path, monkeypatch) -> None:

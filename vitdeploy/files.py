@@ -220,7 +220,7 @@ def _swap(new: Path, out: Path) -> None:
         new.rename(out)
         return
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        renameat2 = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):  # not Linux, or a C library older than glibc 2.28
         renameat2 = None
     if renameat2 is not None:

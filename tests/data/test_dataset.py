@@ -202,6 +202,18 @@ def test_manifest_numbers_and_no_labels(tmp_path: Path) -> None:
     assert open_dataset(write(tmp_path / "p.jsonl", '{"path": "cat/00.png"}')).labels is None
 
 
+def test_the_largest_class_number(tmp_path: Path) -> None:
+    assert [sources.is_short(number) for number in (10**9 - 1, 1 - 10**9, 10**9, -(10**9))] == [True, True, False, False]
+    labels, _ = sources.number_labels([10**9 - 1, "999999999", "0"], None, tmp_path)
+    assert labels is not None
+    assert labels.tolist() == [10**9 - 1, 10**9 - 1, 0]
+    with pytest.raises(InputError, match="at most 9 digits"):
+        sources.number_labels([10**9], None, tmp_path)
+    sources.check_numbers(np.array([1]), ("a", "b"), tmp_path)
+    with pytest.raises(InputError, match="label 2 is impossible: there are 2 classes"):
+        sources.check_numbers(np.array([1, 2]), ("a", "b"), tmp_path)
+
+
 def test_tar_shards(tmp_path: Path) -> None:
     tar(tmp_path / "b-1.tar", [("./k2.PNG", png(2)), ("./k2.cls", b"1\n"), ("readme.txt", b"hello")])
     tar(

@@ -180,7 +180,7 @@ def error_text(code: str, exit: int, message: object) -> str:
     return json.dumps({"sizes": [], "error": error, "traceback": ""})
 
 
-def caught(name: str, argument: object = None, **limits: float) -> VitdeployError:
+def caught(name: str, argument: object = None, **limits: float | str) -> VitdeployError:
     with pytest.raises(VitdeployError) as raised:
         isolate.run(here(name), argument, **{"seconds": 30, **limits})
     assert str(raised.value).isprintable()
@@ -296,8 +296,8 @@ def test_what_is_no_error_of_ours_stays_a_mistake_of_ours(name: str, says: str) 
 
 
 def test_too_much_memory() -> None:
-    error = caught("eat", 4096, memory_mib=1024)
-    assert (error.code, error.exit_code) == ("VD4006", 4)
+    error = caught("eat", 4096, memory_mib=1024, smaller="take less")
+    assert (error.code, error.exit_code, error.fix) == ("VD4006", 4, "take less")
     assert re.search(r"out of memory: it had used \d+ MiB of 1.0 GiB", str(error))
     assert isolate.run(here("eat"), 16, seconds=30, memory_mib=1024) == 16 << 20
 

@@ -273,7 +273,8 @@ def _resize(height: int, width: int, contract: InputContract) -> tuple[int, int]
             message = f"is {width} x {height} pixels, the model takes {takes} and resize is 'none'"
             raise InputError("VD3108", message, fix="resize the image, or set resize = 'shortest'")
         return height, width
-    long = int(contract.shorter * max(height, width) / min(height, width))
+    short_side, long_side = sorted((height, width))
+    long = int(contract.shorter * long_side / short_side)
     return (contract.shorter, long) if height <= width else (long, contract.shorter)
 
 

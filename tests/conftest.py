@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         if counts[name] % sampled.args[0]:
             item.add_marker(pytest.mark.slow)
         counts[name] += 1
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end: the garbage collector need not walk through it in every export."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_artifact(folder: Path, spec: ModelSpec, config: ExportConfig | None = None) -> Artifact:

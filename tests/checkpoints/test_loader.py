@@ -43,14 +43,14 @@ def close(artifact: Artifact, run) -> None:
 @pytest.mark.sampled(9)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_hugging_face_folder(architecture, tmp_path) -> None:
-    """Every class, its folder as `save_pretrained` writes it."""
+    """Every class, its folder as `save_pretrained` writes it, at another size where there is one: sizes change no operator."""
     case = CLASSES[architecture]
     theirs = test_huggingface.build(case)
     test_huggingface.saved(theirs, tmp_path / "model")
-    for size in case.sizes[:2]:
-        artifact = export(ModelConfig(source=str(tmp_path / "model")), size_of(size), tmp_path / f"out{size[0]}")
-        close(artifact, lambda given: test_huggingface.reference(theirs, case, given)[0])
-        assert artifact.record.origin.source == test_huggingface.SOURCE.name
+    size = case.sizes[:2][-1]
+    artifact = export(ModelConfig(source=str(tmp_path / "model")), size_of(size), tmp_path / "out")
+    close(artifact, lambda given: test_huggingface.reference(theirs, case, given)[0])
+    assert artifact.record.origin.source == test_huggingface.SOURCE.name
 
 
 def size_of(size: tuple[int, int]) -> ExportConfig:

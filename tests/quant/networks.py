@@ -13,7 +13,7 @@ from vitdeploy.quant.calibrator import CalibrateConfig, Images, Want, calibrate
 from vitdeploy.quant.observations import Statistics
 
 TOKENS, WIDTH, HIDDEN = 3, 4, 6
-WANTS = (Want("hidden", rows=16), Want("active", rows=5), Want("weights", rows=0, channels=False))
+WANTS = (Want("hidden", rows=16), Want("active", rows=5), Want("weights", rows=0))
 
 
 def network(*, batch: str | int = "batch", shapes: bool = True, first: str = "images") -> onnx.ModelProto:

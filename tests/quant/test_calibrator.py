@@ -38,8 +38,8 @@ def test_what_is_kept_is_what_the_model_computes(model):
     np.testing.assert_array_equal(sketch.channel_minimum, hidden.min(0))
     np.testing.assert_array_equal(sketch.channel_maximum, hidden.max(0))
     np.testing.assert_allclose(sketch.channel_mean, hidden.mean(0, dtype=np.float64), atol=1e-6)
-    assert statistics.sketches["active"].quantile(0) == 0.0
-    assert sketch.values.count == hidden.size
+    assert (statistics.sketches["active"].channel_minimum == 0).all()
+    assert sketch.seen == len(hidden)
     assert {row.tobytes() for row in sketch.rows} <= {row.tobytes() for row in hidden}
     assert list(statistics.sketches) == [want.tensor for want in WANTS]
     assert statistics.images == 21
@@ -71,7 +71,7 @@ def test_a_vit_gives_the_same_ranges_at_any_batch(tiny_artifact):
         for name, sketch in other.sketches.items():
             np.testing.assert_allclose(sketch.rows, found[0].sketches[name].rows, atol=1e-4)
             np.testing.assert_allclose(sketch.channel_maximum, found[0].sketches[name].channel_maximum, atol=1e-4)
-            assert sketch.quantile(0.999) == pytest.approx(found[0].sketches[name].quantile(0.999), rel=0.02)
+            np.testing.assert_allclose(sketch.channel_mean, found[0].sketches[name].channel_mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["bytes", "external", "link"])

@@ -1,4 +1,4 @@
-"""The file of calibration statistics: what was saved comes back, parts merge, and nothing damaged or forged is believed."""
+"""The file of calibration statistics: what was saved comes back, and nothing damaged or forged is believed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.quant.networks import WANTS, network, pictures, run, saved, stream
+from tests.quant.networks import network, pictures, run, saved, stream
 from vitdeploy.errors import InputError
-from vitdeploy.quant.calibrator import CalibrateConfig, calibrate
 from vitdeploy.quant.observations import Statistics
 
 
@@ -34,28 +33,9 @@ def test_saved_and_loaded_is_the_same(model, tmp_path):
     assert loaded.notes[-1] == "a remark with ünïcode"
     assert (loaded.contract, loaded.source, loaded.digest) == ('{"height": 3}', "abc", statistics.digest)
     sketch, other = statistics.sketches["hidden"], loaded.sketches["hidden"]
-    np.testing.assert_array_equal(sketch.channel_rms, other.channel_rms)
+    np.testing.assert_array_equal(sketch.channel_mean, other.channel_mean)
+    np.testing.assert_array_equal(sketch.extremes, other.extremes)
     np.testing.assert_array_equal(sketch.rows, other.rows)
-    assert sketch.quantile(0.3) == other.quantile(0.3)
-
-
-def test_parts_merge_to_the_whole(model, tmp_path):
-    pixels = pictures(30)
-    whole = run(model, stream(pixels))
-    one = run(model, stream(pixels, order=np.arange(11)))
-    one.merge(run(model, stream(pixels, order=np.arange(11, 30))))
-    assert saved(one, tmp_path) == saved(whole, tmp_path)
-    with pytest.raises(InputError, match=r"VD3109.*30 of the images"):
-        one.merge(whole)
-
-
-def test_merging_refuses_another_calibration(model, tmp_path):
-    one = run(model, stream(pictures(3)))
-    with pytest.raises(InputError, match=r"VD3109.*contract"):
-        one.merge(run(model, iter([(pictures(1), ("z",))]), contract="other"))
-    part = calibrate(model, WANTS[:1], iter([(pictures(1), ("z",))]), CalibrateConfig(threads=1))
-    with pytest.raises(InputError, match=r"VD3109.*tensors"):
-        one.merge(part)
 
 
 @pytest.fixture
@@ -76,11 +56,11 @@ def test_every_cut_and_every_flipped_byte_is_refused_or_harmless(recorded):
     for place in generator.integers(0, len(raw), 400):
         recorded.write_bytes(raw[:place] + bytes([raw[place] ^ (1 << int(generator.integers(8)))]) + raw[place + 1 :])
         try:
-            found = Statistics.load(recorded)
+            statistics = Statistics.load(recorded)
         except InputError as exc:
             assert exc.code in ("VD3109", "VD3005")
         else:
-            assert saved(found, recorded.parent) == expected
+            assert saved(statistics, recorded.parent) == expected
 
 
 @pytest.mark.parametrize("raw", [b"", b"not an archive", b"PK\x03\x04", b"PK\x05\x06" + 18 * b"\0"])
@@ -132,14 +112,14 @@ HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u8', 'fortran_order': False, 's
         ("keys.npy", member(np.arange(9)), "int64"),
         ("keys.npy", member(np.arange(9, dtype=np.uint64)[::-1]), "ascending"),
         ("keys.npy", member(np.arange(8, dtype=np.uint64)), "different numbers"),
-        ("0.values.counts.npy", member(np.zeros(3, np.int64)), "int64"),
-        ("0.sums.npy", member(np.zeros((2, 2, 5), np.int64)), "2, 2, 5"),
+        ("0.sums.npy", member(np.zeros((2, 5), np.int64)), "2, 5"),
+        ("0.sums.npy", member(np.full((2, 6), 1 << 40, np.int64)), "sums"),
         ("0.rows.npy", member(np.full((16, 6), np.nan, np.float32)), "NaN"),
         ("0.rows.npy", member(np.zeros((16, 7), np.float32)), "hidden|sums|extremes"),
         ("0.extremes.npy", member(np.zeros((2, 6), np.float32)), "extremes"),
         ("header.npy", member(np.frombuffer(b"{}", np.uint8)), "schema"),
         ("header.npy", member(np.frombuffer(b"\xff", np.uint8)), ""),
-        ("snapshot.npy", member(np.zeros((2, 5))), "early stopping"),
+        ("snapshot.npy", member(np.zeros((2, 3))), "early stopping"),
     ],
 )
 def test_forged_statistics(recorded, name, raw, reason):
@@ -149,10 +129,10 @@ def test_forged_statistics(recorded, name, raw, reason):
     assert caught.value.file == str(recorded)
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"extra": 1}, {"settled": -1}, {"tensors": []}, {"model": 5}])
+@pytest.mark.parametrize("change", [{"schema": 1}, {"extra": 1}, {"settled": -1}, {"tensors": []}, {"model": 5}])
 def test_forged_headers(recorded, change):
-    found = header(recorded) | change
-    rewrite(recorded, {"header.npy": member(np.frombuffer(msgspec.json.encode(found), np.uint8))})
+    forged = header(recorded) | change
+    rewrite(recorded, {"header.npy": member(np.frombuffer(msgspec.json.encode(forged), np.uint8))})
     if change == {"tensors": []}:  # no tensors is no contradiction, and gives none
         assert Statistics.load(recorded).sketches == {}
         return
@@ -161,12 +141,12 @@ def test_forged_headers(recorded, change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"limit": 10**12}, {"limit": -1}, {"seen": 10**15}, {"seen": -1}, {"values": None}, {"values": [0.0, 1e9]}]
+    "change", [{"limit": 10**12}, {"limit": -1}, {"seen": 10**15}, {"seen": -1}, {"seen": 28}, {"values": None}]
 )
 def test_forged_tensors(recorded, change):
-    found = header(recorded)
-    found["tensors"][0] |= change
-    rewrite(recorded, {"header.npy": member(np.frombuffer(msgspec.json.encode(found), np.uint8))})
+    forged = header(recorded)
+    forged["tensors"][0] |= change
+    rewrite(recorded, {"header.npy": member(np.frombuffer(msgspec.json.encode(forged), np.uint8))})
     with pytest.raises(InputError, match="VD3109"):
         Statistics.load(recorded)
 

@@ -35,7 +35,6 @@ STEP = 16
 
 _SETTLED = 2  # looks in a row
 _RANGES, _CHANNELS = 0.01, 0.02  # how far the ranges, and the channels' mean extent, may move between two looks
-_TAIL = 0.001
 _SAVE_S = 10.0
 _SAVE_SHARE = 0.05
 """Share of the time that saving may take."""
@@ -47,13 +46,10 @@ class Want(msgspec.Struct, frozen=True):
     Attributes:
         tensor: Its name: the output of a node, float32 or float16 [..., C], its images along the first axis.
         rows: Token rows to keep whole at most; 0 keeps none.
-        channels: Whether to follow each channel and the norms of token rows; wrong for softmax probabilities, whose last axis
-            is tokens.
     """
 
     tensor: str
     rows: int = 256
-    channels: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a number of rows that makes no sense."""
@@ -101,9 +97,9 @@ def calibrate(
 ) -> Statistics:
     """Observe tensors of a model on images, in one pass and constant memory.
 
-    Stops early when the ranges have settled: every `STEP` images past the minimum each tensor's extremes, its 0.1 % and
-    99.9 % quantiles and its channels' mean extent are compared with the last look, and twice in a row none has moved by 1 %
-    (the channels' by 2 %). The looks come at fixed numbers of images.
+    Stops early when the ranges have settled: every `STEP` images past the minimum each tensor's extremes and its channels'
+    mean extent are compared with the last look, and twice in a row none has moved by 1 % (the channels' by 2 %). The looks
+    come at fixed numbers of images.
 
     Args:
         model: An ONNX file, its external data beside it if it has any; or the bytes of one without external data.
@@ -141,7 +137,7 @@ def calibrate(
 
 def _resume(digest: str, wants: Sequence[Want], config: CalibrateConfig) -> Statistics:
     """The saved state when it is of this very calibration, or a new beginning."""
-    sketches = [Sketch(want.tensor, limit=want.rows, channels=want.channels) for want in wants]
+    sketches = [Sketch(want.tensor, limit=want.rows) for want in wants]
     fresh = Statistics(digest, config.contract, sketches, source=config.source)
     if config.state is None or not config.state.exists():
         return fresh
@@ -150,9 +146,9 @@ def _resume(digest: str, wants: Sequence[Want], config: CalibrateConfig) -> Stat
     except InputError as exc:
         fresh.notes.append(f"the saved state was not used: {exc.message}")
         return fresh
-    kept = [(sketch.tensor, sketch.limit, sketch.channels) for sketch in saved.sketches.values()]
+    kept = [(sketch.tensor, sketch.limit) for sketch in saved.sketches.values()]
     same = (saved.model, saved.contract, saved.source) == (digest, config.contract, config.source)
-    return saved if same and kept == [(want.tensor, want.rows, want.channels) for want in wants] else fresh
+    return saved if same and kept == [(want.tensor, want.rows) for want in wants] else fresh
 
 
 class _Calibration:
@@ -285,8 +281,8 @@ class _Calibration:
         now = np.array([_ranges(sketch) for sketch in used.sketches.values()])
         if len(used.snapshot):
             scale = np.maximum(np.abs(now), np.abs(used.snapshot))
-            scale[:, :2], scale[:, 2:4] = scale[:, :2].max(1, keepdims=True), scale[:, 2:4].max(1, keepdims=True)
-            bound = np.array([_RANGES, _RANGES, _RANGES, _RANGES, _CHANNELS])
+            scale[:, :2] = scale[:, :2].max(1, keepdims=True)
+            bound = np.array([_RANGES, _RANGES, _CHANNELS])
             settled = bool((np.abs(now - used.snapshot) <= bound * scale).all())
             used.settled = used.settled + 1 if settled else 0
         used.snapshot = now
@@ -305,8 +301,7 @@ class _Calibration:
         self._cost = self._saved - start
 
 
-def _ranges(sketch: Sketch) -> tuple[float, ...]:
-    """What must settle: extremes, outer quantiles, and the mean over channels of their extent."""
-    extent = float(np.mean(sketch.channel_maximum - sketch.channel_minimum)) if sketch.channels else 0.0
-    values = sketch.values
-    return values.minimum, values.maximum, values.quantile(_TAIL), values.quantile(1 - _TAIL), extent
+def _ranges(sketch: Sketch) -> tuple[float, float, float]:
+    """What must settle: extremes, and the mean over channels of their extent."""
+    low, high = sketch.channel_minimum, sketch.channel_maximum
+    return float(low.min()), float(high.max()), float(np.mean(high - low))

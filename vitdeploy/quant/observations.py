@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.errors import InputError, VitdeployError, first_line
-from vitdeploy.quant.histogram import BINS, Histogram
 from vitdeploy.quant.sketch import MOST_ROWS, Sketch
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the file's layout."""
 
 _HEADER = "header"
@@ -37,11 +36,8 @@ class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     limit: int
-    channels: bool
     images: int
     seen: int
-    values: tuple[float, float] | None
-    norms: tuple[float, float] | None
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,27 +87,6 @@ class Statistics:
         """SHA-256 over the names of all images used, in hex, whatever their order."""
         return hashlib.sha256(self.keys.astype("<u8").tobytes()).hexdigest()
 
-    def merge(self, other: Statistics) -> None:
-        """Add what another calibration of the same model has seen, on other images.
-
-        Raises:
-            InputError: VD3109, another model, contract or choice of tensors, or images that both have seen.
-        """
-        if (self.model, self.contract) != (other.model, other.contract):
-            raise InputError("VD3109", "the statistics are of another model or input contract", fix=_FIX)
-        if _choice(self) != _choice(other):
-            raise InputError("VD3109", "the statistics are of other tensors of the model", fix="calibrate both parts alike")
-        if shared := np.intersect1d(self.keys, other.keys).size:
-            message = f"both statistics have seen {shared} of the images, which would count twice"
-            raise InputError("VD3109", message, fix="merge parts that share no image")
-        for name, sketch in self.sketches.items():
-            sketch.merge(other.sketches[name])
-        self.keys = np.sort(np.concatenate([self.keys, other.keys]))
-        self.source = self.source if self.source == other.source else ""
-        self.early_stopped = self.early_stopped or other.early_stopped
-        self.notes += [note for note in other.notes if note not in self.notes]
-        self.settled, self.snapshot = 0, np.zeros((0, 0))
-
     def save(self, path: Path) -> None:
         """Write everything into one file, atomically; equal statistics give equal bytes.
 
@@ -121,17 +96,7 @@ class Statistics:
         """
         tensors, arrays = [], {"keys": self.keys, "snapshot": self.snapshot}
         for place, sketch in enumerate(self.sketches.values()):
-            tensors.append(
-                _Tensor(
-                    name=sketch.tensor,
-                    limit=sketch.limit,
-                    channels=sketch.channels,
-                    images=sketch.images,
-                    seen=sketch.seen,
-                    values=_span(sketch.values),
-                    norms=_span(sketch.norms),
-                )
-            )
+            tensors.append(_Tensor(name=sketch.tensor, limit=sketch.limit, images=sketch.images, seen=sketch.seen))
             arrays |= {f"{place}.{kind}": array for kind, array in _arrays(sketch).items()}
         header = _Header(
             schema=SCHEMA,
@@ -164,26 +129,9 @@ class Statistics:
             raise InputError("VD3109", f"the statistics are damaged: {first_line(exc)}", file=path, fix=_FIX) from exc
 
 
-def _choice(statistics: Statistics) -> list[tuple[str, int, bool]]:
-    return sorted((name, sketch.limit, sketch.channels) for name, sketch in statistics.sketches.items())
-
-
-def _span(histogram: Histogram) -> tuple[float, float] | None:
-    return (histogram.minimum, histogram.maximum) if histogram.minimum <= histogram.maximum else None
-
-
 def _arrays(sketch: Sketch) -> dict[str, NDArray[Any]]:
-    """A sketch's arrays in their one canonical form: histograms by their filled bins, rows by ascending key."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, histogram in (("values", sketch.values), ("norms", sketch.norms)):
-        used = np.flatnonzero(histogram.counts)
-        arrays |= {f"{name}.bins": used.astype(np.uint16), f"{name}.counts": histogram.counts[used]}
-    return arrays | {
-        "extremes": sketch.extremes,
-        "sums": sketch.sums,
-        "rows": sketch.rows,
-        "keys": np.sort(sketch.keys),
-    }
+    """A sketch's arrays in their one canonical form: rows by ascending key."""
+    return {"extremes": sketch.extremes, "sums": sketch.sums, "rows": sketch.rows, "keys": np.sort(sketch.keys)}
 
 
 class _Reader:
@@ -216,45 +164,27 @@ class _Reader:
 
     def sketch(self, place: int, tensor: _Tensor) -> Sketch:
         """One tensor's."""
-        _check(
-            0 <= tensor.limit <= MOST_ROWS and tensor.images >= 0 and tensor.seen >= 0, f"{tensor.name!r}: an impossible number"
-        )
-        sketch = Sketch(tensor.name, limit=tensor.limit, channels=tensor.channels)
+        possible = 0 <= tensor.limit <= MOST_ROWS and 0 <= tensor.images <= tensor.seen
+        _check(possible, f"{tensor.name!r}: an impossible number")
+        sketch = Sketch(tensor.name, limit=tensor.limit)
         sketch.images, sketch.seen = tensor.images, tensor.seen
-        sketch.values = self.histogram(f"{place}.values", tensor.values)
-        sketch.norms = self.histogram(f"{place}.norms", tensor.norms)
         kept = self.array(f"{place}.rows", np.float32, (None, None))
         rows, width = kept.shape
         keys = self.array(f"{place}.keys", np.uint64, (rows,))
-        followed = width if tensor.channels else 0
-        sketch.extremes = self.array(f"{place}.extremes", np.float32, (2, followed))
-        sketch.sums = self.array(f"{place}.sums", np.int64, (2, 2, followed))
+        sketch.extremes = self.array(f"{place}.extremes", np.float32, (2, width))
+        sketch.sums = self.array(f"{place}.sums", np.int64, (2, width))
         _check(rows == min(tensor.limit, tensor.seen), f"{tensor.name!r}: {rows} rows are kept")
-        _check(sketch.values.count == tensor.seen * width, f"{tensor.name!r}: the counts do not add up")
-        _check(sketch.norms.count == (tensor.seen if tensor.channels else 0), f"{tensor.name!r}: the norms do not add up")
         _check(bool((keys[1:] >= keys[:-1]).all()), f"{tensor.name!r}: the rows' keys are not ascending")
         _check(bool(np.isfinite(kept).all() and np.isfinite(sketch.extremes).all()), f"{tensor.name!r}: NaN or infinity")
+        within = (sketch.extremes[0] <= kept).all() and (kept <= sketch.extremes[1]).all()
+        _check(bool(within and (sketch.extremes[0] <= sketch.extremes[1]).all()), f"{tensor.name!r}: extremes that are none")
         sketch.put(kept, keys)
-        if followed:
-            low, high = sketch.values.minimum, sketch.values.maximum
-            agree = float(sketch.channel_minimum.min()) == low and float(sketch.channel_maximum.max()) == high
-            _check(agree, f"{tensor.name!r}: channels' extremes and the tensor's differ")
+        low, high = sketch.extremes.astype(np.float64)
+        slack = 1e-4 * np.abs(sketch.extremes).max(initial=0.0)  # sums of one image are float32
+        mean = sketch.channel_mean
+        fits = bool(((low - slack <= mean) & (mean <= high + slack)).all()) or not sketch.seen
+        _check(fits and sketch.seen % max(sketch.images, 1) == 0, f"{tensor.name!r}: sums that its values can't have")
         return sketch
-
-    def histogram(self, prefix: str, span: tuple[float, float] | None) -> Histogram:
-        """One histogram."""
-        bins = self.array(f"{prefix}.bins", np.uint16, (None,))
-        counts = self.array(f"{prefix}.counts", np.int64, bins.shape)
-        _check(bool((bins[1:] > bins[:-1]).all()), f"{prefix}: the bins are not ascending")
-        _check(bool((counts > 0).all()) and float(counts.sum(dtype=np.float64)) < 2.0**62, f"{prefix}: an impossible count")
-        _check((span is None) == (bins.size == 0), f"{prefix}: counts without a range, or a range without counts")
-        histogram = Histogram()
-        if span is not None:
-            _check(bins[-1] < BINS, f"{prefix}: no such bin")
-            histogram.counts[bins] = counts
-            _check(bool(np.isfinite(span).all()) and histogram.fits(*span), f"{prefix}: the extremes do not fit the counts")
-            histogram.widen(*span)
-        return histogram
 
     def array(
         self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...], *, largest: int | None = None

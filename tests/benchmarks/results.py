@@ -13,8 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tests.benchmarks import figures, tables
-from vitdeploy import files
-from vitdeploy.render import json
+from vitdeploy import files, jsonfile
 from vitdeploy.report import this_machine
 
 PRIVATE = {"--work": "FOLDER", "--json": "FILE", "--peers": "PYTHON"}
@@ -49,7 +48,7 @@ def store(name: str, measured: msgspec.Struct, options: argparse.Namespace) -> N
     print(tables.section(name, result), flush=True)
     path = options.json or (None if options.quick else figures.HERE / f"{name}.json")
     if path is not None:
-        files.write(path, _anonymous(json.encode(result), options))
+        files.write(path, _anonymous(jsonfile.encode(result), options))
         say(f"stored in {path}; python -m tests.benchmarks.tables writes the page")
 
 

@@ -33,7 +33,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.models.freeze import freeze
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.spec import ModelSpec
-from vitdeploy.zoo.cost import parameters
+from vitdeploy.zoo.cost import count_parameters
 from vitdeploy.zoo.variants import VARIANTS
 
 State = dict[str, Tensor]
@@ -90,7 +90,7 @@ def test_equals_timm(case: Case) -> None:
     ours = loaded(SOURCE, checkpoint(theirs.state_dict(), config), f"timm/{case.name}.some_tag")
     assert ours.spec.name == case.name
     close(ours, theirs)
-    assert parameters(ours.spec) == sum(parameter.numel() for parameter in theirs.parameters())
+    assert count_parameters(ours.spec) == sum(parameter.numel() for parameter in theirs.parameters())
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def same_facts(ours: ModelSpec, theirs: Any, name: str) -> None:
     assert ours.pool == {"token": "cls", "avg": "mean", "map": "map"}[theirs.global_pool], name
     acts = {"swiglu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELUTanh", "quick_gelu": "QuickGELU"}
     assert acts[ours.mlp] == type(block.mlp.act).__name__, name
-    assert parameters(ours) == sum(parameter.numel() for parameter in theirs.parameters()), name
+    assert count_parameters(ours) == sum(parameter.numel() for parameter in theirs.parameters()), name
     given = theirs.pretrained_cfg
     squash = given["crop_mode"] == "squash"
     prepared = (ours.input.mean, ours.input.std, ours.input.interpolation)
@@ -331,7 +331,7 @@ def test_a_name_with_weights_is_the_variant_but_for_pool_and_preparation() -> No
         given = checkpoint(dict(theirs.state_dict()), {"pretrained_cfg": {"input_size": theirs.pretrained_cfg["input_size"]}})
         ours = SOURCE.spec(given, name)
         bias = alone.classes * (ours.head_bias - alone.head_bias)
-        assert parameters(ours) == parameters(alone) + bias, name
+        assert count_parameters(ours) == count_parameters(alone) + bias, name
         left, right = flat(ours), flat(alone)
         both = left.keys() & right.keys()  # a stretched image has no shorter side
         found = {field: (left[field], right[field]) for field in both if left[field] != right[field]}

@@ -19,7 +19,7 @@ from vitdeploy.checkpoints.families import load
 from vitdeploy.checkpoints.torchvision import SOURCE
 from vitdeploy.data import images
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.zoo.cost import parameters
+from vitdeploy.zoo.cost import count_parameters
 
 SIZES = {  # image side, patch, heads, width, MLP width
     "vit_b_16": (64, 16, 12, 768, 3072),
@@ -45,7 +45,7 @@ def test_equals_torchvision(name: str) -> None:
     ours = loaded(SOURCE, checkpoint(theirs.state_dict()))
     assert (ours.spec.name, ours.spec.input.height) == (name, SIZES[name][0])
     close(ours, theirs)
-    assert parameters(ours.spec) == sum(parameter.numel() for parameter in theirs.parameters())
+    assert count_parameters(ours.spec) == sum(parameter.numel() for parameter in theirs.parameters())
 
 
 def test_hidden_layer_in_the_head() -> None:

@@ -129,8 +129,7 @@ def _transpose(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
 
 def _flatten(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
     source, axis = _require(inputs, 0), integer(node, "axis", 1)
-    rows = int(np.prod(source.shape[:axis], dtype=np.int64))
-    return [source.reshape(rows, -1)]
+    return [source.reshape(math.prod(source.shape[:axis]), -1)]
 
 
 def _tile(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
@@ -234,7 +233,7 @@ _ARITHMETIC: dict[str, Callable[[ir.Node, Sequence[Array | None]], list[Array]]]
     "And": _elementwise(np.logical_and),
     "Or": _elementwise(np.logical_or),
     "Where": _elementwise(np.where),
-    "MatMul": _elementwise(lambda first, second: np.matmul(first, second)),
+    "MatMul": lambda _, inputs: [np.matmul(_require(inputs, 0), _require(inputs, 1))],
 }
 
 

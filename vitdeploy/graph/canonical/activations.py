@@ -24,7 +24,7 @@ _STEPS = 8
 """Nodes from the Erf or Tanh to the end of a GELU, at most."""
 _DEPTH = 12
 """Nodes above each other inside one, at most."""
-_TOLERANCE = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 2e-2}
+_TOLERANCE = {ir.DataType.FLOAT16: 2e-3}
 """Of the constants' rounding, relative to x."""
 _GELUS = {"Gelu": "none", "BiasGelu": "none", "FastGelu": "tanh"}
 """Of com.microsoft, and their form."""

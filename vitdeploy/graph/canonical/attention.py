@@ -288,10 +288,9 @@ def _read_factor(node: ir.Node | None) -> _Factor | None:
         return None
     first, second = node.inputs[:2]
     factor = number(second)
-    if factor is not None and first is not None and factor != 0 and _rank(second) <= _rank(first):
-        return _Factor(node, first, factor if node.op_type == "Mul" else 1 / factor)
-    factor = number(first) if node.op_type == "Mul" else None
-    return _Factor(node, second, factor) if factor is not None and second is not None and _rank(first) <= _rank(second) else None
+    if factor is None or first is None or factor == 0 or _rank(second) > _rank(first):
+        return None
+    return _Factor(node, first, factor if node.op_type == "Mul" else 1 / factor)
 
 
 def _rank(value: ir.Value | None) -> int:

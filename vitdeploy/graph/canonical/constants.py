@@ -137,7 +137,7 @@ def order_operands(editor: Editor) -> Iterator[tuple[str, ...]]:
         The node that was changed.
     """
     for node in editor.graph:
-        if node.op_type not in ("Add", "Mul") or node.domain != "" or len(node.inputs) != 2:
+        if node.op_type not in ("Add", "Mul") or node.domain != "":
             continue
         first, second = node.inputs
         if is_constant(first) and not is_constant(second):

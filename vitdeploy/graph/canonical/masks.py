@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.evaluate import evaluate
-from vitdeploy.graph.query import Array, constant, is_constant, maker, number, only_user, sizes
+from vitdeploy.graph.query import Array, constant, maker, number, only_user, sizes
 
 _SPREADS = ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Slice", "Identity")
 _POINTWISE = ("Add", "Sub", "Mul", "Cast", "Not", "And", "Or", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
@@ -63,7 +63,7 @@ def drop_masks(editor: Editor) -> Iterator[tuple[str, ...]]:
 
 def _drop_mask(editor: Editor, softmax: ir.Node) -> bool:
     node = maker(softmax.inputs[0], "Add")
-    if node is None or len(node.inputs) != 2:
+    if node is None:
         return False
     for scores, mask in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         added = find_uniform(mask)
@@ -82,7 +82,7 @@ def _add_filled(editor: Editor, softmax: ir.Node) -> bool:
     condition, first, second = node.inputs
     for filled, scores, fills in ((first, second, True), (second, first, False)):
         level, shape, everywhere = find_uniform(filled), sizes(scores), find_uniform(condition)
-        if level is None or not level <= _HIDDEN or shape is None or None in shape or shape != sizes(node.outputs[0]):
+        if level is None or not float(level) <= _HIDDEN or shape is None or None in shape or shape != sizes(node.outputs[0]):
             continue
         assert scores is not None
         if everywhere is not None:
@@ -104,8 +104,6 @@ def _is_finite(value: ir.Value | None) -> bool:
     if node is None or node.op_type == "MatMul":
         return node is not None
     first, second = node.inputs[:2]
-    if is_constant(first):
-        first, second = second, first
     numbers = constant(second)
     if numbers is None or not np.isfinite(numbers).all() or (node.op_type != "Add" and number(second) is None):
         return False

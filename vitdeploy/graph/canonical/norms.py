@@ -66,7 +66,7 @@ def fuse_layer_norm(editor: Editor) -> Iterator[tuple[str, ...]]:
 
 def _read_norm(node: ir.Node) -> _Norm | None:
     """The normalisation that ends in this node: deviation times 1/sqrt, in any of the ways to write it."""
-    if node.domain != "" or node.op_type not in ("Div", "Mul") or len(node.inputs) != 2:
+    if node.domain != "" or node.op_type not in ("Div", "Mul"):
         return None
     pairs = [(node.inputs[0], node.inputs[1])]
     if node.op_type == "Mul":
@@ -104,12 +104,9 @@ def _is_close(value: float | None, wanted: float) -> bool:
 def _read_deviation(deviation: ir.Value, variance: ir.Value) -> tuple[ir.Value, float] | None:
     """Source x and epsilon, when ``deviation`` is x - mean(x), and ``variance`` the mean of its square plus epsilon."""
     plus = maker(variance, "Add")
-    if plus is None or len(plus.inputs) != 2:
+    if plus is None:
         return None
-    epsilon, square = number(plus.inputs[1]), plus.inputs[0]
-    if epsilon is None:
-        epsilon, square = number(plus.inputs[0]), plus.inputs[1]
-    mean = maker(square, "ReduceMean")
+    epsilon, mean = number(plus.inputs[1]), maker(plus.inputs[0], "ReduceMean")
     if epsilon is None or mean is None or not _is_over_last(mean):
         return None
     source = _read_centred(deviation)

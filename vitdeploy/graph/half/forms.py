@@ -75,9 +75,8 @@ def choose_form(node: ir.Node, opsets: Mapping[str, int]) -> Form | None:
     made = [index for index, value in enumerate(node.outputs) if _is_full(value)]
     if not fed and not made:
         return None
-    domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
     except onnx.defs.SchemaError:
         return Form(obstacle="operator has no FP16 form")
     if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
@@ -151,9 +150,7 @@ def _takes_half(node: ir.Node, index: int, half: Mapping[ir.Node, Form]) -> bool
 
 def _turn_attribute(node: ir.Node) -> None:
     """Where an attribute says the type of the result, it must say FP16 now."""
-    name = _TYPED_BY_ATTRIBUTE.get(node.op_type)
-    if name is None or node.outputs[0].dtype != _FULL:
-        return
+    name = _TYPED_BY_ATTRIBUTE.get(node.op_type, "")
     if node.op_type == "ConstantOfShape":
         old = node.attributes[name].as_tensor().numpy() if name in node.attributes else np.zeros(1, np.float32)
         node.attributes[name] = ir.AttrTensor(name, ir.tensor(np.asarray(old).astype(np.float16)))

@@ -12,6 +12,7 @@ from tests.graph.foreign import Sketch
 from vitdeploy.errors import InputError
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold
+from vitdeploy.graph.moves import find_root
 from vitdeploy.graph.structure import Structure, recognise
 
 MADE = [
@@ -166,3 +167,74 @@ def test_a_softmax_over_another_axis_is_no_attention() -> None:
     _, context = attention(sketch, query, key, value, axis=1)
     with pytest.raises(InputError, match="no block"):
         recognise(vits.canonical(sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16)))))
+
+
+@pytest.mark.parametrize("between", ["nothing", "softmax"])
+def test_a_query_without_a_layer_of_its_own_has_none(between) -> None:
+    """It is the input itself, or probabilities: what lies above a softmax belongs to another attention."""
+    sketch = Sketch()
+    key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(2))
+    query = "x" if between == "nothing" else sketch.add("Softmax", sketch.add("MatMul", "x", sketch.weight(16, 16)))
+    _, context = attention(sketch, query, key, value)
+    recognised = recognise(vits.canonical(sketch.model(sketch.add("MatMul", context, sketch.weight(16, 16))))).attentions[-1]
+    assert recognised.linears[0] is None and recognised.columns[0] is None
+    assert recognised.columns[1] is not None and recognised.columns[2] is not None
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_heads_cut_out_of_tokens_have_no_columns(turned) -> None:
+    """[N, T, C] read as [N, h, T, d] without a Transpose: other columns for every token."""
+    sketch = Sketch()
+    order = numbers(sketch, 0, 6, 2, 8) if turned else numbers(sketch, 0, 2, 6, 8)
+    heads = [sketch.add("Reshape", sketch.add("MatMul", "x", sketch.weight(16, 16)), order) for _ in range(3)]
+    query, key, value = (sketch.add("Transpose", head, perm=[0, 2, 1, 3]) for head in heads) if turned else heads
+    scores = sketch.add("MatMul", query, sketch.add("Transpose", key, perm=[0, 1, 3, 2]))
+    context = sketch.add("MatMul", sketch.add("Softmax", scores), value)
+    merged = sketch.add("Reshape", sketch.add("Transpose", context, perm=[0, 2, 1, 3]), numbers(sketch, 0, 6, 16))
+    (recognised,) = recognise(vits.canonical(sketch.model(sketch.add("MatMul", merged, sketch.weight(16, 16))))).attentions
+    expected = np.arange(16).reshape(2, 8)
+    for known in (*recognised.columns, recognised.rows):
+        assert (known == expected).all() if turned else known is None
+
+
+def numbers(sketch: Sketch, *values: int) -> str:
+    return sketch.constant(np.array(values, np.int64))
+
+
+@pytest.mark.parametrize("shared", ["nothing", "the same columns", "other columns", "the output"])
+def test_packed_columns_are_private_while_nothing_else_reads_them(shared) -> None:
+    sketch = Sketch()
+    packed = sketch.add("MatMul", "x", sketch.weight(16, 64))
+    query, key, value, gate = sketch.add("Split", packed, outputs=4, axis=-1, num_outputs=4)
+    _, context = attention(sketch, query, key, value)
+    out = sketch.add("MatMul", context, sketch.weight(16, 16))
+    reads = {"nothing": gate, "the same columns": query, "other columns": gate}.get(shared)
+    ends = (out, packed) if reads is None else (sketch.add("Add", out, reads),)
+    (recognised,) = recognise(vits.canonical(sketch.model(*ends))).attentions
+    known = [columns is not None for columns in recognised.columns]
+    assert known == {"the same columns": [False, True, True], "the output": [False] * 3}.get(shared, [True] * 3)
+    for place, columns in enumerate(recognised.columns):
+        assert columns is None or (columns == np.arange(16) + 16 * place).all()
+
+
+def test_a_tensor_that_something_else_reads_is_no_site_of_its_layers_alone() -> None:
+    for read in (False, True):
+        sketch = Sketch()
+        norm = sketch.add("LayerNormalization", "x", sketch.weight(16), axis=-1)
+        query, key, value = (sketch.add("MatMul", norm, sketch.weight(16, 16)) for _ in range(3))
+        _, context = attention(sketch, query, key, value)
+        out = sketch.add("MatMul", context, sketch.weight(16, 16))
+        structure = recognise(vits.canonical(sketch.model(sketch.add("Add", out, norm if read else "x"))))
+        assert [(site.kind, site.only, len(site.linears)) for site in structure.sites] == [
+            ("norm", not read, 3), ("context", True, 1),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("axes", "root"), [((1,), True), ((2,), False), ((-1,), False), ((0,), False), ((1, 2), False)])
+def test_tokens_that_are_selected_lead_back_to_all_tokens(axes, root) -> None:
+    sketch = Sketch()
+    bounds = (numbers(sketch, *([0] * len(axes))), numbers(sketch, *([4] * len(axes))), numbers(sketch, *axes))
+    model = ir.from_proto(sketch.model(sketch.add("Slice", sketch.add("Relu", "x"), *bounds)))
+    relu, part = model.graph
+    assert find_root(part.outputs[0]) is (relu.outputs[0] if root else part.outputs[0])
+    assert find_root(relu.outputs[0]) is relu.outputs[0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.graph.half.test_convert import parsed, ranges_of
+from tests.graph.half.graphs import parsed, ranges_of
 from vitdeploy.graph.half.convert import LIMIT, to_half
 from vitdeploy.graph.half.forms import LARGEST, SMALLEST, fill_types
 from vitdeploy.graph.half.ranges import bound_tensors, largest, tap
@@ -171,12 +171,19 @@ def test_the_scores_inside_an_attention_may_reach_half_of_what_fp16_holds(rank, 
         assert (to_half(parsed(text, 23), ranges={"q": size, "k": 2.0, "v": 1.0, "y": 1.0}).half == 1) == half
 
 
+PAIR = """agraph (float[n, 2] x) => (float[n, 2] y) {
+    h = Neg(x)
+    q = QuantizeLinear(h, s, z)
+    y = DequantizeLinear(q, s, z)
+}"""
+
+
 @pytest.mark.parametrize(("size", "half"), [(LARGEST / 4, True), (above(LARGEST / 4), False)])
 def test_a_tensor_divided_by_its_scale_fits(size, half) -> None:
     text = (
         "agraph (float[n, 4] x) => (float[n, 4] y) { h = Neg(x)\n q = QuantizeLinear(h, s, z)\n y = DequantizeLinear(q, s, z) }"
     )
-    model = parsed(text, s=np.array(0.25, np.float32), z=np.array(0, np.int8))
+    model = parsed(PAIR, s=np.array(0.25, np.float32), z=np.array(0, np.int8))
     result = to_half(model, ranges={"x": 1.0, "h": size})
     assert ("QuantizeLinear_1" not in result.kept) == half
 
@@ -186,6 +193,6 @@ def test_the_smallest_scale_counts() -> None:
         "agraph (float[n, 2] x) => (float[n, 2] y) { h = Neg(x)\n q = QuantizeLinear(h, s, z)\n y = DequantizeLinear(q, s, z) }"
     )
     scales, zeros = np.array([1, 2.0**-14], np.float32), np.zeros(2, np.int8)
-    assert "QuantizeLinear_1" not in to_half(parsed(text, s=scales, z=zeros)).kept
+    assert "QuantizeLinear_1" not in to_half(parsed(PAIR, s=scales, z=zeros)).kept
     scales[1] = np.nextafter(scales[1], np.float32(0))
-    assert "too small" in to_half(parsed(text, s=scales, z=zeros)).kept["QuantizeLinear_1"]
+    assert "too small" in to_half(parsed(PAIR, s=scales, z=zeros)).kept["QuantizeLinear_1"]

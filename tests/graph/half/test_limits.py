@@ -180,18 +180,12 @@ PAIR = """agraph (float[n, 2] x) => (float[n, 2] y) {
 
 @pytest.mark.parametrize(("size", "half"), [(LARGEST / 4, True), (above(LARGEST / 4), False)])
 def test_a_tensor_divided_by_its_scale_fits(size, half) -> None:
-    text = (
-        "agraph (float[n, 4] x) => (float[n, 4] y) { h = Neg(x)\n q = QuantizeLinear(h, s, z)\n y = DequantizeLinear(q, s, z) }"
-    )
     model = parsed(PAIR, s=np.array(0.25, np.float32), z=np.array(0, np.int8))
     result = to_half(model, ranges={"x": 1.0, "h": size})
     assert ("QuantizeLinear_1" not in result.kept) == half
 
 
 def test_the_smallest_scale_counts() -> None:
-    text = (
-        "agraph (float[n, 2] x) => (float[n, 2] y) { h = Neg(x)\n q = QuantizeLinear(h, s, z)\n y = DequantizeLinear(q, s, z) }"
-    )
     scales, zeros = np.array([1, 2.0**-14], np.float32), np.zeros(2, np.int8)
     assert "QuantizeLinear_1" not in to_half(parsed(PAIR, s=scales, z=zeros)).kept
     scales[1] = np.nextafter(scales[1], np.float32(0))

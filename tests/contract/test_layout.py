@@ -15,6 +15,10 @@ OF_SEVERAL = {
     "backends/tensorrt/test_gpu.py": "what needs a GPU",
     "checkpoints/test_peers.py": "models and checkpoints against timm and transformers",
     "graph/canonical/test_parts.py": "one foreign form a test, many rewrites",
+    "graph/canonical/test_tolerances.py": "how near to the book a form must be, and 16 bits, in every rewrite",
+    "graph/exact/test_block.py": "every exact rewrite of one small block",
+    "graph/exact/test_cuts.py": "who may read a block that is cut down, or turned",
+    "graph/half/test_limits.py": "where FP16 ends: ranges, constants and what is summed inside",
     "quant/test_tensorrt.py": "what quantize writes for TensorRT",
     "render/test_sinks.py": "markdown, JSON and console of the same report",
 }

@@ -450,3 +450,29 @@ def test_an_operator_set_that_is_not_read_is_refused(opset):
     with pytest.raises(InputError, match=f"operator set {opset}") as caught:
         canonicalise(ir.from_proto(sketch.model(sketch.add("Relu", "x"))))
     assert caught.value.code == "VD3025"
+
+
+@pytest.mark.parametrize(
+    ("steps", "guarded"),
+    [
+        ([], False),
+        ([("Mul", 0.5)], False),
+        ([("Mul", 0.5), ("Add", np.ones((6, 6)))], False),
+        ([("Div", 2.0), ("Add", np.full((6, 6), -3.0))], False),
+        ([("Add", np.where(CORNER, 0, -np.inf)), ("Mul", 0.5)], True),
+        ([("Add", np.where(CORNER, 0, np.nan))], True),
+        ([("Mul", np.ones(6))], True),
+        ([("Sqrt", None)], True),
+    ],
+)
+def test_a_guard_against_nan_goes_where_scores_are_finite(steps, guarded):
+    sketch = Sketch(20)
+    turned = sketch.add("Transpose", sketch.add("Abs", "x"), perm=[0, 2, 1])
+    scores = sketch.add("MatMul", sketch.add("Abs", "x"), turned)
+    for operator, numbers in steps:
+        operands = () if numbers is None else (sketch.constant(np.asarray(numbers, np.float32)),)
+        scores = sketch.add(operator, scores, *operands)
+    softmax = sketch.add("Softmax", scores)
+    test, zero = sketch.add("IsNaN", softmax), sketch.constant(np.float32(0))
+    counted, _ = sketched(sketch, sketch.add("MatMul", sketch.add("Where", test, zero, softmax), "x"))
+    assert counted["Where"] == counted["IsNaN"] == guarded

@@ -1,52 +1,18 @@
-"""One block made by hand, and all ways to read what it gives: which of them allow the last block to be cut down."""
+"""All ways to read what a block gives: which of them allow the last block to be cut down, and who gets a turned stream back."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from tests.graph import vits
+from tests.graph.blocks import HEADS, TOKENS, WIDTH, Reader, block, branch, numbers
 from tests.graph.foreign import Sketch
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact.class_token import keep_class_token
 from vitdeploy.graph.exact.rotate import make_rotation, rotate_stream
 from vitdeploy.graph.structure import recognise
-
-TOKENS, WIDTH, HEADS = 6, 16, 2
-Reader = Callable[[Sketch, str], str | tuple[str, ...]]
-
-
-def numbers(sketch: Sketch, *values: int) -> str:
-    return sketch.constant(np.array(values, np.int64))
-
-
-def branch(sketch: Sketch, stream: str, bias: str | None = None) -> str:
-    """LayerNorm without weights of its own, attention and projection."""
-    ones = sketch.constant(np.ones(WIDTH, np.float32))
-    norm = sketch.add("LayerNormalization", stream, ones, axis=-1)
-    order = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
-    shape = numbers(sketch, 0, TOKENS, HEADS, WIDTH // HEADS)
-    query, key, value = (
-        sketch.add("Transpose", sketch.add("Reshape", sketch.add("MatMul", norm, sketch.weight(WIDTH, WIDTH)), shape), perm=axes)
-        for axes in order
-    )
-    scores = sketch.add("MatMul", query, key)
-    scores = scores if bias is None else sketch.add("Add", scores, bias)
-    context = sketch.add("MatMul", sketch.add("Softmax", scores, axis=-1), value)
-    merged = sketch.add("Reshape", sketch.add("Transpose", context, perm=[0, 2, 1, 3]), numbers(sketch, 0, TOKENS, WIDTH))
-    return sketch.add("Add", sketch.add("MatMul", merged, sketch.weight(WIDTH, WIDTH)), sketch.weight(WIDTH))
-
-
-def block(read: Reader, bias: tuple[int, ...] = ()) -> ir.Model:
-    """x plus positions, one attention around it, and whatever reads the sum."""
-    sketch = Sketch(20, ("batch", TOKENS, WIDTH))
-    stream = sketch.add("Add", "x", sketch.weight(1, TOKENS, WIDTH))
-    stream = sketch.add("Add", stream, branch(sketch, stream, sketch.weight(*bias) if bias else None))
-    ends = read(sketch, stream)
-    return vits.canonical(sketch.model(*((ends,) if isinstance(ends, str) else ends)))
 
 
 def first(sketch: Sketch, value: str, *index: int) -> str:

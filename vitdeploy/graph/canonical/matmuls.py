@@ -24,13 +24,10 @@ def split_gemm(editor: Editor) -> Iterator[tuple[str, ...]]:
     for node in list(editor.graph):
         if node.op_type != "Gemm" or node.domain != "" or integer(node, "transA", 0) or not is_constant(node.inputs[1]):
             continue
-        source, old = node.inputs[0], node.outputs[0]
-        if source is None:
-            continue
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        bias, old = node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0]
         if bias is not None and _make_bias(editor, node, bias) is None:
             continue
-        product = editor.add(node, "MatMul", [source, _make_weight(editor, node)])
+        product = editor.add(node, "MatMul", [node.inputs[0], _make_weight(editor, node)])
         made = [maker_name(product)]
         if bias is not None:
             product = editor.add(node, "Add", [product, _make_bias(editor, node, bias)])

@@ -476,3 +476,13 @@ def test_a_guard_against_nan_goes_where_scores_are_finite(steps, guarded):
     test, zero = sketch.add("IsNaN", softmax), sketch.constant(np.float32(0))
     counted, _ = sketched(sketch, sketch.add("MatMul", sketch.add("Where", test, zero, softmax), "x"))
     assert counted["Where"] == counted["IsNaN"] == guarded
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_that_takes_the_tokens_first_takes_the_batch_first(bias):
+    sketch = Sketch(17)
+    product = sketch.add("MatMul", sketch.add("Transpose", "x", perm=[1, 0, 2]), sketch.weight(16, 8))
+    product = sketch.add("Add", product, sketch.weight(8)) if bias else product
+    counted, done = sketched(sketch, sketch.add("Relu", sketch.add("Transpose", product, perm=[1, 0, 2])))
+    assert counted == {"MatMul": 1, "Relu": 1} | ({"Add": 1} if bias else {})
+    assert "batch-first" in names_of(done)

@@ -19,14 +19,16 @@ def numbers(sketch: Sketch, *values: int) -> str:
 
 
 def branch(sketch: Sketch, stream: str, bias: str | None = None, *, plain: bool = True) -> str:
-    """LayerNorm, attention and projection; ``plain`` has a norm without weights of its own and no factors."""
+    """LayerNorm, attention and projection; ``plain`` has no biases, no factors, and a norm without weights of its own."""
     weights = (sketch.constant(np.ones(WIDTH, np.float32)),) if plain else (sketch.weight(WIDTH), sketch.weight(WIDTH))
     norm = sketch.add("LayerNormalization", stream, *weights, axis=-1)
     order = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
     shape = numbers(sketch, 0, TOKENS, HEADS, WIDTH // HEADS)
+    linears = [sketch.add("MatMul", norm, sketch.weight(WIDTH, WIDTH)) for _ in range(3)]
+    linears = linears if plain else [sketch.add("Add", linear, sketch.weight(WIDTH)) for linear in linears]
     query, key, value = (
-        sketch.add("Transpose", sketch.add("Reshape", sketch.add("MatMul", norm, sketch.weight(WIDTH, WIDTH)), shape), perm=axes)
-        for axes in order
+        sketch.add("Transpose", sketch.add("Reshape", linear, shape), perm=axes)
+        for linear, axes in zip(linears, order, strict=True)
     )
     query = query if plain else sketch.add("Mul", query, sketch.constant(np.float32(0.35)))
     scores = sketch.add("MatMul", query, key)

@@ -94,6 +94,24 @@ def test_an_output_keeps_its_name_when_another_value_takes_its_place() -> None:
     editor.check_interface("none")
 
 
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_inputs_and_outputs_are_checked_by_name(side) -> None:
+    model = relu()
+    editor = Editor(model)
+    editor.check_interface("none")
+    getattr(model.graph, side)[0].name = "renamed"
+    with pytest.raises(AssertionError, match=r"'wrong'.*renamed"):
+        editor.check_interface("wrong")
+
+
+def test_an_output_is_not_frozen() -> None:
+    model = relu()
+    editor, output = Editor(model), model.graph.outputs[0]
+    name = output.name
+    assert not editor.freeze(output, np.zeros((1, 6, 16), np.float32))
+    assert model.graph.outputs[0] is output and output.name == name and not model.graph.initializers
+
+
 def rename_output(editor: Editor):
     editor.graph.outputs[0].name = "renamed"
     yield ("renamed",)

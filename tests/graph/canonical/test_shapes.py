@@ -168,6 +168,16 @@ def test_tokens_joined_along_their_own_axis_are(axis) -> None:
     check(proto, after, (6, 16), (1,))
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 16), (8, 16), (1, 1, 16)])
+def test_positions_of_all_tokens_go_into_the_table(shape) -> None:
+    sketch = Sketch(shape=(1, 6, 16))
+    joined = sketch.add("Concat", sketch.weight(1, 2, 16), "x", axis=1)
+    proto = sketch.model(sketch.add("Relu", sketch.add("Add", joined, sketch.weight(*shape))))
+    after, _ = rewritten(proto)
+    assert counts(after) == {"Pad": 1, "Add": 1 + (shape[-2] == 1), "Relu": 1}
+    check(proto, after, (6, 16), (1,))
+
+
 # Moves
 
 

@@ -93,7 +93,7 @@ def test_an_input_is_rescaled_and_its_layers_undo_it(made, place) -> None:
     count = len(model.graph)
     fold.rescale_input(Editor(model), site, factor, shift)
     close(vits.peek(model, site.value)[0], (plain - shift) / factor)
-    assert len(model.graph) == count + (1 if place else 3)  # one Mul; behind a norm only the biases that the layers lacked
+    assert len(model.graph) == count + place  # free behind a norm, else one Mul
     vits.same(before, model)
 
 

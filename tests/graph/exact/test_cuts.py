@@ -10,6 +10,7 @@ from tests.graph import vits
 from tests.graph.blocks import HEADS, TOKENS, WIDTH, Reader, block, branch, numbers
 from tests.graph.foreign import Sketch
 from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.exact import fold
 from vitdeploy.graph.exact.class_token import keep_class_token
 from vitdeploy.graph.exact.rotate import make_rotation, rotate_stream
 from vitdeploy.graph.structure import recognise
@@ -82,6 +83,18 @@ def test_reading_few_tokens_from_the_start_cuts_the_block(name) -> None:
     assert scores is not None and list(scores)[1:] == [HEADS, count, TOKENS]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_biases_and_factors_come_along(packed) -> None:
+    model = block(lambda sketch, value: first(sketch, value), plain=False)
+    before, structure = ir.to_proto(model), recognise(model)
+    fold.fold_query_scale(Editor(model), structure)
+    fold.fold_layer_scale(Editor(model), structure)
+    if packed:
+        fold.pack_qkv(Editor(model), structure)
+    assert keep_class_token(Editor(model), recognise(model))
+    vits.same(before, model)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_reading_otherwise_leaves_it_to_the_byte(name) -> None:
     model = block(WHOLE[name])
@@ -122,4 +135,34 @@ def test_who_reads_the_turned_stream_gets_it_turned_back(read, turned) -> None:
     count = vits.operators(model)["MatMul"]
     assert rotate_stream(Editor(model), recognise(model), make_rotation(WIDTH))
     assert vits.operators(model)["MatMul"] == count + turned
+    vits.same(proto, model)
+
+
+REVERSED = list(range(WIDTH))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("read", "moves"),
+    [
+        (lambda sketch, value: first(sketch, value, 0), True),
+        (lambda sketch, value: sketch.add("Gather", value, numbers(sketch, 1, 0), axis=-2), True),
+        (lambda sketch, value: cut(sketch, value, 0, 2, 1), True),
+        (lambda sketch, value: cut(sketch, value, 0, 2, -2), True),
+        (lambda sketch, value: sketch.add("Gather", value, numbers(sketch, *REVERSED), axis=-1), False),
+        (lambda sketch, value: sketch.add("Gather", value, numbers(sketch, *REVERSED), axis=2), False),
+        (lambda sketch, value: cut(sketch, value, -1, -99, 2, -1), False),
+        (lambda sketch, value: cut(sketch, value, -1, -99, -1, -1), False),
+    ],
+    ids=["token", "tokens from behind", "slice", "slice from behind", "channels", "channels by place", "reversed", "from behind"],
+)
+def test_the_stream_is_turned_back_behind_what_moves_tokens_and_before_what_moves_channels(read, moves) -> None:
+    sketch = Sketch(20, ("batch", TOKENS, WIDTH))
+    stream = sketch.add("MatMul", "x", sketch.weight(WIDTH, WIDTH))
+    part = read(sketch, sketch.add("Add", stream, branch(sketch, stream)))
+    proto = sketch.model(sketch.add("Neg", part))
+    model = vits.canonical(proto)
+    end = next(node for node in model.graph if node.op_type in ("Gather", "Slice"))
+    assert rotate_stream(Editor(model), recognise(model), make_rotation(WIDTH))
+    user = next(iter(end.outputs[0].uses())).node
+    assert (user.op_type == "MatMul") == moves
     vits.same(proto, model)

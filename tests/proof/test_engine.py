@@ -1,16 +1,21 @@
 """Promises of the audit: a right engine passes, and every way of being wrong is found and said."""
 
 import contextlib
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends.onnxruntime.backend import OnnxRuntime
+from vitdeploy.data import images
 from vitdeploy.proof import engine as module
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
 from vitdeploy.proof.engine import arithmetic, audit, distance
 from vitdeploy.proof.thresholds import LIMITS
+from vitdeploy.recipe import CompileConfig
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,55 @@ def as_kind(monkeypatch, engine, instead=None):
 def test_every_way_of_being_wrong_is_said(tiny_artifact, batch, monkeypatch, spoil, said):
     as_kind(monkeypatch, "onnxruntime", Wrong(spoil))
     assert said in audit(tiny_artifact, batch, Plan()).wrong
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(("share", "right"), [(0.9, True), (1.1, False)])
+def test_the_limit_is_met_at_every_batch_size(tiny_artifact, batch, monkeypatch, size, share, right):
+    """All rows of batches of one size are off, by a share of the limit."""
+
+    def spoil(rows):
+        around = np.linalg.norm(batch.output - batch.output.mean()) / np.sqrt(batch.output.size)
+        return rows + share * LIMITS["fp32"] * around * (len(rows) == size)
+
+    as_kind(monkeypatch, "onnxruntime", Wrong(spoil))
+    found = audit(tiny_artifact, batch, Plan())
+    assert found.audit.distances[f"at batch {size}"] == pytest.approx(share * LIMITS["fp32"], rel=0.01)
+    assert (found.audit.limit, found.audit.golden) == (LIMITS["fp32"], "onnxruntime")
+    assert found.wrong.startswith("" if right else f"at batch {size}, outputs are 0.0011 apart, 0.001 is the limit")
+    assert bool(found.wrong) != right
+
+
+def test_an_engine_is_run_at_each_batch_size_that_it_was_built_for(tiny_artifact):
+    def sizes(batch=None, usual=2, **settings):
+        record = msgspec.structs.replace(tiny_artifact.record, config=CompileConfig(backend="tensorrt", usual_batch=usual))
+        runner = SimpleNamespace(batch=batch, settings=settings)
+        return module._sizes(Artifact(tiny_artifact.folder, record), runner, 4)
+
+    assert sizes() == (1, 4)
+    assert sizes(batch=3) == (3,)
+    assert sizes(largest_batch=8) == (1, 2, 8)
+    assert sizes(largest_batch=8, usual=8) == (1, 8)
+
+
+def test_more_rows_than_golden_images_are_compared_with_their_own(tiny_artifact, batch):
+    """For an engine of batches of 6 the four images go round; with batches of 3 every image has been in one."""
+
+    class Runner:
+        def __init__(self, size):
+            self.batch, self.settings, self.seen = size, {}, []
+
+        def run(self, tensor):
+            self.seen.append(len(tensor))
+            places = [int(np.abs(expected - row).max((1, 2, 3)).argmin()) for row in tensor]
+            return {"logits": batch.output[places]}
+
+    expected = images.to_tensor(batch.pixels, tiny_artifact.spec.input)
+    for size, calls in ((6, [6, 6]), (3, [3, 3, 3]), (4, [4, 4])):
+        runner = Runner(size)
+        distances = module._distances(tiny_artifact, runner, batch)
+        assert distances == {f"at batch {size}": 0, "for the same image in one batch": 0}
+        assert runner.seen == calls
 
 
 def test_rows_of_the_same_image_must_be_the_same(tiny_artifact, batch, monkeypatch):

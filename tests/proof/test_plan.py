@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from onnx import TensorProto, helper
 
 from tests.backends.qdq import Quantizer
 from vitdeploy.proof.census import Plan
@@ -38,6 +39,20 @@ def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, p
     assert not any(parts.values())
     for engine, counted in made.record.proof.census.items():
         assert counted.planned[part] == len(names), engine
+
+
+def test_a_product_of_one_factor_is_in_no_part(tmp_path):
+    """No engine takes such a file; what the plan says of it must not be made up."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("a", "b")]
+    scale, zero = helper.make_tensor("s", 1, [], [1.0]), helper.make_tensor("z", 3, [], [0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("MatMul", ["d"], ["b"], name="half"),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [scale, zero])
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    assert read_plan(tmp_path / "model.onnx") == Plan()
 
 
 def test_attention_is_told_apart(tiny_artifact, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
+from vitdeploy.errors import UsageError
 from vitdeploy.proof import worth as module
 from vitdeploy.proof.worth import Comparison, Worth, divergence, verdict, worth
 from vitdeploy.report import Metric
@@ -79,6 +81,13 @@ def test_bf16_that_is_as_fast_is_better(other, advice):
     said = verdict("int8", "fp32", numbers(other=Metric(other, "x", other, other)))
     assert f"bf16 {other:.2f}x" in said
     assert advice in said.rpartition(": ")[2]
+
+
+def test_numbers_without_an_interval_have_no_brackets():
+    said = verdict("int8", "fp32", numbers(speedup=Metric(1.2, "x", 0.9), agreement=None, images=0))
+    assert said == "INT8: 1.20x faster than FP32: not worth it here for speed, but 4.0x smaller: keep fp32"
+    said = verdict("int8", "fp32", msgspec.structs.replace(numbers(), agreement=Metric(1.0)))
+    assert "agreement 100.0 % on 256 images: fast, but check" in said
 
 
 def test_low_agreement_is_a_warning():
@@ -203,6 +212,45 @@ def test_without_images_nothing_is_compare(tiny_artifact, untimed):
     found = worth(Comparison(tiny_artifact, tiny_artifact, "onnxruntime", OpenConfig(threads=1)), [])
     assert (found.images, found.agreement, found.divergence) == (0, None, None)
     assert found.verdict.endswith("nothing was compared")
+
+
+@pytest.mark.parametrize(("made", "bf16", "forms"), [("int8", True, 3), ("int8", False, 2), ("bf16", True, 2), ("fp16", True, 2)])
+@pytest.mark.parametrize("size", [None, 4])
+def test_what_is_timed(tiny_artifact, monkeypatch, made, bf16, forms, size):
+    """The source is the reference of all; its bf16 form takes part where the CPU has it and nothing else is in 16 bits."""
+    opened, given = [], []
+
+    def open_it(engine, artifact, config):
+        opened.append((engine, artifact, config))
+        if config.precision == "bf16" and not bf16:
+            raise UsageError("VD2011", "this CPU has no bf16")
+        return SimpleNamespace(batch=size, close=lambda: None)
+
+    def measure(subjects, bench, progress):
+        given.append((subjects, bench))
+        times = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp16": 3.0}
+        speeds = {name: Metric(4 / each, "x", 3.9 / each, 4.1 / each) for name, each in times.items()}
+        each = [subject.name for subject in subjects]
+        return [SimpleNamespace(subject=n, metrics={"p50": Metric(times[n], "ms"), "speedup": speeds[n]}) for n in each], ()
+
+    monkeypatch.setattr(module, "open_in_child", open_it)
+    monkeypatch.setattr(module.latency, "measure", measure)
+    target = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, precision=made))
+    found = worth(Comparison(tiny_artifact, target, "openvino", OpenConfig(threads=3)), [])
+    ((subjects, bench),) = given
+    assert [(each.artifact, each.backend, each.reference) for each in subjects[:2]] == [
+        (tiny_artifact, "openvino", "fp32"),
+        (target, "openvino", "fp32"),
+    ]
+    assert (bench.batches, bench.threads) == ((size or 1,), 3)
+    assert len(subjects) == len(found.latency_ms) == forms
+    assert found.speedup == Metric({"int8": 4, "bf16": 2, "fp16": 4 / 3}[made], "x", found.speedup.low, found.speedup.high)
+    if forms == 3:
+        assert subjects[2].artifact is tiny_artifact
+        assert subjects[2].config.precision == "bf16"
+        assert found.other.value == 2.0
+        assert ("openvino", tiny_artifact, OpenConfig(threads=3, precision="bf16")) in opened
+    assert (found.other is None) == (forms == 2)
 
 
 def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):

@@ -184,6 +184,35 @@ def test_a_state_that_can_not_be_kept_is_no_failure(model, tmp_path):
     assert any("not kept for a second run" in note for note in kept.notes)
 
 
+def test_a_state_is_kept_while_it_runs_and_a_disk_that_takes_none_is_tried_once(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrator, "_SAVE_S", 0.0)
+    monkeypatch.setattr(calibrator, "_SAVE_SHARE", 1e9)
+    state, there = tmp_path / "state", []
+
+    def slowly():
+        for images_, names in stream(pictures(60), 4):
+            there.append(state.exists())
+            yield images_, names
+
+    run(model, slowly(), state=state)
+    assert not there[0]
+    assert there[-1]
+    (tmp_path / "file").write_text("in the way")
+    kept = run(model, stream(pictures(60), 4), state=tmp_path / "file" / "state")
+    assert sum("not kept for a second run" in note for note in kept.notes) == 1
+
+
+def test_what_must_settle_are_extremes_outer_quantiles_and_the_extent_of_channels():
+    values = np.random.default_rng(0).normal(size=(40, 50, 6)).astype(np.float32)
+    sketch = Sketch("x")
+    sketch.observe(values, [str(number) for number in range(40)])
+    channels = values.reshape(-1, 6)
+    extent = np.ptp(channels, 0).mean()
+    expected = (values.min(), values.max(), *np.quantile(values, (0.001, 0.999)), extent)
+    np.testing.assert_allclose(calibrator._ranges(sketch), expected, rtol=0.02)
+    np.testing.assert_allclose(np.array(calibrator._ranges(sketch))[[0, 1, 4]], np.array(expected)[[0, 1, 4]], rtol=1e-6)
+
+
 def test_a_state_of_something_else_is_not_resumed(model, tmp_path):
     state, pixels = tmp_path / "state", pictures(12)
     run(model, stream(pixels[:8]), state=state, source="one")

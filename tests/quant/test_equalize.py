@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitdeploy.graph.qdq import E4M3
 from vitdeploy.quant import equalize
 from vitdeploy.quant.equalize import Limits, choose, step
 from vitdeploy.quant.sketch import Sketch
@@ -168,6 +169,35 @@ def test_token_noise_shows_massive_tokens(noise, low, high):
         rows[::10, 6] -= 1000 * noise
     matrix = weight()
     assert low < choose(sketch(first), second, matrix, FIXED).token_db < high
+
+
+@pytest.mark.parametrize("grid", ["uint8", "int8", "fp8"])
+@pytest.mark.parametrize("free", [False, True])
+def test_the_error_is_that_of_the_layers_output(grid, free):
+    """Of the whole weight, from input and weights rounded; rows that set no range, no more of them than are looked at."""
+    first, second = uneven(offset=3.0)
+    matrix = weight(columns=40)
+    found = choose(sketch(first), second, matrix, Limits(grid=grid, factors=free, shifts=free))
+    rows = second[:256].astype(np.float64)
+    extremes = np.stack([first.min(0), first.max(0)])
+    low, high = ((each - found.shift) / found.factor for each in extremes)
+    low, high = min(0.0, low.min() * found.margin), max(0.0, high.max() * found.margin)
+    moved = (rows - found.shift) / found.factor
+    scaled = matrix * found.factor[:, None]
+    if grid == "fp8":
+        size = max(-low, high) / 448
+        taken = np.clip(moved / size, -448, 448).astype(np.float32).astype(E4M3).astype(np.float64) * size
+        rounded = (np.square(moved).sum(0) @ np.square(scaled).sum(1)) * 2.0**-9 / 3
+    else:
+        size = (high - low) / 255 if grid == "uint8" else max(-low, high) / 127
+        least = np.rint(low / size) if grid == "uint8" else -127
+        taken = np.clip(np.rint(moved / size), least, least + 255 if grid == "uint8" else 127) * size
+        rounded = np.square(moved).sum() * np.square(np.abs(scaled).max(0) / 127).sum() / 12
+    noise = (taken - moved) * found.factor @ matrix
+    whole = np.square(rows @ matrix).sum()
+    assert found.error == pytest.approx((np.square(noise).sum() + 0.3 * rounded) / whole, rel=0.01)
+    ratio = np.median(np.square(rows @ matrix).sum(1) / np.square(noise).sum(1))
+    assert found.token_db == pytest.approx(10 * np.log10(ratio), abs=0.05)
 
 
 def test_wide_weights_are_probed_fairly():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -20,7 +21,9 @@ from vitdeploy.backends.table import load
 from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
 from vitdeploy.measure.parity import Parity
-from vitdeploy.quant.int8 import wants
+from vitdeploy.quant import equalize, rounding
+from vitdeploy.quant.int8 import Quantizer, wants
+from vitdeploy.quant.moments import Moments
 from vitdeploy.quant.preparation import REWRITES, Layout, prepare
 from vitdeploy.record import Calibration
 from vitdeploy.verbs.quantizer import quantize
@@ -177,6 +180,43 @@ def test_an_unknown_rewrite_is_refused(source, tmp_path):
         quantize(source, config(skip=("rotations",)), tmp_path / "out")
     assert "rotation" in REWRITES
     assert list(tmp_path.iterdir()) == []
+
+
+class Layer:
+    """A linear layer's numbers."""
+
+    def __init__(self, name, weight, bias):
+        self.name, self.weight, self.bias, self.shape = name, weight, bias, weight.shape
+
+    def write(self, editor, bias):
+        self.bias = bias
+
+
+@pytest.mark.parametrize("lane", [False, True])
+@pytest.mark.parametrize("codes", [127, 63])
+def test_biases_keep_the_mean_of_what_comes_out(lane, codes):
+    """Exactly, on the rows that are known: what rounding does to the weights and what it does to the input."""
+    generator = np.random.default_rng(0)
+    rows = (generator.exponential(size=(200, 24)) + 0.3).astype(np.float32)
+    layers = [Layer(f"layer {m}", generator.normal(size=(24, m)).astype(np.float32), generator.normal(size=m)) for m in (5, 9)]
+    expected = [(rows @ layer.weight + layer.bias).mean(0) for layer in layers]
+    step = equalize.step(-0.5, 2.5)  # clips: the mean of the input moves
+    quantizer = Quantizer(SimpleNamespace(editor=None), Layout(codes=codes), halves=(None, None))
+    quantizer.steps["x"], quantizer.rows["x"], quantizer.lanes = step, rows, {"x"} if lane else set()
+    second = (rows.T @ rows / len(rows)).astype(np.float64)
+    quantizer._round(SimpleNamespace(linears=layers), "x", Moments(rows.mean(0, dtype=np.float64), second))
+    taken = rows if lane else np.clip(np.rint(rows / step.scale), -step.zero, 255 - step.zero) * step.scale
+    whole = np.concatenate([layer.weight for layer in layers], 1)
+    best = rounding.compensated(
+        whole, rounding.steps(whole, codes=codes), second + np.eye(24) * (0 if lane else step.scale**2 / 12), codes=codes
+    )
+    start = 0
+    for layer, mean in zip(layers, expected, strict=True):
+        found, scale = quantizer.rounded[layer.name]
+        np.testing.assert_allclose(scale, np.abs(layer.weight).max(0) / codes, rtol=1e-6)
+        np.testing.assert_allclose((taken @ (found * scale) + layer.bias).mean(0), mean, atol=1e-4)
+        np.testing.assert_array_equal(found, best[:, start : start + layer.shape[1]])
+        start += layer.shape[1]
 
 
 def with_outliers(model: onnx.ModelProto) -> None:

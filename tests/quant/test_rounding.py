@@ -147,6 +147,32 @@ def test_weights_as_8_bit_floats_share_one_step_and_are_compensated_too(seed):
     assert loss(weight, codes[0], scale, other) < 0.4 * loss(weight, codes[1], scale, other)
 
 
+@pytest.mark.parametrize("codes", [127, 63])
+def test_the_greatest_weight_of_a_column_gets_the_greatest_code(codes):
+    weight = np.random.default_rng(10).normal(size=(9, 4)).astype(np.float32)
+    scale = rounding.steps(weight, codes=codes)
+    np.testing.assert_allclose(scale, np.abs(weight).max(0) / codes, rtol=1e-6)
+    np.testing.assert_array_equal(rounding.nearest(weight, scale, codes=codes), np.rint(weight.astype(np.float64) / scale))
+    assert codes == 63 or (rounding.steps(weight) == scale).all()
+    beyond = rounding.nearest(1.5 * weight, scale, codes=codes).astype(int)
+    np.testing.assert_array_equal(np.abs(beyond).max(0), codes)
+
+
+def test_an_error_goes_to_later_weights_as_the_moments_say():
+    """Two inputs, the first larger: what is lost of it is made up for by the least squares of the second."""
+    second = np.array([[4.0, 1.0], [1.0, 2.0]])
+    weight, scale = np.array([[0.4], [7.1]], np.float32), np.ones(1, np.float32)
+    for share in (0.3, 0.4, -0.4):
+        weight[0] = 3 + share
+        damped = second + 0.01 * 3 * np.eye(2)
+        expected = np.rint(7.1 + share * damped[0, 1] / damped[1, 1])
+        found = rounding.compensated(weight, scale, second)
+        np.testing.assert_array_equal(found[:, 0], [3, expected])
+    second[0, 1] = second[1, 0] = 2.7
+    weight[:, 0] = 3.4, 7.1
+    assert rounding.compensated(weight, scale, second)[1, 0] == np.rint(7.1 + 0.4 * 2.7 / 2.03)
+
+
 def test_steps_in_half_are_fp16_numbers_also_for_tiny_channels():
     weight = np.array([[1e-6, 0.5, 0.0], [2e-6, -0.3, 0.0]], np.float32)
     scale = rounding.steps(weight, half=True)

@@ -458,6 +458,22 @@ def test_an_engine_is_a_stage_of_its_own(compiling, compiled, tmp_path):
     assert verbs.take() == ["compile", "validate", "validate", "bench"]
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_another_version_of_an_engine_compiles_again(compiling, compiled, tmp_path, monkeypatch, name):
+    """Of the engine itself, whether or not the file that it is made from changed with it."""
+    verbs, out = compiling(), tmp_path / "out"
+    build(compiled, out)
+    verbs.take()
+    there = builder.installed_versions
+
+    def versions(*names):
+        return there(*names) | ({name: "another"} if "torch" not in names else {})  # those of the export stay
+
+    monkeypatch.setattr(builder, "installed_versions", versions)
+    build(compiled, out)
+    assert verbs.take()[0] == "compile"
+
+
 def test_an_engine_that_is_no_longer_asked_for_goes(compiling, compiled, recipe, tmp_path):
     verbs, out = compiling(), tmp_path / "out"
     build(compiled, out)

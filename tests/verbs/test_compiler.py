@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
 from vitdeploy.proof import golden
 from vitdeploy.proof.engine import Findings, distance
+from vitdeploy.proof.thresholds import LIMITS, RIVAL
 from vitdeploy.recipe import BenchConfig, CompileConfig, QuantizeConfig, ValidateConfig
 from vitdeploy.record import Audit
 from vitdeploy.verbs import compiler
@@ -188,6 +190,30 @@ def test_a_rival_of_another_model_is_refused(tiny_artifact, tiny_headless, tmp_p
     with pytest.raises(UsageError, match="another model") as caught:
         vitdeploy.compile(tiny_artifact, config("onnxruntime"), tmp_path / "out", rival=tiny_headless)
     assert caught.value.code == "VD2010"
+
+
+@pytest.mark.parametrize(("share", "same"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", "fp32"), ("int8", "int8"), ("int8-dynamic", "int8")])
+def test_a_rival_of_the_same_form_and_other_weights_is_refused(tiny_artifact, precision, limit, share, same):
+    """Its outputs lie farther off than two precisions of one model can."""
+
+    def source(shift, precision="fp32", count=4):
+        output = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
+        output = (output - output.mean()) / output.std() + np.float32(shift)
+        record = msgspec.structs.replace(tiny_artifact.record, precision=precision)
+        pixels = synthetic.pixels(4, tiny_artifact.spec.input)
+        return SimpleNamespace(
+            given=Artifact(tiny_artifact.folder, record), golden=golden.Golden(pixels[:count], output[:count], "x")
+        )
+
+    first, second = source(0.0), source(share * RIVAL * LIMITS[limit], precision)
+    for one, two in ((first, second), (second, first)):
+        if same:
+            compiler._require_same(one, two)
+        else:
+            with pytest.raises(UsageError, match="another model"):
+                compiler._require_same(one, two)
+    compiler._require_same(first, source(0.0, precision, count=2))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

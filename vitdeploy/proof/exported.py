@@ -91,7 +91,8 @@ def _largest(rows: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Largest |difference|; infinite when the shapes differ, NaN when there is one."""
     if rows.shape != expected.shape:
         return float("inf")
-    return float(np.abs(rows.astype(np.float64) - expected).max())
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        return float(np.abs(rows.astype(np.float64) - expected).max())
 
 
 def _check_top_k(artifact: Artifact, rows: Outputs, k: int) -> None:

@@ -176,16 +176,18 @@ def verdict(precision: str, source: str, worth: Worth) -> str:
     if worth.other is not None:
         said.append(f"bf16 {worth.other.value:.2f}x")
     if worth.agreement is not None:
-        low, high = (100 * (each or 0) for each in (worth.agreement.low, worth.agreement.high))
         held = "" if worth.held_back else " that also set the ranges"
-        said.append(f"agreement {100 * worth.agreement.value:.1f} % [{low:.1f}, {high:.1f}] on {worth.images} images{held}")
+        share = f"{100 * worth.agreement.value:.1f} %{_interval(worth.agreement, 100, 1)}"
+        said.append(f"agreement {share} on {worth.images} images{held}")
     elif worth.images:
         said.append(f"cosine {worth.cosine or 0:.4f} on {worth.images} images")
     return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, worth)}"
 
 
-def _interval(metric: Metric) -> str:
-    return "" if metric.low is None else f" [{metric.low:.2f}, {metric.high:.2f}]"
+def _interval(metric: Metric, times: float = 1, digits: int = 2) -> str:
+    if metric.low is None or metric.high is None:
+        return ""
+    return f" [{times * metric.low:.{digits}f}, {times * metric.high:.{digits}f}]"
 
 
 def _advice(precision: str, source: str, worth: Worth) -> str:

@@ -96,7 +96,7 @@ def step(low: float, high: float, grid: Grid = "uint8") -> Step:
     if grid == "fp8":
         return Step(float(np.float32(max(-low, high) / LARGEST_E4M3)), 0, -LARGEST_E4M3, LARGEST_E4M3, floating=True)
     scale = float(np.float32((high - low) / 255))
-    return Step(scale, int(np.clip(np.rint(-low / scale), 0, 255)), 0, 255)
+    return Step(scale, round(-low / scale), 0, 255)
 
 
 class Choice(NamedTuple):

@@ -10,8 +10,8 @@ from vitdeploy.quant.preparation import Layout, prepare
 BLOCKS = 2
 
 
-def rewrites(artifact, layout=Layout(), skip=()):
-    counts = prepare(storage.read(artifact.model), layout, skip).rewrites
+def rewrites(artifact, layout=None, skip=()):
+    counts = prepare(storage.read(artifact.model), layout or Layout(), skip).rewrites
     return {name: counts.get(name, 0) for name in ("class-token", "norm-affine", "rotation", "head-rotation")}
 
 

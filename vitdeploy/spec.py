@@ -7,7 +7,7 @@ metadata, so that a device knows how to prepare a pixel without the training cod
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypedDict
 
 import msgspec
 
@@ -20,6 +20,10 @@ Position = Literal["learned", "sinusoidal", "sincos2d", "conditional", "none"]
 Rotary = Literal["none", "eva02", "dinov3"]
 Mlp = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "linear"]
 Pool = Literal["cls", "mean", "max", "cls+mean", "map"]
+QkvBias = Literal["qkv", "qv", "none"]
+Resample = Literal["bicubic-antialias", "bicubic", "bicubic-offset"]
+Relative = Literal["none", "blocks", "shared"]
+FinalNorm = Literal["tokens", "pooled", "none"]
 Head = Literal["none", "linear", "mlp", "distilled", "projection"]
 
 
@@ -150,7 +154,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     depth: int = 12
     heads: int = 12
     head_width: int | None = None
-    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    qkv_bias: QkvBias = "qkv"
     qk_norm: bool = False
     attn_norm: bool = False
     mlp: Mlp = "gelu"
@@ -162,13 +166,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     position: Position = "learned"
     position_prefix: bool = True
     position_registers: bool = False
-    position_resample: Literal["bicubic-antialias", "bicubic", "bicubic-offset"] = "bicubic-antialias"
-    relative_positions: Literal["none", "blocks", "shared"] = "none"
+    position_resample: Resample = "bicubic-antialias"
+    relative_positions: Relative = "none"
     rotary: Rotary = "none"
     rotary_grid: tuple[int, int] = (16, 16)
     norm_eps: float = 1e-6
     pre_norm: bool = False
-    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    final_norm: FinalNorm = "tokens"
     layer_scale: float | None = None
     pool: Pool = "cls"
     head: Head = "linear"
@@ -254,6 +258,46 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def change_size(self, height: int, width: int) -> ModelSpec:
         """The same network for another image size; learned positions are resampled when weights are loaded."""
         return msgspec.structs.replace(self, input=self.input.change_size(height, width))
+
+
+class SpecFields(TypedDict, total=False):
+    """Some fields of `ModelSpec`, of the same names and types: what is known so far of a network that is being told."""
+
+    name: str
+    source: str
+    input: InputContract
+    patch: tuple[int, int]
+    patch_bias: bool
+    width: int
+    depth: int
+    heads: int
+    head_width: int | None
+    qkv_bias: QkvBias
+    qk_norm: bool
+    attn_norm: bool
+    mlp: Mlp
+    mlp_width: int | None
+    mlp_norm: bool
+    class_token: bool
+    distillation_token: bool
+    registers: int
+    position: Position
+    position_prefix: bool
+    position_registers: bool
+    position_resample: Resample
+    relative_positions: Relative
+    rotary: Rotary
+    rotary_grid: tuple[int, int]
+    norm_eps: float
+    pre_norm: bool
+    final_norm: FinalNorm
+    layer_scale: float | None
+    pool: Pool
+    head: Head
+    head_mlp_width: int | None
+    head_bias: bool
+    classes: int
+    labels: tuple[str, ...]
 
 
 def _check_sizes(spec: ModelSpec) -> None:

@@ -60,7 +60,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
 
     entry: str
     run: OpenConfig = OpenConfig()
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     notes: tuple[str, ...] = ()
 
 
@@ -68,7 +68,7 @@ class Runner(Protocol):
     """A model opened in an engine. It owns memory: use ``contextlib.closing``."""
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the numbers depend on: engine, version, threads, device, precision.
 
         Precision is what the artifact was made for, with what its float parts are computed in when that is not fp32: ``fp32``,
@@ -243,6 +243,12 @@ def check_tensor(tensor: Tensor, contract: InputContract, batch: int | None = No
     return np.ascontiguousarray(tensor)
 
 
+def find_largest_batch(runner: Runner) -> int | None:
+    """The most images that the model takes at once, or None for any number or where the engine does not say."""
+    largest = runner.settings.get("largest_batch")
+    return largest if isinstance(largest, int) else None
+
+
 def run_any(runner: Runner, tensor: Tensor) -> Outputs:
     """Run any number of images, also on a model whose batch is fixed or has an upper end.
 
@@ -258,7 +264,7 @@ def run_any(runner: Runner, tensor: Tensor) -> Outputs:
         MachineError: The engine failed.
     """
     size, count = runner.batch, len(tensor)
-    most = size or runner.settings.get("largest_batch") or count
+    most = size or find_largest_batch(runner) or count
     if count in (0, size) or (size is None and count <= most):
         return runner.run(tensor)
     parts = []

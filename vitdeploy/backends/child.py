@@ -103,7 +103,7 @@ class Opened(NamedTuple):
     """
 
     load_ms: float
-    settings: dict[str, Any]
+    settings: dict[str, object]
     batch: int | None
 
 

@@ -73,7 +73,7 @@ class PyTorchRunner:
             network: Any = rebuild(spec, artifact.weights)
             self._run: _Function | None = _in_bfloat16(network) if half else network
         self._output = spec.output
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, object] = {
             "backend": PyTorch.name,
             "version": str(torch.__version__),
             "threads": torch.get_num_threads(),

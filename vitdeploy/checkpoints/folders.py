@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitdeploy.errors import InputError, TrustError
 from vitdeploy.files import expect, inside, sniff
@@ -45,8 +45,8 @@ class Layout(NamedTuple):
     """
 
     weights: dict[str, Path]
-    config: dict[str, Any]
-    preprocessor: dict[str, Any]
+    config: Mapping[str, object]
+    preprocessor: Mapping[str, object]
     read: dict[str, Path]
     shards: dict[str, str] | None
     notes: tuple[str, ...]
@@ -67,7 +67,7 @@ def find(folder: Path) -> Layout:
     if not _is_there(folder / config_name) and _is_there(folder / "open_clip_config.json"):
         config_name = "open_clip_config.json"
     read: dict[str, Path] = {}
-    configs = []
+    configs: list[Mapping[str, object]] = []
     for wanted in (config_name, "preprocessor_config.json"):
         if _is_there(folder / wanted):
             read[wanted] = _resolve_inside(cage, folder, wanted)
@@ -87,7 +87,7 @@ def find(folder: Path) -> Layout:
     return Layout(weights, configs[0], configs[1], read, shards, tuple(notes))
 
 
-def parse(file: Path, shown: Path) -> dict[str, Any]:
+def parse(file: Path, shown: Path) -> dict[str, object]:
     """A JSON file as an object, strictly: every key once, no NaN, no more than 10 MB.
 
     Args:
@@ -113,7 +113,7 @@ def parse(file: Path, shown: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twins(items: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(items)
     if len(value) != len(items):
         names = [name for name, _ in items]

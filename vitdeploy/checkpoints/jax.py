@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from vitdeploy.checkpoints.conversion import Rule, count
 from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec, Pool, SpecFields
 
 PAPER = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929"
 SIGLIP = "Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343"
@@ -65,25 +64,28 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     _, mlp_width = _shape(names[hidden], 2, hidden, path)
     own = _own_position(rows, "cls" in names, path)
     side = math.isqrt(rows - own)
-    pool = "map" if "MAPHead_0/probe" in names else "cls" if "cls" in names else "mean"
+    pool: Pool = "map" if "MAPHead_0/probe" in names else "cls" if "cls" in names else "mean"
     head = _head(names, path, (_prefix(checkpoint) or "").endswith("img/"))
-    facts = {**head, "pool": pool, "position_prefix": bool(own), "class_token": "cls" in names}
     _check_axes(checkpoint, heads)
     try:
-        return ModelSpec(
-            name=architecture or path.stem or "vit",
-            source=SIGLIP if pool == "map" else PAPER,
-            input=_contract(side * height, side * across, channels, pool == "map"),
-            patch=(height, across),
-            patch_bias="embedding/bias" in names,
-            width=width,
-            depth=count(tuple(names), f"{_BLOCK}/{attention}/query/kernel"),
-            heads=heads,
-            head_width=None if heads * size == width else size,
-            mlp="gelu_tanh",
-            mlp_width=mlp_width,
-            **facts,
-        )
+        fields: SpecFields = {
+            "name": architecture or path.stem or "vit",
+            "source": SIGLIP if pool == "map" else PAPER,
+            "input": _contract(side * height, side * across, channels, pool == "map"),
+            "patch": (height, across),
+            "patch_bias": "embedding/bias" in names,
+            "width": width,
+            "depth": count(tuple(names), f"{_BLOCK}/{attention}/query/kernel"),
+            "heads": heads,
+            "head_width": None if heads * size == width else size,
+            "mlp": "gelu_tanh",
+            "mlp_width": mlp_width,
+            "class_token": "cls" in names,
+            "position_prefix": bool(own),
+            "pool": pool,
+            **head,
+        }
+        return ModelSpec(**fields)
     except UsageError as exc:
         raise InputError("VD3015", exc.message, file=path, fix=_DAMAGED) from exc
 
@@ -198,7 +200,7 @@ def _own_position(rows: int, class_token: bool, path: Path) -> int:
     raise InputError("VD3015", message, file=path, fix=_MODULE)
 
 
-def _head(names: dict[str, tuple[int, ...]], path: Path, beside_text: bool) -> dict[str, Any]:
+def _head(names: dict[str, tuple[int, ...]], path: Path, beside_text: bool) -> SpecFields:
     """Fields of the head; beside a text tower it gives the embedding that both share (big_vision's two_towers.py)."""
     kernel, hidden = names.get("head/kernel"), names.get("pre_logits/kernel")
     if kernel is None and hidden is not None:
@@ -206,7 +208,7 @@ def _head(names: dict[str, tuple[int, ...]], path: Path, beside_text: bool) -> d
     if kernel is None:
         return {"head": "none", "classes": 0}
     classes = _shape(kernel, 2, "head/kernel", path)[1]
-    facts = {"classes": classes, "head_bias": "head/bias" in names}
+    facts: SpecFields = {"classes": classes, "head_bias": "head/bias" in names}
     if hidden is None:
         return {"head": "projection" if beside_text else "linear", **facts}
     return {"head": "mlp", "head_mlp_width": _shape(hidden, 2, "pre_logits/kernel", path)[1], **facts}

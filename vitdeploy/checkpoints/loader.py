@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from torch import nn
@@ -36,7 +37,7 @@ class Original(NamedTuple):
 
     net: nn.Module
     spec: ModelSpec
-    origin: dict[str, Any]
+    origin: Mapping[str, object]
     parent: str | None = None
 
 
@@ -45,7 +46,7 @@ class _Parts(NamedTuple):
 
     spec: ModelSpec
     state: safetensors.State | None
-    origin: dict[str, Any]
+    origin: Mapping[str, object]
     grid: tuple[int, int] | None = None
     parent: str | None = None
 
@@ -124,7 +125,7 @@ def _describe(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     return _Parts(spec, state, _digest(given))
 
 
-def _digest(file: Path) -> dict[str, Any]:
+def _digest(file: Path) -> dict[str, object]:
     return {"file": file.name, "sha256": files.sha256(file)}
 
 

@@ -9,8 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -21,7 +20,7 @@ from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.checkpoints.timm import KEPT
 from vitdeploy.checkpoints.timm_names import SATELLITE
 from vitdeploy.errors import InputError
-from vitdeploy.spec import InputContract, ModelSpec, Pool
+from vitdeploy.spec import InputContract, ModelSpec, Pool, Resample, SpecFields
 from vitdeploy.zoo.variants import VARIANTS
 
 
@@ -40,12 +39,13 @@ class Family(NamedTuple):
     signs: tuple[str, ...]
     input: InputContract
     source: str
-    facts: Mapping[str, Any]
+    facts: SpecFields
 
 
-def _family(name: str, signs: tuple[str, ...], like: str, **facts: str | float) -> Family:
+def _family(name: str, signs: tuple[str, ...], like: str, resample: Resample = "bicubic-antialias") -> Family:
     known = VARIANTS[like].spec
-    return Family(name, signs, known.input, known.source, {"norm_eps": known.norm_eps, "rotary": known.rotary, **facts})
+    facts: SpecFields = {"norm_eps": known.norm_eps, "rotary": known.rotary, "position_resample": resample}
+    return Family(name, signs, known.input, known.source, facts)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -55,16 +55,16 @@ FAMILIES: tuple[Family, ...] = (
         "vit_small_patch16_dinov3_qkvb",
     ),
     _family(  # dinov2/hub/backbones.py: with registers interpolate_antialias is on
-        "dinov2_reg", ("register_tokens",), "vit_small_patch14_reg4_dinov2", position_resample="bicubic-antialias"
+        "dinov2_reg", ("register_tokens",), "vit_small_patch14_reg4_dinov2", resample="bicubic-antialias"
     ),
     _family(
         "dinov2",
         ("blocks.{j}.{i}.ls1.gamma", "dino_head.{any}", "ibot_head.{any}", "linear_head.weight"),
         "vit_small_patch14_dinov2",
-        position_resample="bicubic-offset",
+        resample="bicubic-offset",
     ),
-    _family("mae", ("decoder_embed.weight", "decoder_pos_embed"), "vit_small_patch8_224", position_resample="bicubic"),
-    _family("dino", ("head.last_layer.{any}",), "vit_small_patch8_224", position_resample="bicubic-offset"),
+    _family("mae", ("decoder_embed.weight", "decoder_pos_embed"), "vit_small_patch8_224", resample="bicubic"),
+    _family("dino", ("head.last_layer.{any}",), "vit_small_patch8_224", resample="bicubic-offset"),
 )
 """The first family with a sign decides."""
 
@@ -136,13 +136,17 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
         height, width, placed = family.input.height, family.input.width, {}
     letter = _LETTERS.get(read["width"], f"_width{read['width']}_")
     name = architecture or f"{family.name}_vit{letter}{read['patch'][0]}"
-    return ModelSpec(
-        name=name,
-        source=_MAE if family.name == "mae" else family.source,
-        input=_contract(checkpoint, family, name).change_size(height, width),
-        heads=heads,
-        **{**read, **placed, **family.facts, "pool": _pool(state, read, checkpoint)},
-    )
+    fields: SpecFields = {
+        "name": name,
+        "source": _MAE if family.name == "mae" else family.source,
+        "input": _contract(checkpoint, family, name).change_size(height, width),
+        "heads": heads,
+        **read,
+        **placed,
+        **family.facts,
+        "pool": _pool(state, read, checkpoint),
+    }
+    return ModelSpec(**fields)
 
 
 def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
@@ -181,7 +185,7 @@ def _heads(checkpoint: Checkpoint, width: int) -> int:
     return width // (4 * quarter)
 
 
-def _pool(state: State, read: shapes.Fields, checkpoint: Checkpoint) -> Pool:
+def _pool(state: State, read: SpecFields, checkpoint: Checkpoint) -> Pool:
     """DINOv2's linear head takes the class token and the patches' mean; its head on four blocks is another network."""
     if read["head"] == "none":
         return "cls"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -30,7 +30,7 @@ class Described(NamedTuple):
 
 
 def describe(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], config: dict[str, Any], preprocessor: dict[str, Any]
+    path: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object], preprocessor: Mapping[str, object]
 ) -> Described:
     """The library and the model of a checkpoint of which only the headers were read.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
     return Read({name: state[name] for name in order | state}, (*map(str, answer["notes"]), *kinds))
 
 
-def convert(argument: dict[str, Any]) -> dict[str, list[str]]:
+def convert(argument: Mapping[str, Any]) -> dict[str, list[str]]:
     """Load a checkpoint and write its weights as safetensors: the part that runs in the child process.
 
     Args:

@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -79,7 +78,7 @@ def as_float32(state: State, path: Path, *, integers: str = "refuse") -> State:
     return state
 
 
-def header(path: Path) -> dict[str, dict[str, Any]]:
+def header(path: Path) -> dict[str, dict[str, object]]:
     """What a safetensors file says of its tensors: name to ``dtype``, ``shape`` and ``data_offsets``.
 
     Raises:
@@ -105,7 +104,7 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
         return table
 
     try:
-        described: dict[str, dict[str, Any]] = json.loads(raw, object_pairs_hook=pairs)
+        described: dict[str, dict[str, object]] = json.loads(raw, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as exc:
         raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
     if twice:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from vitdeploy.checkpoints.conversion import State, count
 from vitdeploy.errors import InputError
 from vitdeploy.models.relative import EXTRA
+from vitdeploy.spec import FinalNorm, Head, SpecFields
 
-Fields = dict[str, Any]
 _RELATIVE = "rel_pos_bias.relative_position_bias_table"
 BLOCK = "blocks.{i}.norm1.weight"
 
@@ -29,10 +29,10 @@ class Positions(NamedTuple):
     """
 
     grid: tuple[int, int]
-    fields: Fields
+    fields: SpecFields
 
 
-def fields(state: State, path: Path) -> Fields:
+def fields(state: State, path: Path) -> SpecFields:
     """Fields of `ModelSpec` that follow from shapes alone; of pools only ``map`` can be told.
 
     Args:
@@ -50,7 +50,7 @@ def fields(state: State, path: Path) -> Fields:
         message = "normalises without a bias (RMSNorm); vitdeploy's network has LayerNorm"
         raise InputError("VD3015", message, file=path)
     registers = tensor(state, "reg_token", 3, path).shape[1] if "reg_token" in state else 0
-    norms = {"fc_norm.weight": "pooled", "norm.weight": "tokens"}
+    norms: dict[str, FinalNorm] = {"fc_norm.weight": "pooled", "norm.weight": "tokens"}
     return {
         "patch": (kernel[2], kernel[3]),
         "patch_bias": "patch_embed.proj.bias" in state,
@@ -96,7 +96,7 @@ def head_size(state: State) -> int | None:
     return None if norm is None else norm.numel()
 
 
-def places(state: State, read: Fields, hint: tuple[int, int] | None, path: Path) -> Positions:
+def places(state: State, read: SpecFields, hint: tuple[int, int] | None, path: Path) -> Positions:
     """The grid of a learned position table, and which tokens before the patches have rows in it.
 
     Two squares never differ by 1 or 2, so a square grid is never mistaken; another shape needs a hint.
@@ -112,7 +112,7 @@ def places(state: State, read: Fields, hint: tuple[int, int] | None, path: Path)
     """
     rows = tensor(state, "pos_embed", 3, path).shape[1]
     special = read["class_token"] + read["distillation_token"]
-    options = {  # rows that do not belong to patches: fields
+    options: dict[int, SpecFields] = {  # rows that do not belong to patches: fields
         special: {"position_prefix": True},
         0: {"position_prefix": special == 0},
         special + read["registers"]: {"position_prefix": True, "position_registers": read["registers"] > 0},
@@ -137,7 +137,7 @@ def distances(state: State, hint: tuple[int, int] | None) -> tuple[int, int] | N
     return hint if hint and (2 * hint[0] - 1) * (2 * hint[1] - 1) == rows else (side, side)
 
 
-def _attention(state: State) -> Fields:
+def _attention(state: State) -> SpecFields:
     key, query = "blocks.0.attn.k.bias", "blocks.0.attn.q_bias"
     every = "blocks.0.attn.qkv.bias" in state or key in state
     return {
@@ -147,7 +147,7 @@ def _attention(state: State) -> Fields:
     }
 
 
-def _mlp(state: State, path: Path) -> Fields:
+def _mlp(state: State, path: Path) -> SpecFields:
     """Gated MLPs are seen by their first layer: separate, or twice as wide as what the second takes."""
     last = tensor(state, "blocks.0.mlp.fc2.weight", 2, path).shape[1]
     gated = "blocks.0.mlp.fc1_g.weight" in state or tensor(state, "blocks.0.mlp.fc1.weight", 2, path).shape[0] == 2 * last
@@ -158,9 +158,9 @@ def _mlp(state: State, path: Path) -> Fields:
     }
 
 
-def _head(state: State, path: Path) -> Fields:
+def _head(state: State, path: Path) -> SpecFields:
     if "head.weight" not in state:
         return {"head": "none", "classes": 0}
-    kind = "distilled" if "head_dist.weight" in state else "linear"
+    kind: Head = "distilled" if "head_dist.weight" in state else "linear"
     classes = tensor(state, "head.weight", 2, path).shape[0]
     return {"head": kind, "classes": classes, "head_bias": "head.bias" in state}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitdeploy.checkpoints.conversion import Rule, State
 from vitdeploy.spec import ModelSpec
@@ -24,8 +24,8 @@ class Checkpoint(NamedTuple):
 
     path: Path
     state: State
-    config: dict[str, Any]
-    preprocessor: dict[str, Any]
+    config: Mapping[str, object]
+    preprocessor: Mapping[str, object]
     files: dict[str, str]
     notes: tuple[str, ...]
 
@@ -69,4 +69,4 @@ class Loaded(NamedTuple):
     spec: ModelSpec
     state: State
     grid: tuple[int, int] | None
-    origin: dict[str, Any]
+    origin: Mapping[str, object]

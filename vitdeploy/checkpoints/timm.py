@@ -18,8 +18,8 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ from vitdeploy.checkpoints.conversion import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.checkpoints.timm_names import ANY_MODULE, Architecture, understand
 from vitdeploy.errors import InputError
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, Mlp, ModelSpec, Pool, SpecFields
 from vitdeploy.zoo.variants import VARIANTS
 
 _RELATIVE = "rel_pos_bias.relative_position_bias_table"
@@ -76,8 +76,15 @@ RULES: tuple[Rule, ...] = (
 """timm's names, our names."""
 
 _MLPS, _TABLES = ("plain", "SwiGLU"), ("none", "learned")
-_POOLS = {"token": "cls", "avg": "mean", "max": "max", "map": "map"}
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu", "relu": "relu"}
+_Word = TypeVar("_Word", bound=str)
+_POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "max": "max", "map": "map"}
+_ACTIVATIONS: dict[str, Mlp] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "quickgelu": "quick_gelu",
+    "relu": "relu",
+}
 _FROM_SHAPES = {
     *("img_size", "in_chans", "num_classes", "mlp_ratio", "qkv_bias", "qkv_fused", "qk_norm"),
     *("init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "use_fc_norm"),
@@ -153,7 +160,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     arguments = _arguments(checkpoint)
     heads = _heads(checkpoint, known, arguments, read, state)
     inner = shapes.inner(state)
-    facts = dict(known.family.facts)
+    facts: SpecFields = {**known.family.facts}
     if read["mlp"] == "swiglu":
         facts.pop("mlp", None)
     elif arguments.act_layer is not None:
@@ -164,15 +171,18 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
         raise InputError("VD3015", message, file=checkpoint.path, fix="give the checkpoint with head and head_dist")
     grid, placed = _grid(checkpoint, known.family.side)
     side = (grid[0] * read["patch"][0], grid[1] * read["patch"][1])
-    return ModelSpec(
-        name=known.name,
-        source=VARIANTS[known.name].spec.source if known.name in VARIANTS else f"timm, {known.name}",
-        input=_contract(checkpoint, known, side),
-        heads=heads,
-        head_width=inner // heads if inner and inner != read["width"] else None,
-        labels=_labels(checkpoint, read["classes"]),
-        **{**read, **placed, **facts},
-    )
+    fields: SpecFields = {
+        "name": known.name,
+        "source": VARIANTS[known.name].spec.source if known.name in VARIANTS else f"timm, {known.name}",
+        "input": _contract(checkpoint, known, side),
+        "heads": heads,
+        "head_width": inner // heads if inner and inner != read["width"] else None,
+        "labels": _labels(checkpoint, read["classes"]),
+        **read,
+        **placed,
+        **facts,
+    }
+    return ModelSpec(**fields)
 
 
 def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
@@ -212,8 +222,8 @@ def contract(side: tuple[int, int], prepared: Prepared, checkpoint: Checkpoint) 
             f"prepares pixels with crop_mode {prepared.crop_mode!r} and crop_pct {share}, which the input contract can't say"
         )
         raise InputError("VD3015", message, file=checkpoint.path, fix="use 'center', or 'squash' with crop_pct 1.0")
-    filters = {"bicubic": "bicubic", "bilinear": "bilinear"}
-    interpolation: Any = _choice(filters, prepared.interpolation, "interpolation", checkpoint)
+    filters: dict[str, Literal["bicubic", "bilinear"]] = {"bicubic": "bicubic", "bilinear": "bilinear"}
+    interpolation = _choice(filters, prepared.interpolation, "interpolation", checkpoint)
     return InputContract(
         height=side[0],
         width=side[1],
@@ -251,7 +261,7 @@ def _arguments(checkpoint: Checkpoint) -> Arguments:
         raise InputError("VD3015", f"has model_args in config.json that are not timm's: {exc}", file=checkpoint.path) from exc
 
 
-def _heads(checkpoint: Checkpoint, known: Architecture, arguments: Arguments, read: shapes.Fields, state: State) -> int:
+def _heads(checkpoint: Checkpoint, known: Architecture, arguments: Arguments, read: SpecFields, state: State) -> int:
     """The configuration's heads, or the name's, once all else that they say has been found in the shapes.
 
     Raises:
@@ -286,7 +296,7 @@ def _heads(checkpoint: Checkpoint, known: Architecture, arguments: Arguments, re
     return heads
 
 
-def _pool(checkpoint: Checkpoint, known: Architecture, read: shapes.Fields, given: str | None) -> str:
+def _pool(checkpoint: Checkpoint, known: Architecture, read: SpecFields, given: str | None) -> Pool:
     """The configuration's pool, else what the tensors force, else the family's; timm moves the last norm for averages."""
     if read["pool"] == "map":
         if read["class_token"] or read["registers"]:
@@ -297,10 +307,10 @@ def _pool(checkpoint: Checkpoint, known: Architecture, read: shapes.Fields, give
         return _choice(_POOLS, given, "global_pool", checkpoint)
     if not read["class_token"] or read["final_norm"] == "pooled":
         return "mean"
-    return str(known.family.facts.get("pool", "cls"))
+    return known.family.facts.get("pool", "cls")
 
 
-def _grid(checkpoint: Checkpoint, side: int) -> tuple[tuple[int, int], shapes.Fields]:
+def _grid(checkpoint: Checkpoint, side: int) -> tuple[tuple[int, int], SpecFields]:
     """Rows and columns of patches, and which prefix tokens have positions; ``side`` is the family's, in pixels."""
     state = convert(checkpoint.state, RULES).state
     read = shapes.fields(state, checkpoint.path)
@@ -330,7 +340,7 @@ def _labels(checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
     return tuple(names) if len(names) == classes else ()
 
 
-def _choice(known: dict[str, str], given: str | None, what: str, checkpoint: Checkpoint) -> str:
+def _choice(known: Mapping[str, _Word], given: str | None, what: str, checkpoint: Checkpoint) -> _Word:
     if given not in known:
         message = f"has {what} {given!r}; vitdeploy knows {', '.join(known)}"
         raise InputError("VD3015", message, file=checkpoint.path)

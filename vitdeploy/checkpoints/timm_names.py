@@ -11,12 +11,12 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitdeploy.errors import InputError, UsageError, nearest
+from vitdeploy.spec import SpecFields
 from vitdeploy.zoo.variants import VARIANTS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -48,7 +48,7 @@ class Family(NamedTuple):
     pattern: str
     statistics: Statistics = HALF
     crop: float = 0.9
-    facts: Mapping[str, Any] = {}
+    facts: SpecFields = SpecFields()
     squash: bool = False
     side: int = 224
     interpolation: str = "bicubic"
@@ -83,10 +83,10 @@ class Architecture(NamedTuple):
     table: bool
 
 
-_EVA02 = {"rotary": "eva02", "rotary_grid": (16, 16)}
-_DINOV3 = {"rotary": "dinov3", "norm_eps": 1e-5}
-_CLIP = {"norm_eps": 1e-5}
-_TANH = {"mlp": "gelu_tanh"}
+_EVA02: SpecFields = {"rotary": "eva02", "rotary_grid": (16, 16)}
+_DINOV3: SpecFields = {"rotary": "dinov3", "norm_eps": 1e-5}
+_CLIP: SpecFields = {"norm_eps": 1e-5}
+_TANH: SpecFields = {"mlp": "gelu_tanh"}
 _ROTARY = "its rotary coordinates are neither EVA-02's nor DINOv3's"
 _PARALLEL = "its blocks are parallel, differential or normalised after"
 

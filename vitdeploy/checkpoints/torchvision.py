@@ -10,15 +10,16 @@ Source:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import msgspec
+from torch import Tensor
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.conversion import Rule, convert, has_matches
 from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.errors import InputError, UsageError, nearest
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec, SpecFields
 
 SOURCE_NAME = "torchvision, models/vision_transformer.py; Dosovitskiy et al. 2021, arXiv:2010.11929"
 
@@ -84,15 +85,18 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
         _other(bare, name)
     grid, placed = shapes.places(state, read, None, checkpoint.path)
     side, channels = grid[0] * read["patch"][0], state["patch_embed.proj.weight"].shape[1]
-    head = {"head": "mlp", **_hidden(state)} if "head.fc2.weight" in state else {}
-    return ModelSpec(
-        name=name,
-        source=SOURCE_NAME,
-        input=_contract(name, side, channels, swag="swag" in tag),
-        heads=heads,
-        position_resample="bicubic",
-        **{**read, **placed, **head},
-    )
+    head: SpecFields = {"head": "mlp", **_hidden(state)} if "head.fc2.weight" in state else {}
+    fields: SpecFields = {
+        "name": name,
+        "source": SOURCE_NAME,
+        "input": _contract(name, side, channels, swag="swag" in tag),
+        "heads": heads,
+        "position_resample": "bicubic",
+        **read,
+        **placed,
+        **head,
+    }
+    return ModelSpec(**fields)
 
 
 def rules(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Rule, ...]:
@@ -104,7 +108,7 @@ def _head_rules(checkpoint: Checkpoint) -> tuple[Rule, ...]:
     return _HIDDEN if "heads.pre_logits.weight" in checkpoint.state else _PLAIN
 
 
-def _hidden(state: dict[str, Any]) -> dict[str, int]:
+def _hidden(state: Mapping[str, Tensor]) -> SpecFields:
     classes, hidden = state["head.fc2.weight"].shape
     return {"classes": classes, "head_mlp_width": hidden}
 

@@ -15,7 +15,7 @@ Fill = Callable[[memoryview], int]
 """Reads into the memory; returns how many bytes, 0 at the end of the stream."""
 
 
-def encode_message(message: dict[str, Any], arrays: Sequence[memoryview] = ()) -> bytes:
+def encode_message(message: dict[str, object], arrays: Sequence[memoryview] = ()) -> bytes:
     """The bytes to send before the arrays.
 
     Args:

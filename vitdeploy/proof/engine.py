@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Runner, run_any
+from vitdeploy.backends.base import OpenConfig, Runner, find_largest_batch, run_any
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import TABLE
 from vitdeploy.data import images
@@ -125,12 +125,12 @@ def _distances(artifact: Artifact, runner: Runner, golden: Golden) -> dict[str, 
 def _sizes(artifact: Artifact, runner: Runner, images: int) -> tuple[int, ...]:
     if runner.batch is not None:
         return (runner.batch,)
-    largest = runner.settings.get("largest_batch")
+    largest = find_largest_batch(runner)
     if largest is None:
         return 1, images
     config = artifact.record.config
     usual = config.usual_batch if isinstance(config, CompileConfig) else 1
-    return tuple(sorted({1, usual, int(largest)}))
+    return tuple(sorted({1, usual, largest}))
 
 
 def distance(output: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

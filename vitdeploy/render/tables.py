@@ -329,7 +329,7 @@ def tabulate_predictions(predictions: Sequence[Prediction]) -> Table:
     return Table("", ("image", "class", "probability"), rows)
 
 
-def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, Any]]:
+def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, object]]:
     """Known models with what they cost: parameters, multiply-accumulates an image, and where they come from."""
     return [
         {

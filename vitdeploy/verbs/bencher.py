@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -57,7 +56,7 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
     rows, remarks = latency.measure(subjects, config, progress=progress)
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "artifact": ", ".join(labels),
         "rounds": config.rounds,
         "seconds": config.seconds,

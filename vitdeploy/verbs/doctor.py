@@ -143,7 +143,7 @@ def _try(name: str) -> tuple[bool, str]:
         return False, str(exc)
 
 
-def probe(argument: tuple[str, list[Any]]) -> dict[str, Any]:
+def probe(argument: tuple[str, list[Any]]) -> dict[str, object]:
     """Try a backend: the part that runs in a child process, and writes into its current folder.
 
     Args:

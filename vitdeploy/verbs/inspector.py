@@ -60,7 +60,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     bytes: int = 0
     sha256: str | None = None
-    facts: dict[str, Any] = {}
+    facts: Mapping[str, object] = {}
     graph: OnnxGraph | None = None
     spec: ModelSpec | None = None
     contract: InputContract | None = None
@@ -117,7 +117,7 @@ def _artifact(path: Path) -> Inspection:
         if files.sha256(artifact.folder / name) != digest:
             notes.append(f"{name} changed after it was written: its digest is another one")
     inner = _onnx(artifact.model, record) if record.entry.endswith(".onnx") else None
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "id": artifact.id,
         "made_by": record.made_by,
         **({} if record.kind == "onnx" else {"engine": record.kind}),
@@ -211,8 +211,8 @@ def _checkpoint_folder(path: Path, weights: dict[str, Path]) -> Inspection:
 def _checkpoint(
     path: Path,
     weights: Mapping[str, Path],
-    config: dict[str, Any] | None = None,
-    preprocessor: dict[str, Any] | None = None,
+    config: Mapping[str, object] | None = None,
+    preprocessor: Mapping[str, object] | None = None,
 ) -> Inspection:
     """A checkpoint, by the headers of its files."""
     tensors: dict[str, Outline] = {}
@@ -249,7 +249,7 @@ def _describe(
     elements: dict[str, int] = {}
     for tensor in tensors.values():
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
-    facts: dict[str, Any] = {"source": source or "unknown"}
+    facts: dict[str, object] = {"source": source or "unknown"}
     if spec is not None:
         facts |= _model(spec)
     facts |= {
@@ -271,7 +271,7 @@ def _describe(
     )
 
 
-def _model(spec: ModelSpec) -> dict[str, Any]:
+def _model(spec: ModelSpec) -> dict[str, object]:
     """Which model: its name, its architecture in a line, its image size, and what the head gives."""
     patch = f"{spec.patch[0]} x {spec.patch[1]}"
     vit = f"ViT of {spec.depth} blocks, width {spec.width}, {spec.heads} heads, patch {patch}"

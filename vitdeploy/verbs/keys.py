@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ from vitdeploy.jsonfile import encode
 from vitdeploy.recipe import FILES, RANDOM, ModelConfig, QuantizeConfig, ValidateConfig
 
 
-def key_of(stage: str, config: msgspec.Struct, inputs: dict[str, Any]) -> str:
+def key_of(stage: str, config: msgspec.Struct, inputs: Mapping[str, object]) -> str:
     """SHA-256, in hex, of everything a stage's result depends on; where data lie does not count, what they are does."""
     settings = msgspec.to_builtins(config)
     for name in ("data", "calibration", "statistics", "save_statistics"):

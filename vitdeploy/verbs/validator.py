@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_any
@@ -23,7 +22,7 @@ from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.parity import Parity
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import ValidateConfig
-from vitdeploy.report import Report, Row
+from vitdeploy.report import Metric, Report, Row
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.trial import choose_engines, explain_no_original
 
@@ -94,7 +93,7 @@ class _Trial:
         if self.class_map is not None and batch.labels is not None:
             self.accuracy.add(outputs, self.class_map[batch.labels])
 
-    def metrics(self, name: str) -> dict[str, Any]:
+    def metrics(self, name: str) -> dict[str, Metric]:
         """All numbers of one subject."""
         metrics = self.parity[name].metrics() if name in self.parity else {}
         return metrics | (self.accuracy.metrics(name) if self.class_map is not None else {})
@@ -156,9 +155,9 @@ def _generate(counts: Counts, contract: InputContract, config: ValidateConfig) -
 
 def _describe_data(
     data: Dataset | None, counts: Counts, config: ValidateConfig, trial: _Trial
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """Settings and notes about the images."""
-    settings: dict[str, Any] = {"data": "generated", "images": counts.used, "seed": config.seed, "batch": config.batch}
+    settings: dict[str, object] = {"data": "generated", "images": counts.used, "seed": config.seed, "batch": config.batch}
     if data is None:
         return settings, [f"No data were given: parity on {counts.used} generated images; accuracy was not measured."]
     notes = []

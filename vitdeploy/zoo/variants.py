@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import msgspec
 
 from vitdeploy.errors import UsageError, nearest
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec, SpecFields
 
 TIMM = "timm, results/benchmark-infer-amp-nchw-pt291-cu130-5090.csv (github.com/huggingface/pytorch-image-models)"
 TORCHVISION = "torchvision 0.25, models/vision_transformer.py, num_params"
@@ -51,7 +50,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Row(msgspec.Struct, frozen=True):
     millions: float
-    changes: dict[str, Any] = {}
+    changes: SpecFields = {}
     published: str = ""
 
 
@@ -59,7 +58,7 @@ class _Family(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     input: InputContract
     rows: dict[str, float | _Row]
-    spec: dict[str, Any] = {}
+    spec: SpecFields = {}
     published: str = TIMM
 
     def make_variants(self) -> dict[str, Variant]:
@@ -72,12 +71,22 @@ class _Family(msgspec.Struct, frozen=True, kw_only=True):
         width, depth, heads = _SIZES[match["size"]]
         side, patch = int(match["image"] or self.input.height), int(match["patch"])
         contract = msgspec.structs.replace(self.input, height=side, width=side)
-        facts = {"width": width, "depth": depth, "heads": heads, "patch": (patch, patch), "input": contract}
-        spec = ModelSpec(**{"name": name, "source": self.source, **facts, **self.spec, **row.changes})
+        fields: SpecFields = {
+            "name": name,
+            "source": self.source,
+            "input": contract,
+            "patch": (patch, patch),
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            **self.spec,
+            **row.changes,
+        }
+        spec = ModelSpec(**fields)
         return Variant(spec=spec, parameters_millions=row.millions, published=row.published or self.published)
 
 
-_FEATURES = {"head": "none", "classes": 0}
+_FEATURES: SpecFields = {"head": "none", "classes": 0}
 
 _VIT = _Family(
     source="Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929",
@@ -127,7 +136,7 @@ _DEIT_DISTILLED = _Family(
 # Position tables are for 518 pixels. Meta evaluates at 224 out of a shorter side of 256 (dinov2/data/transforms.py); the
 # same share of 518 is 592, so that `change_size(224, 224)` gives 256 again. timm and transformers take 518 out of 518.
 _DINOV2_INPUT = InputContract(height=518, width=518, resize_to=592)
-_DINOV2_GIANT = {"width": 1536, "heads": 24, "mlp": "swiglu", "mlp_width": 4096}
+_DINOV2_GIANT: SpecFields = {"width": 1536, "heads": 24, "mlp": "swiglu", "mlp_width": 4096}
 
 _DINOV2 = _Family(
     source="Oquab et al. 2023, DINOv2, arXiv:2304.07193",
@@ -154,7 +163,7 @@ _DINOV2_REGISTERS = _Family(
     },
 )
 
-_DINOV3_SPEC = {
+_DINOV3_SPEC: SpecFields = {
     **_FEATURES,
     "registers": 4,
     "position": "none",
@@ -211,7 +220,7 @@ _SIGLIP = _Family(  # google-research/big_vision: GELU in flax is the tanh form;
     rows={"vit_base_patch16_siglip_224": 92.88},
 )
 
-_EVA02_SPEC = {
+_EVA02_SPEC: SpecFields = {
     "mlp": "swiglu",
     "qkv_bias": "qv",
     "rotary": "eva02",
@@ -219,7 +228,7 @@ _EVA02_SPEC = {
     "pool": "mean",
     "final_norm": "pooled",
 }
-_EVA02_SIZES: dict[str, dict[str, Any]] = {  # hidden width int(D x 4 x 2/3)
+_EVA02_SIZES: dict[str, SpecFields] = {  # hidden width int(D x 4 x 2/3)
     "tiny": {"mlp_width": 512},
     "small": {"mlp_width": 1024},
     "base": {"mlp_width": 2048, "mlp_norm": True},

@@ -82,7 +82,7 @@ class OnnxRuntime:
         size = session.get_inputs()[0].shape[0]
         if config.batch is not None and size != config.batch:
             raise MachineError("VD4011", f"onnxruntime takes batches of {size}, not of {config.batch}", file=artifact.model)
-        facts: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "providers": session.get_providers()}
+        facts: dict[str, object] = {"onnxruntime": onnxruntime.__version__, "providers": session.get_providers()}
         if not keeps:
             note = f"the optimised graph of {providers[0]} is not kept: it is made whenever the model is opened"
             return Compiled(entry=_SOURCE, run=run, facts=facts, notes=(note,))
@@ -125,7 +125,7 @@ class OnnxRuntimeRunner:
             self._session = _open_session(self._model, _make_options(config), self._providers)
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, object] = {
             "backend": OnnxRuntime.name,
             "version": onnxruntime.__version__,
             "threads": count_threads(config),

@@ -167,11 +167,11 @@ class OpenVinoRunner:
         self._names = [_name_output(output, artifact) for output in self._compiled.outputs]
         self.batch: int | None = first
         """The one batch size that the model takes, or None when it is dynamic."""
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, object] = {
             "backend": OpenVino.name,
             "version": openvino.__version__.partition("-")[0],
             "threads": int(actual.get(THREADS, count_threads(config))),
-            "device": (config.device or "cpu") + (f" ({actual['devices'].lower()})" if self._device == AUTO else ""),
+            "device": (config.device or "cpu") + (f" ({str(actual['devices']).lower()})" if self._device == AUTO else ""),
             "precision": _name_arithmetic(artifact.record.precision, PRECISIONS[precision]),
         }
         streams = actual.get(STREAMS) if config.streams is not None or config.hint == "throughput" else None
@@ -284,7 +284,7 @@ def _require_same_spec(model: Any, artifact: Artifact) -> None:  # noqa: ANN401 
         raise InputError("VD3010", "has another spec than the model beside it", file=artifact.folder, fix="compile it again")
 
 
-def _stamp(core: Any, place: str, asked: dict[str, Any], artifact: Artifact) -> dict[str, str]:  # noqa: ANN401 (openvino.Core)
+def _stamp(core: Any, place: str, asked: dict[str, object], artifact: Artifact) -> dict[str, str]:  # noqa: ANN401 (openvino.Core)
     """What a kept engine depends on."""
     paths = (artifact.model, artifact.model.with_suffix(".bin"))
     parts = [artifact.record.files.get(path.name) or sha256(path) for path in paths if path.is_file()]
@@ -307,7 +307,7 @@ def _list_precisions(core: Any, place: str) -> list[FloatPrecision]:  # noqa: AN
     return [name for name in every if read_properties(core.compile_model(model, place, {PRECISION: name})).get(PRECISION) == name]
 
 
-def _quantizes(core: Any, depth: int, asked: tuple[str, dict[str, Any]]) -> bool:  # noqa: ANN401 (openvino.Core)
+def _quantizes(core: Any, depth: int, asked: tuple[str, dict[str, object]]) -> bool:  # noqa: ANN401 (openvino.Core)
     """Whether a float input is quantized for int8 weights: beside large numbers, small ones then count for nothing."""
     small, large, rows = 1e-3, 1.0, 16
     ops = openvino.opset13

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitdeploy.backends.base import OpenConfig, count_threads
@@ -35,7 +36,7 @@ def find_device(core: Any, name: str) -> str:  # noqa: ANN401 (openvino.Core, wh
     return wanted
 
 
-def choose_properties(core: Any, target: str, config: OpenConfig) -> dict[str, Any]:  # noqa: ANN401 (openvino.Core)
+def choose_properties(core: Any, target: str, config: OpenConfig) -> dict[str, object]:  # noqa: ANN401 (openvino.Core)
     """Properties to compile with.
 
     Args:
@@ -59,14 +60,14 @@ def choose_properties(core: Any, target: str, config: OpenConfig) -> dict[str, A
     return {name: value for name, value in properties.items() if value is not None}
 
 
-def read_properties(compiled: Any) -> dict[str, Any]:  # noqa: ANN401 (openvino.CompiledModel)
+def read_properties(compiled: Any) -> dict[str, str | int]:  # noqa: ANN401 (openvino.CompiledModel)
     """The same properties of a compiled model, as it answers; those that it does not tell are left out."""
     devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
     answers: Any = compiled.get_property
     known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
     if PRECISION not in known and "DEVICE_PROPERTIES" in known:  # AUTO
         tables = compiled.get_property("DEVICE_PROPERTIES")
-        table: dict[str, Any] = next((tables[name] for name in devices if name in tables), {})
+        table: dict[str, object] = next((tables[name] for name in devices if name in tables), {})
         answers, known = table.get, set(table)
     properties = {name: answers(name) for name in (PRECISION, HINT, THREADS, STREAMS) if name in known}
     if PRECISION in properties:
@@ -76,7 +77,7 @@ def read_properties(compiled: Any) -> dict[str, Any]:  # noqa: ANN401 (openvino.
     return {**properties, "devices": ", ".join(devices)}
 
 
-def check_precision(asked: dict[str, Any], actual: dict[str, Any], target: str) -> None:
+def check_precision(asked: Mapping[str, object], actual: Mapping[str, str | int], target: str) -> None:
     """Refuse a device that computes in another precision than the one asked for: it takes the nearest that it has.
 
     Raises:
@@ -88,7 +89,7 @@ def check_precision(asked: dict[str, Any], actual: dict[str, Any], target: str) 
         raise UsageError("VD2011", message, fix="leave the precision out" if target == "CPU" else "give the one that it has")
 
 
-def check_counts(config: OpenConfig, actual: dict[str, Any]) -> None:
+def check_counts(config: OpenConfig, actual: Mapping[str, str | int]) -> None:
     """Refuse threads or streams that the device cuts down.
 
     Args:

@@ -173,7 +173,7 @@ class TensorRt:
             return tuple(read_capability(text) for text in config.architectures)
         return () if place.device is None else (read_capability(place.device.capability),)
 
-    def _summarize_if_possible(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
+    def _summarize_if_possible(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, object]:
         """`_summary`, or why there is none: an inspector that fails does not make the engine worse."""
         try:
             return self._summary(plan, folder, config)
@@ -182,7 +182,7 @@ class TensorRt:
                 raise
             return {"not_told": error.message}
 
-    def _summary(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, Any]:
+    def _summary(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, object]:
         """What the engine is made of, asked from the engine."""
         from vitdeploy.backends.tensorrt.inspection import summary
 

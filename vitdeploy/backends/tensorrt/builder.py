@@ -65,7 +65,7 @@ class Built(NamedTuple):
     """
 
     plan: bytes
-    facts: dict[str, Any]
+    facts: dict[str, object]
     notes: tuple[str, ...] = ()
 
 
@@ -182,7 +182,7 @@ class _Work:
                 got = types.get(port.name, "nothing")
                 raise self._failure("the network is another", f"{port.name!r} is {got}, in the file it is {port.dtype}")
 
-    def configure(self, graph: OnnxGraph, place: Place) -> dict[str, Any]:
+    def configure(self, graph: OnnxGraph, place: Place) -> dict[str, object]:
         """Set every option; what was set, for the record."""
         trt, config, options = self.trt, self.config, self.options
         options.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else nobody can tell what the engine runs

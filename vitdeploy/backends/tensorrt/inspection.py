@@ -221,7 +221,7 @@ def kernels(layers: Iterable[Layer], known: Mapping[str, Role] | None = None) ->
     return tuple(made)
 
 
-def summary(module: Any, engine: Any) -> dict[str, Any]:  # noqa: ANN401
+def summary(module: Any, engine: Any) -> dict[str, object]:  # noqa: ANN401
     """Counts for the record, as builtins.
 
     Args:
@@ -240,7 +240,7 @@ def summary(module: Any, engine: Any) -> dict[str, Any]:  # noqa: ANN401
     return count(inspect(module, engine))
 
 
-def count(layers: Iterable[Layer]) -> dict[str, Any]:
+def count(layers: Iterable[Layer]) -> dict[str, object]:
     """What `summary` returns, of layers that were read already."""
     everything = tuple(layers)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("gemm", "conv", "fused", "attention")}
@@ -308,7 +308,7 @@ def _values(items: object) -> tuple[Value, ...]:
     return tuple(_value(item) for item in items if isinstance(item, dict)) if isinstance(items, list) else ()
 
 
-def _value(item: dict[str, Any]) -> Value:
+def _value(item: Mapping[str, object]) -> Value:
     words = (_text(item, key) for key in ("Format/Datatype", "Datatype", "DataType", "Format"))
     shape = item.get("Dimensions")
     sizes = shape if isinstance(shape, list) and all(isinstance(size, int) for size in shape) else []
@@ -321,6 +321,6 @@ def _precision(text: str) -> str:
     return next((name for name, marks in _TYPES if any(mark in words for mark in marks)), "")
 
 
-def _text(item: dict[str, Any], key: str) -> str:
+def _text(item: Mapping[str, object], key: str) -> str:
     value = item.get(key)
     return value if isinstance(value, str) else ""

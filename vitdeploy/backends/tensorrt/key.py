@@ -15,7 +15,6 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -50,7 +49,7 @@ class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cuda: str = ""
     tensorrt: str
     typing: str = "strong"
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     onnx: str
 
     @property

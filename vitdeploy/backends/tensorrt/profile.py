@@ -58,7 +58,7 @@ def read_capability(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def find_capabilities(trt: Any, architectures: tuple[str, ...]) -> dict[str, Any]:  # noqa: ANN401 (a library without types)
+def find_capabilities(trt: Any, architectures: tuple[str, ...]) -> dict[str, object]:  # noqa: ANN401 (a library without types)
     """TensorRT-RTX's own values for compute capabilities, each once.
 
     Args:

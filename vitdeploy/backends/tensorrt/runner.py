@@ -129,7 +129,7 @@ class TensorRtRunner:
         self._facts = self._describe()
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """See `Runner.settings`. ``graph`` whether runs are replayed, ``graph_refused`` why not; times include ``transfers``."""
         return {**self._facts, "graph": not self._refused, **({"graph_refused": self._refused} if self._refused else {})}
 
@@ -283,7 +283,7 @@ class TensorRtRunner:
             smallest, usual, largest = self._engine.get_tensor_profile_shape(self._input.name, 0)
             return _Batches(int(smallest[0]), int(usual[0]), int(largest[0]))
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, object]:
         """The part of the settings that stays as it is."""
         device, versions = self._cuda.describe(self._ordinal), self._cuda.versions()
         return {

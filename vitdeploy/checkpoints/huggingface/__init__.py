@@ -32,14 +32,13 @@ Source: transformers 5.23, ``models/*/modeling_*.py``, ``configuration_*.py`` an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface import beit, clip, dino, processor, vit
 from vitdeploy.checkpoints.huggingface.family import Family, Options, add_prefix
 from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.errors import InputError
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import ModelSpec, SpecFields
 
 FAMILIES: dict[str, Family] = {
     kind: family for family in (*vit.FAMILIES, *dino.FAMILIES, *clip.FAMILIES, *beit.FAMILIES) for kind in family.types
@@ -70,7 +69,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     options = _options(checkpoint)
     family, contract = options.family, processor.contract(options)
     file = "" if checkpoint.preprocessor else f"; no preprocessor_config.json, so defaults of {family.processor}ImageProcessor"
-    facts: dict[str, Any] = {
+    fields: SpecFields = {
         "name": architecture or _name(checkpoint.path),
         "source": family.source + file,
         "input": contract,
@@ -83,11 +82,12 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
         "qkv_bias": "qkv" if options.flag("qkv_bias") else "none",
         "position_resample": "bicubic",
         "norm_eps": options.number("layer_norm_eps"),
+        **family.spec(options),
     }
     options.grid()  # sizes that are none are refused even where a preprocessor says another
-    if facts["depth"] > len(checkpoint.state):
+    if fields["depth"] > len(checkpoint.state):
         raise options.refuse("num_hidden_layers", f"does not go with {len(checkpoint.state)} tensors")
-    return ModelSpec(**{**facts, **family.spec(options)})
+    return ModelSpec(**fields)
 
 
 def rules(checkpoint: Checkpoint, model: ModelSpec) -> tuple[Rule, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import (
     CLASSIFIER,
@@ -19,7 +17,7 @@ from vitdeploy.checkpoints.huggingface.family import (
     leave_out,
     rename,
 )
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import FinalNorm, ModelSpec, SpecFields
 
 _TABLE = "relative_position_bias.relative_position_bias_table"
 _OURS = "rel_pos_bias.relative_position_bias_table"
@@ -43,11 +41,11 @@ _DEFAULTS = {
 }
 
 
-def _spec(options: Options) -> dict[str, Any]:
+def _spec(options: Options) -> SpecFields:
     blocks, shared = (options.flag(f"use_{kind}relative_position_bias") for kind in ("", "shared_"))
     if blocks and shared:
         raise options.refuse("use_shared_relative_position_bias", "does not go with use_relative_position_bias")
-    final = "pooled" if options.has("pooler.layernorm.weight") else "none"
+    final: FinalNorm = "pooled" if options.has("pooler.layernorm.weight") else "none"
     scale = options.number("layer_scale_init_value")
     return {
         "mlp": options.activation(),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import CLASSIFIER, SIZES, Family, Options, Pairs, leave_out, rename
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import ModelSpec, Pool, SpecFields
 
 _BLOCK: Pairs = (
     ("self_attn.q_proj.{kind}", "attn.q.{kind}"),
@@ -32,8 +30,8 @@ _UNUSED_POOL = leave_out("pools for image-text matching; this classifier takes t
 _VISION = {**SIZES, "layer_norm_eps": 1e-5, "patch_size": 32, "hidden_act": "quick_gelu"}
 
 
-def _clip_spec(options: Options) -> dict[str, Any]:
-    facts = {"mlp": options.activation(), "pre_norm": True, "patch_bias": False}
+def _clip_spec(options: Options) -> SpecFields:
+    facts: SpecFields = {"mlp": options.activation(), "pre_norm": True, "patch_bias": False}
     if options.has("classifier.weight"):
         return {**facts, **options.head(), "pool": "mean", "final_norm": "none"}
     width = options.classes("visual_projection.weight")
@@ -65,9 +63,9 @@ CLIP = Family(
 )
 
 
-def _siglip_spec(options: Options) -> dict[str, Any]:
+def _siglip_spec(options: Options) -> SpecFields:
     attends = options.has("head.probe") and not options.has("classifier.weight")
-    pool = "map" if attends else "mean"
+    pool: Pool = "map" if attends else "mean"
     return {"mlp": options.activation(), "class_token": False, "pool": pool, **options.head()}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import (
     ATTENTION,
@@ -18,7 +16,7 @@ from vitdeploy.checkpoints.huggingface.family import (
     leave_out,
     rename,
 )
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import ModelSpec, QkvBias, SpecFields
 
 _BLOCK: Pairs = (
     *ATTENTION,
@@ -38,7 +36,7 @@ _GATED: Pairs = (
 )
 _PLAIN: Pairs = (("mlp.up_proj.{kind}", "mlp.fc1.{kind}"), ("mlp.down_proj.{kind}", "mlp.fc2.{kind}"))
 _NO_REGISTERS = leave_out("holds no register", "embeddings.register_tokens")
-_DINOV2: dict[str, Any] = {
+_DINOV2: dict[str, object] = {
     **SIZES,
     "layer_norm_eps": 1e-6,
     "mlp_ratio": 4,
@@ -49,7 +47,7 @@ _DINOV2: dict[str, Any] = {
 }
 
 
-def _dinov2_spec(options: Options) -> dict[str, Any]:
+def _dinov2_spec(options: Options) -> SpecFields:
     hidden = int(options.integer("hidden_size") * options.number("mlp_ratio"))
     gated = options.flag("use_swiglu_ffn")
     head = options.head()
@@ -85,7 +83,7 @@ DINOV2 = Family(
 )
 
 
-def _registers_spec(options: Options) -> dict[str, Any]:
+def _registers_spec(options: Options) -> SpecFields:
     return {**_dinov2_spec(options), "position_resample": "bicubic-antialias"}
 
 
@@ -100,10 +98,10 @@ DINOV2_REGISTERS = Family(
     rules=_dinov2_rules,
 )
 
-_BIASES = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
+_BIASES: dict[tuple[bool, ...], QkvBias] = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
 
 
-def _dinov3_spec(options: Options) -> dict[str, Any]:
+def _dinov3_spec(options: Options) -> SpecFields:
     options.need("rope_theta", 100)  # the rate of the rotation, see positions.rotary
     options.need("proj_bias", True)
     options.need("mlp_bias", True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.source import Checkpoint
 from vitdeploy.errors import InputError
-from vitdeploy.spec import Mlp, ModelSpec
+from vitdeploy.spec import Mlp, ModelSpec, SpecFields
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Mlp] = {
 }
 """Names of transformers' ``activations.py`` to ours."""
 
-SIZES: dict[str, Any] = {
+SIZES: dict[str, object] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -59,9 +59,9 @@ class Options:
     def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
         self.checkpoint, self.family, self.path = checkpoint, family, checkpoint.path
         nested = checkpoint.config.get(family.nested) if family.nested else None
-        self.given: Mapping[str, Any] = nested if isinstance(nested, dict) else checkpoint.config
+        self.given: Mapping[str, object] = nested if isinstance(nested, dict) else checkpoint.config
 
-    def value(self, key: str) -> Any:  # noqa: ANN401 - JSON
+    def value(self, key: str) -> object:
         """An option, or its default."""
         return self.given.get(key, self.family.defaults.get(key))
 
@@ -99,7 +99,7 @@ class Options:
             raise self.refuse(key, "is no size in pixels")
         return sides[0], sides[1]
 
-    def need(self, key: str, *wanted: Any) -> None:  # noqa: ANN401 - JSON
+    def need(self, key: str, *wanted: object) -> None:
         """Refuse an option that has another value than the ones that are understood."""
         if self.value(key) not in wanted:
             raise self.refuse(key)
@@ -141,7 +141,7 @@ class Options:
             return ()
         return ordered
 
-    def head(self, name: str = "classifier.weight") -> dict[str, Any]:
+    def head(self, name: str = "classifier.weight") -> SpecFields:
         """Fields of a Linear head, or of none."""
         classes = self.classes(name)
         return {"head": "linear" if classes else "none", "classes": classes, "labels": self.labels(classes)}
@@ -167,8 +167,8 @@ class Family(NamedTuple):
     source: str
     prefixes: tuple[str, ...]
     processor: str
-    defaults: dict[str, Any]
-    spec: Callable[[Options], dict[str, Any]]
+    defaults: Mapping[str, object]
+    spec: Callable[[Options], SpecFields]
     rules: Callable[[Options, ModelSpec], tuple[Rule, ...]]
     nested: str = ""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal, TypedDict, TypeGuard
 
 from vitdeploy.checkpoints.huggingface.family import Options
 from vitdeploy.errors import InputError, UsageError
@@ -29,7 +29,7 @@ _CLIP = {
     "do_center_crop": True,
     "square": False,
 }
-_SQUARE: dict[str, Any] = {
+_SQUARE: dict[str, object] = {
     "image_mean": _HALF,
     "image_std": _HALF,
     "resample": 2,
@@ -38,7 +38,7 @@ _SQUARE: dict[str, Any] = {
     "do_center_crop": False,
     "square": True,  # what a size of one number means: both sides, or the shorter one
 }
-PROCESSORS: dict[str, dict[str, Any]] = {
+PROCESSORS: dict[str, dict[str, object]] = {
     "ViT": _SQUARE,
     "DeiT": {**_SQUARE, "resample": 3, "size": 256, "do_center_crop": True},
     "Beit": {**_SQUARE, "resample": 3},
@@ -56,6 +56,15 @@ _OTHER_STEPS = ("do_pad", "do_flip_channel_order", "do_grayscale", "crop_pct", "
 _ALWAYS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 
 
+class _Geometry(TypedDict, total=False):
+    """Fields of a contract."""
+
+    height: int
+    width: int
+    resize: Literal["shortest", "stretch", "none"]
+    resize_to: int
+
+
 def contract(options: Options) -> InputContract:
     """How an image becomes the model's input.
 
@@ -69,24 +78,23 @@ def contract(options: Options) -> InputContract:
         if given.get(key):
             raise _refuse(key, given, options)
     mean, std = _statistics(given, options)
-    values: dict[str, Any] = {
+    made = InputContract(
         **_geometry(given, options),
-        "channels": options.integer("num_channels"),
-        "interpolation": _filter(given, options),
-        "crop_rounding": "floor",
-        "mean": mean,
-        "std": std,
-    }
-    made = InputContract(**values)
+        channels=options.integer("num_channels"),
+        interpolation=_filter(given, options),
+        crop_rounding="floor",
+        mean=mean,
+        std=std,
+    )
     return made if file else made.change_size(*options.pair("image_size"))
 
 
-def _refuse(key: str, given: Mapping[str, Any], options: Options, why: str = "is not supported") -> InputError:
+def _refuse(key: str, given: Mapping[str, object], options: Options, why: str = "is not supported") -> InputError:
     message = f"preprocessor_config.json says {key} = {given.get(key)!r:.80}, which {why}"
     return InputError("VD3015", message, file=options.path, fix="correct the file, or describe the input in a spec file")
 
 
-def _kind(file: Mapping[str, Any], options: Options) -> str:
+def _kind(file: Mapping[str, object], options: Options) -> str:
     """The processor's class, a key of `PROCESSORS`."""
     for key in ("image_processor_type", "feature_extractor_type"):
         if key in file:
@@ -98,7 +106,7 @@ def _kind(file: Mapping[str, Any], options: Options) -> str:
     return options.family.processor
 
 
-def _geometry(given: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def _geometry(given: Mapping[str, object], options: Options) -> _Geometry:
     """Size and resize of the contract."""
     crop = _sides(given["crop_size"]) if given["do_center_crop"] else None
     if given["do_center_crop"] and crop is None:
@@ -123,8 +131,8 @@ def _geometry(given: Mapping[str, Any], options: Options) -> dict[str, Any]:
 
 
 def _read_stretch(
-    sides: tuple[int, int] | None, crop: tuple[int, int] | None, given: Mapping[str, Any], options: Options
-) -> dict[str, Any]:
+    sides: tuple[int, int] | None, crop: tuple[int, int] | None, given: Mapping[str, object], options: Options
+) -> _Geometry:
     if sides is None:
         raise _refuse("size", given, options, "is no size in pixels")
     if crop is None or crop == sides:
@@ -141,14 +149,14 @@ def _sides(size: object) -> tuple[int, int] | None:
         height, width = (size.get("height"), size.get("width")) if size.keys() == {"height", "width"} else (None, None)
     else:
         height = width = size
-    return (height, width) if _positive(height) and _positive(width) else None  # type: ignore[return-value]
+    return (height, width) if _positive(height) and _positive(width) else None
 
 
-def _positive(value: object) -> bool:
+def _positive(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _filter(given: Mapping[str, Any], options: Options) -> Literal["bilinear", "bicubic"]:
+def _filter(given: Mapping[str, object], options: Options) -> Literal["bilinear", "bicubic"]:
     code = given["resample"]
     if type(code) is not int or code not in _FILTERS:
         name = _OTHER_FILTERS.get(code, "unknown") if type(code) is int else "unknown"
@@ -157,7 +165,7 @@ def _filter(given: Mapping[str, Any], options: Options) -> Literal["bilinear", "
     return "bicubic" if code == 3 else "bilinear"
 
 
-def _statistics(given: Mapping[str, Any], options: Options) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(given: Mapping[str, object], options: Options) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation on the scale [0, 1], whatever the factor: (f x - m) / s = (x/255 - m/k) / (s/k), k = 255 f."""
     channels = options.integer("num_channels")
     factor = 255 * given["rescale_factor"] if given["do_rescale"] and _real(given["rescale_factor"]) else 255.0
@@ -167,8 +175,9 @@ def _statistics(given: Mapping[str, Any], options: Options) -> tuple[tuple[float
     scaled = []
     for key, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
         value = given[key] if given["do_normalize"] else neutral
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        if not all(map(_real, values)):
+        given_values = value if isinstance(value, (list, tuple)) else [value]
+        values = [number for number in given_values if _real(number)]
+        if len(values) < len(given_values):
             raise _refuse(key, given, options, "holds something that is no number")
         if len(set(values)) == 1:  # one number for every channel, however many there are
             values = values[:1] * channels
@@ -176,5 +185,5 @@ def _statistics(given: Mapping[str, Any], options: Options) -> tuple[tuple[float
     return scaled[0], scaled[1]
 
 
-def _real(value: object) -> bool:
+def _real(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

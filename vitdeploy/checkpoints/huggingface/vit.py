@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface.family import (
     CLASSIFIER,
@@ -18,13 +16,13 @@ from vitdeploy.checkpoints.huggingface.family import (
     leave_out,
     rename,
 )
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import ModelSpec, SpecFields
 
 _POOLER = leave_out("a tanh layer trained for another task; the pooled output is the class token", "pooler.dense.{kind}")
 _TOWER = (*rename(("", ""), pairs=EMBEDDINGS), *rename(*VIT_STEMS, pairs=VIT_BLOCK), *MASK, *_POOLER, *CLASSIFIER)
 
 
-def _spec(options: Options) -> dict[str, Any]:
+def _spec(options: Options) -> SpecFields:
     return {"mlp": options.activation(), **options.head()}
 
 
@@ -44,8 +42,8 @@ VIT = Family(
 )
 
 
-def _deit_spec(options: Options) -> dict[str, Any]:
-    facts = {"mlp": options.activation(), "distillation_token": True}
+def _deit_spec(options: Options) -> SpecFields:
+    facts: SpecFields = {"mlp": options.activation(), "distillation_token": True}
     classes = options.classes("cls_classifier.weight")
     if classes:  # with a teacher: the mean of two heads
         return {**facts, "head": "distilled", "classes": classes, "labels": options.labels(classes)}
@@ -101,7 +99,7 @@ MSN = Family(
 )
 
 
-def _ijepa_spec(options: Options) -> dict[str, Any]:
+def _ijepa_spec(options: Options) -> SpecFields:
     return {**_spec(options), "class_token": False, "pool": "mean"}
 
 

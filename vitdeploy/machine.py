@@ -131,7 +131,6 @@ def _cpu_field(*starts: str) -> str:
 
 
 def _kib_field(path: str, name: str) -> float | None:
-    """A field that is written in KiB, in MiB."""
     for line in _read(path).splitlines():
         field, _, rest = line.partition(":")
         if field == name and rest.split()[:1] and rest.split()[0].isdigit():

@@ -16,12 +16,12 @@ from PIL import Image
 
 from tests.conftest import TINY
 from tests.quant.fashion import edited
+from tests.quant.in_process import quantize
 from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
 from vitdeploy.quant.halves import HALVES
-from vitdeploy.quant.job import quantize_here as quantize
 from vitdeploy.recipe import QuantizeConfig
 
 

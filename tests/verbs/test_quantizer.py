@@ -22,6 +22,7 @@ import vitdeploy
 from tests.backends.test_kernels import needs_bf16, needs_vnni
 from tests.conftest import TINY, write_artifact
 from tests.quant.fashion import edited
+from tests.quant.in_process import quantize
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import OpenConfig, run_any
 from vitdeploy.backends.table import load
@@ -29,7 +30,6 @@ from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure.parity import Parity
 from vitdeploy.quant.halves import HALVES
-from vitdeploy.quant.job import quantize_here as quantize
 from vitdeploy.quant.layout import choose_layout
 from vitdeploy.recipe import QuantizeConfig, ValidateConfig
 from vitdeploy.record import Calibration

@@ -187,7 +187,6 @@ def _json(file: Path) -> object:
 
 
 def _refuse_unsupported(checkpoint: Checkpoint, vision: dict[str, Any]) -> None:
-    """Refuse towers that share CLIP's names and are another network."""
     others = {
         "visual.trunk.": "its image tower is timm's (visual.trunk), not CLIP's own",
         "visual.attnpool.": "its image tower is a ResNet, not a Vision Transformer",

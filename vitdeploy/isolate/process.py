@@ -252,7 +252,6 @@ class Child:
         raise error from None
 
     def _interrupt(self) -> None:
-        """Let the child clean up, for a moment."""
         self._error = MachineError("VD4007", f"{self.limits['what']} was interrupted")
         try:
             self._process.terminate()

@@ -17,10 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy import files
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, sanitize, seal
+from vitdeploy.artifact import METADATA_SPEC, Artifact, Record, sanitize, seal
 from vitdeploy.backends.base import OpenConfig, count_threads
 from vitdeploy.backends.table import find_target, list_packages
-from vitdeploy.backends.targets import settle_target
 from vitdeploy.graph import storage
 from vitdeploy.graph.exact.integer_products import fuse_products
 from vitdeploy.graph.half.convert import to_half
@@ -45,20 +44,6 @@ _MOMENT_IMAGES = 64
 _STEPS = 5
 _KEPT_S = 7 * 86_400.0
 """How long the statistics of an interrupted quantization wait for a second run."""
-
-
-def quantize_here(
-    artifact: Artifact, config: QuantizeConfig, out: Path, *, cache: Path | None = None, progress: Progress = silent
-) -> Artifact:
-    """As `quantizer.quantize`, without a process of its own: an engine that crashes takes this one with it.
-
-    Raises:
-        VitdeployError: As `quantizer.quantize`.
-    """
-    config = settle_target(config)
-    with files.folder(out, ours=RECORD) as folder:
-        write(artifact, config, folder, cache=cache, progress=progress)
-    return Artifact.open(out, verify=False)
 
 
 def write(

@@ -197,7 +197,6 @@ def _quantize(line: _Line, recipe: Recipe, artifact: Artifact, calibration: str)
 
 
 def _compile(line: _Line, recipe: Recipe, artifact: Artifact) -> list[Artifact]:
-    """The engine, when the recipe asks for one."""
     config = recipe.compile
     if config is None:
         line.drop("compile")

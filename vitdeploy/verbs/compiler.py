@@ -186,7 +186,6 @@ class _Job:
         return self._record(built, proof)
 
     def _build_until_it_passes(self) -> _Passed:
-        """Build until an engine passes its audit."""
         precision, name = self.source.given.record.precision, self.config.backend
         most = 1 + (self.config.rebuilds if TABLE[name].compiled_only else 0)
         for attempt in range(1, most + 1):
@@ -327,7 +326,6 @@ def _faster(first: _Source, second: _Source, config: CompileConfig, progress: Pr
 
 
 def _require_same(first: _Source, second: _Source) -> None:
-    """Refuse a rival that is another model."""
     one, two = first.given.spec, second.given.spec
     limit = max(LIMITS.get(source.given.record.precision, LIMITS["int8"]) for source in (first, second))
     contracts = msgspec.structs.replace(one.input, tensor=two.input.tensor) == two.input

@@ -164,7 +164,6 @@ def probe(argument: tuple[str, list[Any]]) -> dict[str, object]:
 
 
 def _open(name: str) -> tuple[bool, str]:
-    """Open a tiny model and run it."""
     import numpy as np
 
     from vitdeploy.backends.base import OpenConfig

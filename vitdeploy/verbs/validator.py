@@ -137,7 +137,6 @@ def _make_load_config(config: ValidateConfig) -> LoadConfig:
 
 
 def _open_batches(data: Dataset | None, contract: InputContract, config: ValidateConfig) -> Batches:
-    """The data's batches, or generated ones."""
     if data is not None:
         return data.batches(contract, _make_load_config(config))
     counts = Counts(listed=config.limit or GENERATED)
@@ -156,7 +155,6 @@ def _generate(counts: Counts, contract: InputContract, config: ValidateConfig) -
 def _describe_data(
     data: Dataset | None, counts: Counts, config: ValidateConfig, trial: _Trial
 ) -> tuple[dict[str, object], list[str]]:
-    """Settings and notes about the images."""
     settings: dict[str, object] = {"data": "generated", "images": counts.used, "seed": config.seed, "batch": config.batch}
     if data is None:
         return settings, [f"No data were given: parity on {counts.used} generated images; accuracy was not measured."]

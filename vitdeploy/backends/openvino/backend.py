@@ -264,7 +264,6 @@ def _name_arithmetic(made: str, floats: str) -> str:
 
 
 def _freeze(model: Any, batch: int | None, file: Path) -> None:  # noqa: ANN401 (openvino.Model)
-    """Give a dynamic batch one size."""
     if batch is None:
         return
     shape = model.inputs[0].get_partial_shape()

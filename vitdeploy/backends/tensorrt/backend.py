@@ -183,7 +183,6 @@ class TensorRt:
             return {"not_told": error.message}
 
     def _summary(self, plan: bytes, folder: Path, config: CompileConfig) -> dict[str, object]:
-        """What the engine is made of, asked from the engine."""
         from vitdeploy.backends.tensorrt.inspection import summary
 
         log = library.log(self._module)

@@ -302,7 +302,6 @@ def _parser_error(error: Any) -> str:  # noqa: ANN401
 
 
 def _first_error(said: list[Message]) -> str:
-    """The first error in the log that says something."""
     errors = [message.text for message in said if message.severity == "error" and not _NOISE.match(message.text)]
     memory = [text for text in errors if _MEMORY.search(text)]  # said after its consequences
     return _line((memory or errors or ["it gave no reason"])[0])
@@ -314,7 +313,6 @@ def _line(text: str) -> str:
 
 
 def _name(member: object) -> str:
-    """Name of an enumeration's member."""
     return str(getattr(member, "name", member))
 
 

@@ -57,8 +57,6 @@ _ALWAYS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale
 
 
 class _Geometry(TypedDict, total=False):
-    """Fields of a contract."""
-
     height: int
     width: int
     resize: Literal["shortest", "stretch", "none"]

@@ -169,7 +169,6 @@ def _read_multi_head(editor: Editor, node: ir.Node) -> _Parts:
 def _add_bias(
     editor: Editor, node: ir.Node, tensors: tuple[ir.Value, ir.Value, ir.Value], bias: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """q, k and v with their parts of one bias."""
     numbers, width = constant(bias), (sizes(tensors[0]) or (None,))[-1]
     if numbers is None or not isinstance(width, int):
         raise make_refusal(node, "has a bias that is computed, or for a width that the file does not say")

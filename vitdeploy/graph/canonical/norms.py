@@ -31,8 +31,6 @@ from vitdeploy.graph.query import (
 
 
 class _Norm(NamedTuple):
-    """A normalisation without weight and bias: where it begins and ends."""
-
     source: ir.Value
     result: ir.Value
     epsilon: float

@@ -137,7 +137,6 @@ def _climb(node: ir.Node, through: Callable[[ir.Node], bool], ends: Collection[s
 
 
 def _residual(flow: Flow) -> Nodes:
-    """The additions of the residual stream."""
     return {add for add, _, _ in flow.residuals()}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -169,6 +170,16 @@ class Artifact:
             for name in (name for name in record.files if name.endswith(".onnx")):
                 check.check_file(folder / name)
         return artifact
+
+    def copy_weights(self, folder: Path) -> None:
+        """Let the PyTorch original's weights, if there are any, come along into another artifact's folder.
+
+        Raises:
+            MachineError: VD4002, the disk has no room for them.
+        """
+        if self.weights is not None:
+            files.need_space(folder, self.weights.stat().st_size)
+            shutil.copyfile(self.weights, folder / self.weights.name)
 
     def _agree(self, checked: check.Checked) -> None:
         """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""

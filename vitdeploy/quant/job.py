@@ -74,7 +74,7 @@ def write(
     job = _Job(source, config, pictures, work, cache, progress)
     model, plan = job.convert()
     storage.write(model, folder / MODEL, _metadata(artifact))
-    _copy_weights(artifact, folder)
+    artifact.copy_weights(folder)
     record = Record(
         precision=config.precision,
         entry=MODEL,
@@ -227,13 +227,6 @@ def _forget_old(cache: Path) -> None:
         for state in cache.iterdir():
             if time.time() - state.stat().st_mtime > _KEPT_S:
                 shutil.rmtree(state, ignore_errors=True)
-
-
-def _copy_weights(artifact: Artifact, folder: Path) -> None:
-    """Let the PyTorch original's weights come along."""
-    if artifact.weights is not None:
-        files.need_space(folder, artifact.weights.stat().st_size)
-        shutil.copyfile(artifact.weights, folder / artifact.weights.name)
 
 
 def _metadata(artifact: Artifact) -> dict[str, str]:

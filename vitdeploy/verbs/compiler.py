@@ -179,10 +179,7 @@ class _Job:
             notes=tuple(notes),
         )
         self.source.golden.write(self.folder)
-        weights = self.source.given.weights
-        if weights is not None:  # so that the engine can be compared with its PyTorch original
-            files.need_space(self.folder, weights.stat().st_size)
-            shutil.copyfile(weights, self.folder / weights.name)
+        self.source.given.copy_weights(self.folder)  # so that the engine can be compared with its PyTorch original
         return self._record(built, proof)
 
     def _build_until_it_passes(self) -> _Passed:

@@ -74,7 +74,7 @@ class OnnxRuntime:
         providers = _require_providers(run.device or "cpu")
         axis = _batch_axis(artifact.model, config.batch)
         _copy_source(artifact.model, folder)
-        options = _make_options(run, axis)
+        options = make_options(run, axis)
         keeps = run.device == "cpu"
         if keeps:
             _write_to(options, folder / _OPTIMISED)
@@ -122,7 +122,7 @@ class OnnxRuntimeRunner:
         if artifact.record.kind == OnnxRuntime.name:
             self._session, optimised = self._of_compiled()
         else:
-            self._session = _open_session(self._model, _make_options(config), self._providers)
+            self._session = _open_session(self._model, make_options(config), self._providers)
         self._input = self._session.get_inputs()[0]
         self._names = [output.name for output in self._session.get_outputs()]
         self.settings: dict[str, object] = {
@@ -143,7 +143,7 @@ class OnnxRuntimeRunner:
         why = cache.explain_misfit(self._artifact.folder, _stamp(batch))
         if not why:
             try:
-                return _open_session(self._model, _make_options(self._config, optimise=False), self._providers), "yes"
+                return _open_session(self._model, make_options(self._config, optimise=False), self._providers), "yes"
             except MachineError as error:
                 if error.code != "VD4004":
                     raise
@@ -153,7 +153,7 @@ class OnnxRuntimeRunner:
     def _of_source(self) -> Any:  # noqa: ANN401 (onnxruntime.InferenceSession, which has no types)
         self._model = inside(self._artifact.folder, _SOURCE)
         axes = _batch_axis(self._model, _batch(self._artifact))
-        return _open_session(self._model, _make_options(self._config, axes), self._providers)
+        return _open_session(self._model, make_options(self._config, axes), self._providers)
 
     @property
     def batch(self) -> int | None:
@@ -181,7 +181,7 @@ class OnnxRuntimeRunner:
         source = self._model if optimise else inside(self._artifact.folder, _SOURCE)
         axis = _batch_axis(source, _batch(self._artifact)) if optimise else {}
         with tempfile.TemporaryDirectory() as folder:
-            options = _make_options(self._config, axis, optimise=optimise)
+            options = make_options(self._config, axis, optimise=optimise)
             _write_to(options, Path(folder) / _OPTIMISED)
             _open_session(self._model, options, self._providers)
             return read_kernels(read_nodes(Path(folder) / _OPTIMISED), read_nodes(source))
@@ -235,7 +235,7 @@ def _open_session(model: Path, options: Any, providers: tuple[str, ...]) -> Any:
     return session
 
 
-def _make_options(config: OpenConfig, axes: dict[str, int] | None = None, *, optimise: bool = True) -> Any:  # noqa: ANN401
+def make_options(config: OpenConfig, axes: dict[str, int] | None = None, *, optimise: bool = True) -> Any:  # noqa: ANN401
     """Options of a session; ``axes`` gives named axes a size."""
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()

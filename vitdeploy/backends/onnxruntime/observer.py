@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.onnxruntime.backend import make_options
 from vitdeploy.errors import InputError, MachineError, UsageError, library
 from vitdeploy.onnxfile.augment import augment
 
@@ -211,14 +213,8 @@ def _open_session(model: Path | bytes, tensors: Sequence[str], threads: int) -> 
     """
     file = None if isinstance(model, bytes) else model
     augmented = augment(model, tensors)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # what fails is raised
+    options = make_options(OpenConfig(threads=threads, spin=False))
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if augmented.folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(augmented.folder))
     with library("onnxruntime", file):

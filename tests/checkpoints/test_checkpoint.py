@@ -66,12 +66,12 @@ def test_pickles(name: str, tmp_path: Path) -> None:
     write, note = PICKLES[name]
     path = tmp_path / "a.pth"
     write(path)
-    found = read(path)
-    assert same(found.state, STATE)
-    assert found.files == {"a.pth": digest(path)}
-    assert (found.path, found.config, found.preprocessor) == (path, {}, {})
-    assert bool(found.notes) == bool(note)
-    assert note in " ".join(found.notes)
+    contents = read(path)
+    assert same(contents.state, STATE)
+    assert contents.files == {"a.pth": digest(path)}
+    assert (contents.path, contents.config, contents.preprocessor) == (path, {}, {})
+    assert bool(contents.notes) == bool(note)
+    assert note in " ".join(contents.notes)
 
 
 def test_one_tensor_under_many_names(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_one_tensor_under_many_names(tmp_path: Path) -> None:
 def test_preference_and_what_was_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save(wrapped(STATE), path)
-    found = read(path, prefer="plain")
-    assert same(found.state, {name: value * 2 for name, value in STATE.items()})
-    assert found.notes == (
+    contents = read(path, prefer="plain")
+    assert same(contents.state, {name: value * 2 for name, value in STATE.items()})
+    assert contents.notes == (
         "left out what stood beside the weights: 'best', 'epoch', 'model_ema', 'optimizer', 'rng'",
         "took 'model'; prefer='ema' takes the averaged weights 'model_ema'",
         "stripped 'module.' (DataParallel or an averaged model) from 4 of 4 names",
@@ -111,16 +111,16 @@ def test_shared_and_strided_tensors_of_a_pickle(tmp_path: Path) -> None:
 def test_other_float_types(kind: torch.dtype, word: str, tmp_path: Path) -> None:
     state = {name: value.to(kind) if value.is_floating_point() else value for name, value in STATE.items()}
     save_file(state, tmp_path / "a.safetensors")
-    found = read(tmp_path / "a.safetensors")
-    assert same(found.state, {name: state[name] for name in found.state})
-    assert found.notes == (f"{word}, read as float32 (3 of 4 tensors)",)
+    contents = read(tmp_path / "a.safetensors")
+    assert same(contents.state, {name: state[name] for name in contents.state})
+    assert contents.notes == (f"{word}, read as float32 (3 of 4 tensors)",)
 
 
 def test_half_pickle(tmp_path: Path) -> None:
     torch.save({name: value.half() if value.is_floating_point() else value for name, value in STATE.items()}, tmp_path / "a.bin")
-    found = read(tmp_path / "a.bin")
-    assert same(found.state, STATE, exactly=False)
-    assert found.notes == ("fp16, read as float32 (3 of 4 tensors)",)
+    contents = read(tmp_path / "a.bin")
+    assert same(contents.state, STATE, exactly=False)
+    assert contents.notes == ("fp16, read as float32 (3 of 4 tensors)",)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -135,14 +135,14 @@ def test_npz(save: Callable[..., None], tmp_path: Path) -> None:
         "step": np.array(7),
     }
     save(tmp_path / "a.npz", **arrays)
-    found = read(tmp_path / "a.npz")
-    assert list(found.state) == list(arrays)
+    contents = read(tmp_path / "a.npz")
+    assert list(contents.state) == list(arrays)
     for name, array in arrays.items():
         if name != "brain":
-            assert np.array_equal(found.state[name].numpy(), array), name
-    assert found.state["brain"].tolist() == [1.0, -2.0]
-    assert found.state["step"].dtype == torch.int64
-    assert [note.split(",")[0] for note in found.notes] == ["fp16", "float64", "bf16"]
+            assert np.array_equal(contents.state[name].numpy(), array), name
+    assert contents.state["brain"].tolist() == [1.0, -2.0]
+    assert contents.state["step"].dtype == torch.int64
+    assert [note.split(",")[0] for note in contents.notes] == ["fp16", "float64", "bf16"]
 
 
 def test_npz_of_itself_is_the_only_thing_without_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +162,11 @@ def huggingface(folder: Path, name: str = "model.safetensors") -> Path:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_huggingface_folder(name: str, tmp_path: Path) -> None:
-    found = read(huggingface(tmp_path, name))
-    assert same(found.state, {key: STATE[key] for key in found.state})
-    assert (found.config, found.preprocessor) == (CONFIG, {"do_resize": True})
-    assert found.files == {key: digest(tmp_path / key) for key in (name, "config.json", "preprocessor_config.json")}
-    assert found.notes == ()
+    contents = read(huggingface(tmp_path, name))
+    assert same(contents.state, {key: STATE[key] for key in contents.state})
+    assert (contents.config, contents.preprocessor) == (CONFIG, {"do_resize": True})
+    assert contents.files == {key: digest(tmp_path / key) for key in (name, "config.json", "preprocessor_config.json")}
+    assert contents.notes == ()
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
 def test_open_clip_folder(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "open_clip_model.safetensors")
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
-    found = read(tmp_path)
-    assert found.config == {"model_cfg": {}}
-    assert set(found.files) == {"open_clip_model.safetensors", "open_clip_config.json"}
+    contents = read(tmp_path)
+    assert contents.config == {"model_cfg": {}}
+    assert set(contents.files) == {"open_clip_model.safetensors", "open_clip_config.json"}
 
 
 def test_folder_with_one_file_of_any_name(tmp_path: Path) -> None:
@@ -202,10 +202,10 @@ def sharded(folder: Path, kind: str = "safetensors") -> Path:
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards(kind: str, tmp_path: Path) -> None:
-    found = read(sharded(tmp_path, kind))
-    assert found.state.keys() == STATE.keys()
-    assert same(found.state, {key: STATE[key] for key in found.state})
-    assert found.files.keys() == {path.name for path in tmp_path.iterdir()}
+    contents = read(sharded(tmp_path, kind))
+    assert contents.state.keys() == STATE.keys()
+    assert same(contents.state, {key: STATE[key] for key in contents.state})
+    assert contents.files.keys() == {path.name for path in tmp_path.iterdir()}
 
 
 def cache(folder: Path) -> Path:
@@ -229,10 +229,10 @@ def test_hub_cache(tmp_path: Path) -> None:
     linked = tmp_path / "current"
     linked.symlink_to(snapshot)
     for path in (repository, snapshot, linked):
-        found = read(path)
-        assert found.path == path
-        assert found.config == CONFIG
-        assert found.files["model.safetensors"] == digest(snapshot / "model.safetensors")
+        contents = read(path)
+        assert contents.path == path
+        assert contents.config == CONFIG
+        assert contents.files["model.safetensors"] == digest(snapshot / "model.safetensors")
     (repository / "refs" / "main").unlink()
     assert read(repository).config == CONFIG  # the only snapshot
 
@@ -251,9 +251,9 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prefixes_of_safetensors_go(tmp_path: Path) -> None:
     save_file({f"model.{name}": value for name, value in STATE.items() if name != "position_ids"}, tmp_path / "a.safetensors")
-    found = read(tmp_path / "a.safetensors")
-    assert "patch_embed.proj.weight" in found.state
-    assert found.notes == ("stripped 'model.' (a trainer's member) from 3 of 3 names",)
+    contents = read(tmp_path / "a.safetensors")
+    assert "patch_embed.proj.weight" in contents.state
+    assert contents.notes == ("stripped 'model.' (a trainer's member) from 3 of 3 names",)
 
 
 def test_a_file_of_no_known_source_beside_its_configuration(tmp_path: Path) -> None:

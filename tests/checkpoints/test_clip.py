@@ -120,9 +120,9 @@ def loaded(given: Checkpoint, architecture: str | None = None) -> tuple[ModelSpe
 def equal(model: ModelSpec, state: State, run: Any, share: float = 1e-5) -> None:
     images = torch.randn(2, 3, model.input.height, model.input.width, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        expected, found = run(images), safetensors.assemble(model, state)(images)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= share * expected.std()
+        expected, outputs = run(images), safetensors.assemble(model, state)(images)
+    assert outputs.shape == expected.shape
+    assert (outputs - expected).abs().max() <= share * expected.std()
 
 
 @pytest.mark.parametrize("visual", [True, False])
@@ -235,9 +235,9 @@ def test_equals_transformers(act: str, side: int) -> None:
     model = msgspec.structs.replace(model.change_size(side, side), position_resample="bicubic")  # transformers: no antialias
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        found = safetensors.assemble(model, ours, clip.grid(given))(images)
+        outputs = safetensors.assemble(model, ours, clip.grid(given))(images)
         expected = theirs(images, interpolate_pos_encoding=side != SIDE).image_embeds
-    assert (found - expected).abs().max() <= 1e-5 * expected.std()
+    assert (outputs - expected).abs().max() <= 1e-5 * expected.std()
 
 
 def test_not_square(tmp_path: Path) -> None:

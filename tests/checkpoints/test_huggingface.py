@@ -117,12 +117,12 @@ def test_equals_transformers(name: str, names: str, tmp_path: Path) -> None:
         with torch.no_grad():
             expected, tokens = reference(theirs, case, given)
             for built in (ours, freeze(ours), freeze(freeze(ours))):
-                found = built.outputs(given)
+                outputs = built.outputs(given)
                 main = built(given)
                 assert main.shape == expected.shape
                 assert (main - expected).abs().max() <= SHARE * expected.std()
-                assert torch.equal(main, found[built.spec.output])
-                assert (found["tokens"] - tokens).abs().max() <= SHARE * tokens.std()
+                assert torch.equal(main, outputs[built.spec.output])
+                assert (outputs["tokens"] - tokens).abs().max() <= SHARE * tokens.std()
 
 
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "Dinov2Model", "DINOv3ViTModel-key_bias=True", "SiglipModel"])
@@ -130,9 +130,9 @@ def test_a_folder_on_disk_becomes_the_same_model(name: str, tmp_path: Path) -> N
     theirs, folder = build(CASES[name]), tmp_path / "my_model"
     saved(theirs, folder)
     (folder / "preprocessor_config.json").write_text('{"size": {"height": 32, "width": 32}, "do_center_crop": false}')
-    found = load(folder)
-    assert (found.spec.name, found.origin["source"]) == ("my_model", SOURCE.name)
-    ours = safetensors.assemble(found.spec, found.state, found.grid)
+    loaded = load(folder)
+    assert (loaded.spec.name, loaded.origin["source"]) == ("my_model", SOURCE.name)
+    ours = safetensors.assemble(loaded.spec, loaded.state, loaded.grid)
     given = pixels(ours.spec, 2)
     with torch.no_grad():
         expected, _ = reference(theirs, CASES[name], given)
@@ -218,10 +218,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("kind", "options", "named"), REFUSED, ids=[f"{kind}-{named[:24]}" for kind, _, named in REFUSED])
 def test_what_is_not_supported_is_named(kind: str, options: dict[str, Any], named: str) -> None:
-    found = checkpoint({"a": torch.zeros(1), "b": torch.zeros(1)}, {"model_type": kind, **SMALL, **options}, (32, 32))
-    assert recognise(found)
+    given = checkpoint({"a": torch.zeros(1), "b": torch.zeros(1)}, {"model_type": kind, **SMALL, **options}, (32, 32))
+    assert recognise(given)
     with pytest.raises(InputError) as caught:
-        SOURCE.spec(found, None)
+        SOURCE.spec(given, None)
     assert caught.value.code == "VD3015"
     assert named in str(caught.value)
 
@@ -289,9 +289,9 @@ def test_configurations_from_outside_end_in_a_spec_or_an_error_of_ours(kind: str
         for value in JUNK:
             state, config = plain(kind, **{key: value})
             state |= {"classifier.weight": torch.zeros(1), "embeddings.position_embeddings": torch.zeros(())}
-            found = checkpoint(state, config)
+            given = checkpoint(state, config)
             try:
-                SOURCE.rules(found, SOURCE.spec(found, None))
-                SOURCE.grid(found)
+                SOURCE.rules(given, SOURCE.spec(given, None))
+                SOURCE.grid(given)
             except VitdeployError:
                 pass

@@ -117,8 +117,11 @@ def test_the_papers_equals_timm(prefix: str, tmp_path: Path) -> None:
 def test_the_exact_gelu_of_timm_differs_little(tmp_path: Path) -> None:
     given = arrays()
     model, state, _ = loaded(given)
-    found, expected = safetensors.assemble(model, state)(images()), theirs(given, tmp_path / "a.npz", act_layer="gelu")(images())
-    assert 0 < (found - expected).abs().max() < 5e-3 * expected.std()
+    outputs, expected = (
+        safetensors.assemble(model, state)(images()),
+        theirs(given, tmp_path / "a.npz", act_layer="gelu")(images()),
+    )
+    assert 0 < (outputs - expected).abs().max() < 5e-3 * expected.std()
 
 
 def test_another_image_size(tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ def close(artifact: Artifact, run) -> None:
     with torch.no_grad():
         expected = run(given).numpy()
     for batch in (1, 3):
-        (found,) = session.run([artifact.spec.output], {"pixels": given[:batch].numpy()})
-        assert found.shape == expected[:batch].shape
-        assert np.abs(found - expected[:batch]).max() <= SHARE * expected.std()
+        (output,) = session.run([artifact.spec.output], {"pixels": given[:batch].numpy()})
+        assert output.shape == expected[:batch].shape
+        assert np.abs(output - expected[:batch]).max() <= SHARE * expected.std()
 
 
 @pytest.mark.sampled(9)
@@ -139,5 +139,5 @@ def test_trained_weights_on_photos(folder, kind, tmp_path) -> None:
     ours = images.to_tensor(np.stack([images.load(path, contract) for path in photos]), contract)
     assert np.abs(ours - given.numpy()).max() <= 1e-5
     session = onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
-    (found,) = session.run([artifact.spec.output], {"pixels": ours})
-    assert np.abs(found - expected).max() <= SHARE * expected.std()
+    (output,) = session.run([artifact.spec.output], {"pixels": ours})
+    assert np.abs(output - expected).max() <= SHARE * expected.std()

@@ -98,8 +98,8 @@ def test_a_home_made_vit(inline: bool, tmp_path: Path) -> None:
     assert sum(n for pattern, n in matched.items() if "change" not in pattern) == len(theirs.state_dict())
     images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        found, expected = safetensors.assemble(spec, converted.state)(images), theirs(images)
-    assert (found - expected).abs().max() <= 1e-5 * expected.std()
+        outputs, expected = safetensors.assemble(spec, converted.state)(images), theirs(images)
+    assert (outputs - expected).abs().max() <= 1e-5 * expected.std()
 
 
 def test_separate_projections_and_a_known_variant(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def same(model: ModelSpec, state: State, run: Any, share: float = 1e-5) -> None:
     with torch.no_grad():
         expected = run(images)
         for built in (ours, freeze(ours)):
-            found = built(images)
-            assert found.shape == expected.shape
-            assert (found - expected).abs().max() <= share * expected.std()
+            outputs = built(images)
+            assert outputs.shape == expected.shape
+            assert (outputs - expected).abs().max() <= share * expected.std()
 
 
 def packed(state: State, parts: list[str], whole: str) -> None:

@@ -35,9 +35,9 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 def test_other_float_types_are_read_as_float32(kind: torch.dtype, tmp_path: Path) -> None:
     state = {name: value.to(kind) for name, value in shaken(spec()).state_dict().items()}
     save_file(state, tmp_path / "weights.safetensors")
-    found = safetensors.read(tmp_path / "weights.safetensors")
-    assert all(value.dtype == torch.float32 for value in found.values())
-    assert all(torch.equal(value, state[name].float()) for name, value in found.items())
+    contents = safetensors.read(tmp_path / "weights.safetensors")
+    assert all(value.dtype == torch.float32 for value in contents.values())
+    assert all(torch.equal(value, state[name].float()) for name, value in contents.items())
 
 
 def apart(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ def close(ours: VisionTransformer, run: Callable[[Tensor], Tensor], share: float
     with torch.no_grad():
         expected = run(batch)
         for built in (ours, freeze(ours)):
-            found = built(batch)
-            assert found.shape == expected.shape
-            assert (found - expected).abs().max() <= share * expected.std()
+            outputs = built(batch)
+            assert outputs.shape == expected.shape
+            assert (outputs - expected).abs().max() <= share * expected.std()
 
 
 def created(timm: ModuleType, case: Case, **more: Any) -> nn.Module:
@@ -209,12 +209,12 @@ def test_other_networks_are_refused_by_name(name: str) -> None:
 
 def test_variants_agree_with_the_table() -> None:
     for name, variant in VARIANTS.items():
-        found = understand(name, Path("x"))
+        architecture = understand(name, Path("x"))
         spec = variant.spec
-        assert found.size == (spec.width, spec.depth, spec.heads), name
-        assert (found.patch, found.patch) == spec.patch, name
-        assert found.family.facts.get("norm_eps", 1e-6) == spec.norm_eps, name
-        assert found.family.facts.get("rotary", "none") == variant.spec.rotary, name
+        assert architecture.size == (spec.width, spec.depth, spec.heads), name
+        assert (architecture.patch, architecture.patch) == spec.patch, name
+        assert architecture.family.facts.get("norm_eps", 1e-6) == spec.norm_eps, name
+        assert architecture.family.facts.get("rotary", "none") == variant.spec.rotary, name
 
 
 PREPARED = [
@@ -243,8 +243,8 @@ def test_pixels_are_prepared_as_timm_does(name: str, size: tuple[int, int]) -> N
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size).save(buffer, "PNG")
     expected = data.create_transform(**settings, is_training=False)(Image.open(buffer).convert("RGB"))
-    found = images.to_tensor(images.load(buffer.getvalue(), contract)[None], contract)[0]
-    assert (torch.from_numpy(found) - expected).abs().max() <= 1 / 255 / min(contract.std)
+    tensor = images.to_tensor(images.load(buffer.getvalue(), contract)[None], contract)[0]
+    assert (torch.from_numpy(tensor) - expected).abs().max() <= 1 / 255 / min(contract.std)
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def test_pixels_are_prepared_as_torchvision_does(name: str, weights: str, archit
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((640, 433)).save(buffer, "PNG")
     expected = chosen.transforms()(Image.open(buffer).convert("RGB"))
-    found = images.to_tensor(images.load(buffer.getvalue(), contract)[None], contract)[0]
-    assert (torch.from_numpy(found) - expected).abs().max() <= 1 / 255 / min(contract.std)
+    tensor = images.to_tensor(images.load(buffer.getvalue(), contract)[None], contract)[0]
+    assert (torch.from_numpy(tensor) - expected).abs().max() <= 1 / 255 / min(contract.std)
 
 
 def test_a_file_loads(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_real_networks_stay_as_they_are(library: str, name: str) -> None:
 @pytest.mark.parametrize(("library", "name"), ALL[::3])
 def test_wrappers_of_torch_go_from_any_network(library: str, name: str, wrapper: str) -> None:
     original = keys(library, name)
-    found = strip([wrapper + key for key in original])
-    assert tuple(found.names.values()) == original
-    assert all(note.startswith("stripped '") for note in found.notes)
+    stripped = strip([wrapper + key for key in original])
+    assert tuple(stripped.names.values()) == original
+    assert all(note.startswith("stripped '") for note in stripped.notes)
 
 
 @pytest.mark.sampled(5)
@@ -105,18 +105,18 @@ def test_wrappers_of_torch_go_from_any_network(library: str, name: str, wrapper:
 @pytest.mark.parametrize(("library", "name"), [pair for pair in ALL if pair[1] != "jax"])
 def test_members_of_trainers_go_from_networks_that_are_known(library: str, name: str, wrapper: str) -> None:
     original = keys(library, name)
-    found = strip([wrapper + key for key in original])
-    assert tuple(found.names.values()) == original
-    assert len(found.notes) == wrapper.count(".")
+    stripped = strip([wrapper + key for key in original])
+    assert tuple(stripped.names.values()) == original
+    assert len(stripped.notes) == wrapper.count(".")
 
 
 def test_heads_may_stand_beside_a_backbone() -> None:
     backbone = [f"backbone.{name}" for name in names("timm", "vit_tiny_patch16_224") if not name.startswith("head.")]
     heads = ["head.mlp.0.weight", "head.last_layer.weight_g", "dino_head.mlp.0.weight", "ibot_head.x", "prototypes.weight"]
-    found = strip(backbone + heads)
-    assert found.names["backbone.patch_embed.proj.weight"] == "patch_embed.proj.weight"
-    assert all(found.names[name] == name for name in heads)
-    assert found.notes == (
+    stripped = strip(backbone + heads)
+    assert stripped.names["backbone.patch_embed.proj.weight"] == "patch_embed.proj.weight"
+    assert all(stripped.names[name] == name for name in heads)
+    assert stripped.notes == (
         "stripped 'backbone.' (a backbone under a head) from 150 of 155 names; "
         "dino_head, head, ibot_head, prototypes stood beside it",
     )
@@ -142,19 +142,19 @@ def test_what_is_not_stripped(original: tuple[str, ...]) -> None:
 
 
 def test_heads_under_the_same_member() -> None:
-    found = strip(["model.backbone.patch_embed.proj.weight", "model.backbone.norm.weight", "model.head.weight"])
-    assert list(found.names.values()) == ["patch_embed.proj.weight", "norm.weight", "head.weight"]
+    stripped = strip(["model.backbone.patch_embed.proj.weight", "model.backbone.norm.weight", "model.head.weight"])
+    assert list(stripped.names.values()) == ["patch_embed.proj.weight", "norm.weight", "head.weight"]
 
 
 def test_an_encoder_beside_a_decoder_stays() -> None:
-    found = strip(["model.encoder.patch_embed.proj.weight", "model.decoder.weight"])
-    assert list(found.names.values()) == ["encoder.patch_embed.proj.weight", "decoder.weight"]
+    stripped = strip(["model.encoder.patch_embed.proj.weight", "model.decoder.weight"])
+    assert list(stripped.names.values()) == ["encoder.patch_embed.proj.weight", "decoder.weight"]
 
 
 def test_compiled_blocks_inside_and_the_count_of_an_average() -> None:
-    found = strip(["n_averaged", "module.patch_embed.proj.weight", "module.blocks.0._orig_mod.norm1.weight"])
-    assert list(found.names.values()) == ["patch_embed.proj.weight", "blocks.0.norm1.weight"]
-    assert found.notes == (
+    stripped = strip(["n_averaged", "module.patch_embed.proj.weight", "module.blocks.0._orig_mod.norm1.weight"])
+    assert list(stripped.names.values()) == ["patch_embed.proj.weight", "blocks.0.norm1.weight"]
+    assert stripped.notes == (
         "left out 'n_averaged', the count of an averaged model",
         "stripped '_orig_mod.' (torch.compile) from 1 of 2 names",
         "stripped 'module.' (DataParallel or an averaged model) from 2 of 2 names",

@@ -115,7 +115,7 @@ def test_the_demo_models_weights_are_those_of_the_recorded_run() -> None:
     model, right, seen = rebuild(spec, weights), 0, 0
     for batch in data.open_dataset(DATA, split="evaluation").batches(spec.input):
         with torch.inference_mode():
-            found = model(torch.from_numpy(images.to_tensor(batch.pixels, spec.input))).argmax(1).numpy()
-        right, seen = right + int((found == batch.labels).sum()), seen + len(found)
+            classes = model(torch.from_numpy(images.to_tensor(batch.pixels, spec.input))).argmax(1).numpy()
+        right, seen = right + int((classes == batch.labels).sum()), seen + len(classes)
     assert seen == 2_000
     assert abs(right / seen - record["test_top1"]) < 0.02  # a sample of the 10,000

@@ -186,10 +186,10 @@ def test_trust_is_for_one_file_and_is_recorded(tmp_path: Path) -> None:
     error = check(path, TrustError, "VD7003", f"has the SHA-256 {digest}, trusted is {'0' * 64}", trust="0" * 64)
     assert error.fix
     assert not marker.exists()
-    found = read(path, trust=digest.upper())
+    contents = read(path, trust=digest.upper())
     assert marker.exists()  # that is what trust means
-    assert torch.equal(found.state["0.weight"], module[0].weight)
-    assert found.notes[0] == f"trusted by its SHA-256 {digest}, so its code was allowed to run"
+    assert torch.equal(contents.state["0.weight"], module[0].weight)
+    assert contents.notes[0] == f"trusted by its SHA-256 {digest}, so its code was allowed to run"
 
 
 def test_trust_that_is_no_digest(tmp_path: Path) -> None:
@@ -457,12 +457,12 @@ def stop() -> None:
 def test_scan_of_any_bytes(raw: bytes) -> None:
     """Whatever the bytes are, the scan ends in names without line breaks or in VD3006; nothing else escapes."""
     try:
-        found = opcodes.list_imports(io.BytesIO(raw), 1)
+        imports = opcodes.list_imports(io.BytesIO(raw), 1)
     except InputError as exc:
         assert exc.code == "VD3006"
     else:
-        assert raw or not found
-        assert all("\n" not in str(name) for name in found)
+        assert raw or not imports
+        assert all("\n" not in str(name) for name in imports)
 
 
 def test_child_of_damaged_archives(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_damaged_images_are_counted_then_refused(tiny_artifact, pictures, tmp_pa
     shutil.copytree(pictures, folder)
     (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:100])
     refused(tiny_artifact, config(folder), tmp_path / "out", "VD3104", "003.png")
-    found = quantize(tiny_artifact, config(folder, max_bad=1), tmp_path / "out")
-    assert found.record.proof.census["onnxruntime"].executed["gemms"] == 9
+    quantized = quantize(tiny_artifact, config(folder, max_bad=1), tmp_path / "out")
+    assert quantized.record.proof.census["onnxruntime"].executed["gemms"] == 9
 
 
 def test_grey_images_for_a_colour_model_are_made_colour_as_everywhere(tiny_artifact, tmp_path):
@@ -118,9 +118,9 @@ def test_one_image_is_enough_and_few_are_noted(tiny_artifact, pictures, tmp_path
     folder = tmp_path / "one"
     folder.mkdir()
     shutil.copy(pictures / "000.png", folder)
-    found = quantize(tiny_artifact, config(folder, verify=False), tmp_path / "out")
-    assert found.record.proof.calibration.images == 1
-    assert any("only 1 image set" in note for note in found.record.proof.notes)
+    quantized = quantize(tiny_artifact, config(folder, verify=False), tmp_path / "out")
+    assert quantized.record.proof.calibration.images == 1
+    assert any("only 1 image set" in note for note in quantized.record.proof.notes)
 
 
 # Models

@@ -116,8 +116,8 @@ def test_it_needs_no_pytorch_original(bare_artifact, tmp_path):
 def test_the_golden_batch_comes_along(tiny_artifact, tmp_path):
     made = vitdeploy.compile(tiny_artifact, config("onnxruntime"), tmp_path / "out")
     expected = golden.make(tiny_artifact)
-    found = golden.read(Artifact.open(made.folder))
-    assert np.allclose(found.output, expected.output[: len(found.output)], atol=1e-5)
+    contents = golden.read(Artifact.open(made.folder))
+    assert np.allclose(contents.output, expected.output[: len(contents.output)], atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

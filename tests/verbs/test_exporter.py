@@ -70,9 +70,9 @@ def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> 
     with torch.inference_mode():
         truth = model(torch.from_numpy(pixels)).numpy()
     for batch in (1, 2, 3, 7):
-        (found,) = runner.run([artifact.spec.output], {"pixels": pixels[:batch]})
-        assert found.shape == truth[:batch].shape
-        assert np.abs(found - truth[:batch]).max() <= 1e-4
+        (output,) = runner.run([artifact.spec.output], {"pixels": pixels[:batch]})
+        assert output.shape == truth[:batch].shape
+        assert np.abs(output - truth[:batch]).max() <= 1e-4
     assert truth.std() > 1e-3, "the case must not be constant"
 
 
@@ -371,8 +371,8 @@ def test_kill_at_every_write_leaves_the_old_or_the_new(tmp_path) -> None:
         content = chr(ord("b") + at % 20 + 1)
         old = (out / "artifact.json").read_text()
         assert run(at, content).returncode == -signal.SIGKILL
-        found = (out / "artifact.json").read_text()
-        assert found in (old, content)
-        assert (out / "model.onnx").read_text() == (out / "weights.safetensors").read_text() == found * 100_000
+        text = (out / "artifact.json").read_text()
+        assert text in (old, content)
+        assert (out / "model.onnx").read_text() == (out / "weights.safetensors").read_text() == text * 100_000
     assert run(0, "z").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -34,22 +34,22 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def looked(path: Path) -> Inspection:
-    found = inspect(path)
-    assert found.path == str(path)
-    assert json.loads(rendered.encode(found))["kind"] == found.kind
-    return found
+    inspection = inspect(path)
+    assert inspection.path == str(path)
+    assert json.loads(rendered.encode(inspection))["kind"] == inspection.kind
+    return inspection
 
 
 def test_artifact(tiny_artifact: Artifact) -> None:
-    found = looked(tiny_artifact.folder)
-    assert (found.kind, found.spec, found.contract) == ("artifact", tiny_artifact.spec, tiny_artifact.spec.input)
-    assert found.facts["id"] == tiny_artifact.id
-    assert found.facts["files"] == tiny_artifact.record.files
-    assert found.facts["weights"] == "float32"
-    assert found.graph is not None
-    assert found.graph.inputs[0].shape[1:] == (3, 16, 24)
-    assert not found.notes
-    assert inspect(tiny_artifact.folder / "artifact.json").facts == found.facts
+    inspection = looked(tiny_artifact.folder)
+    assert (inspection.kind, inspection.spec, inspection.contract) == ("artifact", tiny_artifact.spec, tiny_artifact.spec.input)
+    assert inspection.facts["id"] == tiny_artifact.id
+    assert inspection.facts["files"] == tiny_artifact.record.files
+    assert inspection.facts["weights"] == "float32"
+    assert inspection.graph is not None
+    assert inspection.graph.inputs[0].shape[1:] == (3, 16, 24)
+    assert not inspection.notes
+    assert inspect(tiny_artifact.folder / "artifact.json").facts == inspection.facts
 
 
 def test_changed_artifact(tiny_artifact: Artifact, tmp_path: Path) -> None:
@@ -61,12 +61,16 @@ def test_changed_artifact(tiny_artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_our_onnx(tiny_artifact: Artifact) -> None:
-    found = looked(tiny_artifact.model)
-    assert (found.kind, found.spec, found.sha256) == ("onnx", tiny_artifact.spec, files.sha256(tiny_artifact.model))
-    assert found.facts["opsets"][""] == 20
-    assert found.facts["dynamic_batch"] is True
-    assert found.facts["quantization"] == {}
-    assert not found.notes
+    inspection = looked(tiny_artifact.model)
+    assert (inspection.kind, inspection.spec, inspection.sha256) == (
+        "onnx",
+        tiny_artifact.spec,
+        files.sha256(tiny_artifact.model),
+    )
+    assert inspection.facts["opsets"][""] == 20
+    assert inspection.facts["dynamic_batch"] is True
+    assert inspection.facts["quantization"] == {}
+    assert not inspection.notes
 
 
 def foreign(path: Path, *operators: str, external: str = "") -> Path:
@@ -88,13 +92,13 @@ def foreign(path: Path, *operators: str, external: str = "") -> Path:
     ],
 )
 def test_foreign_onnx(operators: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    found = looked(foreign(tmp_path / "a.onnx", *operators))
-    assert found.facts["weights"] == says
-    assert found.facts["producer"] == "someone"
-    assert found.facts["parameters"] == 74
-    assert found.facts["dynamic_batch"] is False
-    assert found.spec is None
-    assert "no input contract" in found.notes[0]
+    inspection = looked(foreign(tmp_path / "a.onnx", *operators))
+    assert inspection.facts["weights"] == says
+    assert inspection.facts["producer"] == "someone"
+    assert inspection.facts["parameters"] == 74
+    assert inspection.facts["dynamic_batch"] is False
+    assert inspection.spec is None
+    assert "no input contract" in inspection.notes[0]
 
 
 def test_external_data(tmp_path: Path) -> None:
@@ -138,31 +142,31 @@ def test_clip_safetensors_by_its_header(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "open_clip_model.safetensors")
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
-        found = looked(path)
-        assert (found.kind, found.facts["source"], found.facts["image"]) == ("checkpoint", "CLIP", [64, 64])
-        assert found.spec is not None
-        assert (found.facts["embedding"], "classes" in found.facts) == (test_clip.OUT, False)
-        assert found.contract == found.spec.input
-        assert found.facts["elements"] == {"float16": sum(tensor.numel() for tensor in state.values())}
+        inspection = looked(path)
+        assert (inspection.kind, inspection.facts["source"], inspection.facts["image"]) == ("checkpoint", "CLIP", [64, 64])
+        assert inspection.spec is not None
+        assert (inspection.facts["embedding"], "classes" in inspection.facts) == (test_clip.OUT, False)
+        assert inspection.contract == inspection.spec.input
+        assert inspection.facts["elements"] == {"float16": sum(tensor.numel() for tensor in state.values())}
 
 
 def test_google_npz_by_its_headers(tmp_path: Path) -> None:
     path = tmp_path / "B_8.npz"
     np.savez(path, **test_jax.arrays())
-    found = looked(path)
-    assert (found.facts["source"], found.facts["classes"], found.spec.name) == ("Google ViT (JAX)", 7, "B_8")
-    assert found.facts["parameters"] == sum(array.size for array in test_jax.arrays().values())
-    assert found.sha256 == files.sha256(path)
+    inspection = looked(path)
+    assert (inspection.facts["source"], inspection.facts["classes"], inspection.spec.name) == ("Google ViT (JAX)", 7, "B_8")
+    assert inspection.facts["parameters"] == sum(array.size for array in test_jax.arrays().values())
+    assert inspection.sha256 == files.sha256(path)
 
 
 def test_pytorch_file_through_the_safe_reader(tmp_path: Path) -> None:
     pytest.importorskip("vitdeploy.checkpoints.checkpoint")
     path = tmp_path / "clip.pt"
     torch.save({**test_clip.prefixed(test_clip.tower().state_dict()), **test_clip.BUFFERS}, path)
-    found = looked(path)
-    assert (found.kind, found.facts["source"]) == ("checkpoint", "CLIP")
-    assert found.spec is not None
-    assert found.spec.mlp == "quick_gelu"
+    inspection = looked(path)
+    assert (inspection.kind, inspection.facts["source"]) == ("checkpoint", "CLIP")
+    assert inspection.spec is not None
+    assert inspection.spec.mlp == "quick_gelu"
     cache = tmp_path / "models--org--name" / "snapshots" / "abc"
     cache.mkdir(parents=True)
     shutil.move(path, cache / "open_clip_pytorch_model.bin")
@@ -171,9 +175,13 @@ def test_pytorch_file_through_the_safe_reader(tmp_path: Path) -> None:
 
 def test_checkpoint_that_says_too_little(tiny_artifact: Artifact, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    found = looked(tmp_path / "a.safetensors")
-    assert (found.facts["source"], found.spec, found.facts["elements"]) == ("unknown", None, {"bfloat16": 4, "float32": 3})
-    assert "no known source" in found.notes[0]
+    inspection = looked(tmp_path / "a.safetensors")
+    assert (inspection.facts["source"], inspection.spec, inspection.facts["elements"]) == (
+        "unknown",
+        None,
+        {"bfloat16": 4, "float32": 3},
+    )
+    assert "no known source" in inspection.notes[0]
     assert looked(tiny_artifact.weights).spec is None
 
 
@@ -187,8 +195,8 @@ def test_texts(tmp_path: Path) -> None:
     assert looked(tmp_path / "contract.toml").contract == InputContract(height=32, width=48)
     report = Report(title="bench", rows=(Row("a", {"x": Metric(float("nan"), "ms")}),), notes=("careful",))
     (tmp_path / "report.json").write_text(rendered.encode(report))
-    found = looked(tmp_path / "report.json")
-    assert (found.kind, found.facts["subjects"], found.notes) == ("report", ["a"], ("careful",))
+    inspection = looked(tmp_path / "report.json")
+    assert (inspection.kind, inspection.facts["subjects"], inspection.notes) == ("report", ["a"], ("careful",))
 
 
 def test_images_and_data(tmp_path: Path) -> None:
@@ -197,10 +205,15 @@ def test_images_and_data(tmp_path: Path) -> None:
         path = tmp_path / "data" / ("cat" if n % 2 else "dog") / f"{n}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[n]).save(path)
-        found = looked(path)
-        assert (found.kind, found.facts["height"], found.facts["width"], found.facts["mode"]) == ("image", 20, 30, "RGB")
-    found = looked(tmp_path / "data")
-    assert (found.kind, found.facts["images"], found.facts["first_classes"]) == ("data", 4, ["cat", "dog"])
+        inspection = looked(path)
+        assert (inspection.kind, inspection.facts["height"], inspection.facts["width"], inspection.facts["mode"]) == (
+            "image",
+            20,
+            30,
+            "RGB",
+        )
+    inspection = looked(tmp_path / "data")
+    assert (inspection.kind, inspection.facts["images"], inspection.facts["first_classes"]) == ("data", 4, ["cat", "dog"])
     (tmp_path / "data" / "list.csv").write_text("path,label\ncat/1.png,cat\n")
     assert looked(tmp_path / "data" / "list.csv").facts["images"] == 1
     assert "splits" in looked(REPOSITORY / "calibration" / "fashion-mnist").notes[0]
@@ -250,8 +263,8 @@ def test_typing_errors_keep_their_line(tmp_path: Path) -> None:
 
 def test_npz_headers(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.zeros((2, 3), np.float16), b=np.zeros((), np.int64), c=np.zeros(3, "V2"))
-    found = read_npz(tmp_path / "a.npz")
-    assert {name: tuple(tensor) for name, tensor in found.items()} == {
+    outlines = read_npz(tmp_path / "a.npz")
+    assert {name: tuple(tensor) for name, tensor in outlines.items()} == {
         "a": ("float16", (2, 3)), "b": ("int64", ()), "c": ("bfloat16", (3,)),
     }  # fmt: skip
 

@@ -34,9 +34,9 @@ def labelled(artifact, labels):
 
 
 def test_the_most_probable_come_first_and_their_order_is_the_images(tiny_artifact, photos):
-    found = predict(tiny_artifact, photos, PredictConfig(top=12))
-    assert [item.image for item in found] == [str(path) for path in photos]
-    for item in found:
+    predictions = predict(tiny_artifact, photos, PredictConfig(top=12))
+    assert [item.image for item in predictions] == [str(path) for path in photos]
+    for item in predictions:
         shares = [score.probability for score in item.classes]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1)

@@ -97,50 +97,50 @@ def opset(artifact):
 @pytest.mark.parametrize("target", [*ENGINES, "portable"])
 def test_int8_runs_as_planned_on_every_engine_of_the_target(tiny_artifact, tiny_static, config, target, batch, tmp_path):
     source = tiny_static if batch == "fixed" else tiny_artifact
-    found = quantize(source, config(target=target), tmp_path / "out")
+    quantized = quantize(source, config(target=target), tmp_path / "out")
     engines = ENGINES if target == "portable" else (target,)
-    assert tuple(found.record.proof.census) == engines
+    assert tuple(quantized.record.proof.census) == engines
     for engine in engines:
-        counted = found.record.proof.census[engine]
+        counted = quantized.record.proof.census[engine]
         assert counted.planned == counted.executed
         assert counted.planned["gemms"] == (10 if target == "openvino" else 9)  # OpenVINO: the patch embedding too
-        assert ratio(source, found, engine) > 25
-    onnx.checker.check_model(onnx.load(found.model), full_check=target != "onnxruntime")
+        assert ratio(source, quantized, engine) > 25
+    onnx.checker.check_model(onnx.load(quantized.model), full_check=target != "onnxruntime")
 
 
 @needs_vnni
 def test_openvino_multiplies_attention_in_int8(tiny_artifact, config, tmp_path):
-    found = quantize(tiny_artifact, config(target="openvino", attention=True), tmp_path / "out")
-    assert found.record.proof.census["openvino"].executed == {"gemms": 10, "dynamic": 0, "attention": 4}
-    kept, inside = constants(found), []
-    for node in nodes(found, "QuantizeLinear"):
+    quantized = quantize(tiny_artifact, config(target="openvino", attention=True), tmp_path / "out")
+    assert quantized.record.proof.census["openvino"].executed == {"gemms": 10, "dynamic": 0, "attention": 4}
+    kept, inside = constants(quantized), []
+    for node in nodes(quantized, "QuantizeLinear"):
         if kept[node.input[2]].dtype == np.int8 or "Softmax" in node.name:
             assert int(kept[node.input[2]]) == 0, "the fused attention takes zero point 0 only"
             inside.append(node.name)
     assert len(inside) >= 4
     plain = quantize(tiny_artifact, config(target="openvino"), tmp_path / "plain")
     assert plain.record.proof.census["openvino"].executed == {"gemms": 10, "dynamic": 0, "attention": 0}
-    assert ratio(tiny_artifact, plain, "openvino") > ratio(tiny_artifact, found, "openvino") > 20
+    assert ratio(tiny_artifact, plain, "openvino") > ratio(tiny_artifact, quantized, "openvino") > 20
 
 
 def test_portable_is_symmetric_and_runs_in_both(tiny_artifact, config, tmp_path):
-    found = quantize(tiny_artifact, config(target="portable"), tmp_path / "out")
-    kept = constants(found)
+    quantized = quantize(tiny_artifact, config(target="portable"), tmp_path / "out")
+    kept = constants(quantized)
     zeros = [array for name, array in kept.items() if name.endswith(".zero")]
     assert zeros
     assert not any(array.any() for array in zeros)
     assert {array.dtype for array in zeros} <= {np.dtype(np.int8), np.dtype(np.int32)}
-    one, other = (logits(found, engine) for engine in ENGINES)
+    one, other = (logits(quantized, engine) for engine in ENGINES)
     assert np.abs(one - other).max() < 0.05 * one.std()
-    assert {entry.domain for entry in onnx.load(found.model).opset_import} <= {"", "ai.onnx"}
+    assert {entry.domain for entry in onnx.load(quantized.model).opset_import} <= {"", "ai.onnx"}
 
 
 def test_tensorrt_gets_symmetric_int8_and_fp16(tiny_artifact, config, tmp_path):
     """No TensorRT runs here: its rules for a file are checked, and that ONNX Runtime computes the same from it."""
-    found = quantize(tiny_artifact, config(target="tensorrt"), tmp_path / "out")
-    model = onnx.load(found.model)
-    kept = constants(found)
-    assert opset(found) <= 20
+    quantized = quantize(tiny_artifact, config(target="tensorrt"), tmp_path / "out")
+    model = onnx.load(quantized.model)
+    kept = constants(quantized)
+    assert opset(quantized) <= 20
     assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}
     zeros = [array for name, array in kept.items() if name.endswith(".zero")]
     assert zeros
@@ -152,10 +152,10 @@ def test_tensorrt_gets_symmetric_int8_and_fp16(tiny_artifact, config, tmp_path):
     assert len(products) >= 15
     assert {types[node.output[0]] for node in products} == {TensorProto.FLOAT16}
     assert [types[value.name] for value in model.graph.output] == [TensorProto.FLOAT]
-    assert found.record.proof.census == {}
-    assert "not run here" in found.record.proof.verdict
+    assert quantized.record.proof.census == {}
+    assert "not run here" in quantized.record.proof.verdict
     onnx.checker.check_model(model, full_check=True)
-    assert ratio(tiny_artifact, found) > 20
+    assert ratio(tiny_artifact, quantized) > 20
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_the_layout_follows_the_target_not_this_machine(config, settings, expect
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_fp16(tiny_artifact, pictures, calibrated, tmp_path):
     given = {"calibration": str(pictures)} if calibrated else {}
-    found = quantize(tiny_artifact, QuantizeConfig(precision="fp16", threads=1, verify=False, **given), tmp_path / "out")
-    assert apart(tiny_artifact, found) < 1e-2
-    done = found.record.proof.fp16
+    quantized = quantize(tiny_artifact, QuantizeConfig(precision="fp16", threads=1, verify=False, **given), tmp_path / "out")
+    assert apart(tiny_artifact, quantized) < 1e-2
+    done = quantized.record.proof.fp16
     assert done.half > 20
     assert len(done.overflow) == 0
-    assert any("LayerNorm" in note for note in found.record.proof.notes) is not calibrated
-    assert found.model.stat().st_size < 0.7 * tiny_artifact.model.stat().st_size
-    halves = [name for name, array in constants(found).items() if array.dtype == np.float16]
+    assert any("LayerNorm" in note for note in quantized.record.proof.notes) is not calibrated
+    assert quantized.model.stat().st_size < 0.7 * tiny_artifact.model.stat().st_size
+    halves = [name for name, array in constants(quantized).items() if array.dtype == np.float16]
     assert any("weight" in name for name in halves)
 
 
@@ -205,16 +205,16 @@ def test_fp16_keeps_what_would_overflow(tiny_artifact, config, tmp_path):
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
     source = edited(tiny_artifact, tmp_path / "source", larger)
-    found = quantize(source, config(precision="fp16"), tmp_path / "out")
-    overflow = found.record.proof.fp16.overflow
+    quantized = quantize(source, config(precision="fp16"), tmp_path / "out")
+    overflow = quantized.record.proof.fp16.overflow
     assert any("mlp" in each.node or "mlp" in each.tensor for each in overflow)
     assert all(each.max_abs > 65504 / 2 for each in overflow)
-    assert apart(source, found) < 1e-2
+    assert apart(source, quantized) < 1e-2
 
 
 def test_fp16_keeps_what_is_named(tiny_artifact, config, tmp_path):
-    found = quantize(tiny_artifact, config(precision="fp16", keep_fp32=("softmax", "head")), tmp_path / "out")
-    model = onnx.load(found.model)
+    quantized = quantize(tiny_artifact, config(precision="fp16", keep_fp32=("softmax", "head")), tmp_path / "out")
+    model = onnx.load(quantized.model)
     types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
     assert {types[node.output[0]] for node in model.graph.node if node.op_type == "Softmax"} == {TensorProto.FLOAT}
     assert TensorProto.FLOAT16 in {types[node.output[0]] for node in model.graph.node if node.op_type == "Gelu"}
@@ -224,25 +224,27 @@ def test_fp16_keeps_what_is_named(tiny_artifact, config, tmp_path):
 
 @needs_bf16
 def test_bf16_is_a_hint_and_changes_nothing(tiny_artifact, tmp_path):
-    found = quantize(
+    quantized = quantize(
         tiny_artifact, QuantizeConfig(precision="bf16", target="openvino", verify=False, threads=1), tmp_path / "out"
     )
     for name, array in constants(tiny_artifact).items():
-        np.testing.assert_array_equal(constants(found)[name], array)
-    with closing(load("openvino").open(found, OpenConfig(threads=1))) as runner:
+        np.testing.assert_array_equal(constants(quantized)[name], array)
+    with closing(load("openvino").open(quantized, OpenConfig(threads=1))) as runner:
         assert runner.settings["precision"] == "bf16"
-    assert 0 < apart(tiny_artifact, found, "openvino") < 0.2
+    assert 0 < apart(tiny_artifact, quantized, "openvino") < 0.2
 
 
 @needs_vnni
 @pytest.mark.parametrize("target", ENGINES)
 @pytest.mark.parametrize("precision", ["int8-dynamic", "int8-weight-only"])
 def test_weights_alone_need_no_images(tiny_artifact, precision, target, tmp_path):
-    found = quantize(tiny_artifact, QuantizeConfig(precision=precision, target=target, verify=False, threads=1), tmp_path / "out")
-    counted = found.record.proof.census[target]
+    quantized = quantize(
+        tiny_artifact, QuantizeConfig(precision=precision, target=target, verify=False, threads=1), tmp_path / "out"
+    )
+    counted = quantized.record.proof.census[target]
     assert counted.executed == counted.planned == {"gemms": 0, "dynamic": 9, "attention": 0}
-    assert ratio(tiny_artifact, found, target) > 30
-    kinds = {node.op_type for node in onnx.load(found.model).graph.node}
+    assert ratio(tiny_artifact, quantized, target) > 30
+    kinds = {node.op_type for node in onnx.load(quantized.model).graph.node}
     assert ("DynamicQuantizeLinear" in kinds) == (precision == "int8-dynamic" and target == "onnxruntime")
 
 
@@ -252,11 +254,11 @@ def test_weights_alone_need_no_images(tiny_artifact, precision, target, tmp_path
 @pytest.mark.parametrize("precision", ["int8", "fp16", "int8-weight-only"])
 def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precision, tmp_path):
     made = quantize(tiny_artifact, config(precision=precision), tmp_path / "out")
-    found = Artifact.open(tmp_path / "out")
-    assert sorted(path.name for path in found.folder.iterdir()) == sorted(
+    artifact = Artifact.open(tmp_path / "out")
+    assert sorted(path.name for path in artifact.folder.iterdir()) == sorted(
         [RECORD, "golden.npz", "model.onnx", tiny_artifact.weights.name]
     )
-    record = found.record
+    record = artifact.record
     assert (record.precision, record.made_by, record.parent) == (precision, "quantize", tiny_artifact.id)
     assert (record.spec, record.origin) == (tiny_artifact.spec, tiny_artifact.record.origin)
     assert record.config.precision == precision
@@ -264,32 +266,32 @@ def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precis
     assert record.proof.rewrites and record.proof.census
     assert record.proof.rewritten < 1e-4
     assert {"onnxruntime", "numpy", "vitdeploy"} <= set(record.tools)
-    assert found.weights.read_bytes() == tiny_artifact.weights.read_bytes()
-    assert found.id == made.id != tiny_artifact.id
-    assert msgspec.json.encode(found.record) == msgspec.json.encode(made.record)
-    metadata = {entry.key: entry.value for entry in onnx.load(found.model).metadata_props}
+    assert artifact.weights.read_bytes() == tiny_artifact.weights.read_bytes()
+    assert artifact.id == made.id != tiny_artifact.id
+    assert msgspec.json.encode(artifact.record) == msgspec.json.encode(made.record)
+    metadata = {entry.key: entry.value for entry in onnx.load(artifact.model).metadata_props}
     assert metadata["vitdeploy.parent"] == tiny_artifact.id
-    assert Artifact.open(found.model).spec == tiny_artifact.spec
+    assert Artifact.open(artifact.model).spec == tiny_artifact.spec
 
 
 def test_calibration_is_recorded(tiny_artifact, config, pictures, tmp_path):
-    found = quantize(tiny_artifact, config(limit=24), tmp_path / "out").record
-    assert found.proof.calibration.source == pictures.name
-    assert found.proof.calibration.images == 24
-    assert len(found.proof.calibration.digest) >= 16
-    assert len(found.proof.sites) == 8
-    assert all(math.isfinite(site.scale) for site in found.proof.sites)
+    record = quantize(tiny_artifact, config(limit=24), tmp_path / "out").record
+    assert record.proof.calibration.source == pictures.name
+    assert record.proof.calibration.images == 24
+    assert len(record.proof.calibration.digest) >= 16
+    assert len(record.proof.sites) == 8
+    assert all(math.isfinite(site.scale) for site in record.proof.sites)
 
 
 def test_random_pixels_are_recorded_as_such(tiny_artifact, config, tmp_path):
-    found = quantize(tiny_artifact, config(calibration="random"), tmp_path / "out").record
-    assert found.proof.calibration == Calibration(source="random", images=64)
+    record = quantize(tiny_artifact, config(calibration="random"), tmp_path / "out").record
+    assert record.proof.calibration == Calibration(source="random", images=64)
 
 
 def test_validate_compares_it_with_the_pytorch_original(tiny_artifact, config, pictures, tmp_path):
-    found = quantize(tiny_artifact, config(), tmp_path / "out")
+    quantized = quantize(tiny_artifact, config(), tmp_path / "out")
     report = vitdeploy.validate(
-        Artifact.open(found.folder), ValidateConfig(data=str(pictures), threads=1, backends=("onnxruntime",))
+        Artifact.open(quantized.folder), ValidateConfig(data=str(pictures), threads=1, backends=("onnxruntime",))
     )
     assert report.reference == "pytorch"
     row = report.rows[1]
@@ -395,17 +397,17 @@ def test_the_source_is_not_touched(tiny_artifact, config, tmp_path):
 
 def test_models_that_take_bytes_or_give_no_classes(tiny_bytes, tiny_headless, tiny_embedding, config, tmp_path):
     for source in (tiny_bytes, tiny_headless, tiny_embedding):
-        found = quantize(source, config(limit=32), tmp_path / source.folder.name)
-        assert ratio(source, found) > 25
-        assert [value.name for value in onnx.load(found.model).graph.output] == [
+        quantized = quantize(source, config(limit=32), tmp_path / source.folder.name)
+        assert ratio(source, quantized) > 25
+        assert [value.name for value in onnx.load(quantized.model).graph.output] == [
             value.name for value in onnx.load(source.model).graph.output
         ]
 
 
 def test_a_bare_file_has_no_original_to_bring_along(bare_artifact, config, tmp_path):
-    found = quantize(bare_artifact, config(limit=32), tmp_path / "out")
-    assert found.record.weights is None
-    assert Artifact.open(found.folder).record.parent == bare_artifact.id
+    quantized = quantize(bare_artifact, config(limit=32), tmp_path / "out")
+    assert quantized.record.weights is None
+    assert Artifact.open(quantized.folder).record.parent == bare_artifact.id
 
 
 @pytest.mark.parametrize("opset_", [18, 22])
@@ -413,8 +415,8 @@ def test_other_operator_sets(config, opset_, tmp_path):
     from vitdeploy.recipe import ExportConfig
 
     source = write_artifact(tmp_path / "fp32", TINY, ExportConfig(opset=opset_, prove_batches=(1, 3)))
-    found = quantize(source, config(target="portable", limit=32), tmp_path / "out")
-    assert ratio(source, found) > 25
+    quantized = quantize(source, config(target="portable", limit=32), tmp_path / "out")
+    assert ratio(source, quantized) > 25
 
 
 # Statistics
@@ -431,11 +433,11 @@ def saved(tiny_artifact, config, tmp_path_factory):
 def test_statistics_serve_without_images_for_other_targets_too(tiny_artifact, config, saved, target, tmp_path):
     folder, made = saved
     assert sorted(path.name for path in folder.iterdir()) == sorted(HALVES)
-    found = quantize(tiny_artifact, config(calibration=None, statistics=str(folder), target=target), tmp_path / "out")
-    assert found.record.proof.calibration == Calibration(source="statistics", folder=str(folder))
-    assert ratio(tiny_artifact, found, "openvino" if target == "openvino" else "onnxruntime") > 20
+    quantized = quantize(tiny_artifact, config(calibration=None, statistics=str(folder), target=target), tmp_path / "out")
+    assert quantized.record.proof.calibration == Calibration(source="statistics", folder=str(folder))
+    assert ratio(tiny_artifact, quantized, "openvino" if target == "openvino" else "onnxruntime") > 20
     if target == "onnxruntime":
-        ours, theirs = (found.record.proof.sites, made.record.proof.sites)
+        ours, theirs = (quantized.record.proof.sites, made.record.proof.sites)
         assert [row.chosen for row in ours] == [row.chosen for row in theirs]
         assert [row.scale for row in ours] == [row.scale for row in theirs]
 
@@ -462,11 +464,11 @@ def test_statistics_of_something_else_are_refused(tiny_artifact, tiny_headless, 
 
 def test_the_verdict_and_its_numbers_are_recorded(tiny_artifact, config, tmp_path):
     """On images held back from the ranges, against PyTorch; the numbers behind the sentence are all there."""
-    found = Artifact.open(quantize(tiny_artifact, config(verify=True, limit=30), tmp_path / "out").folder)
-    worth = found.record.proof.worth
+    artifact = Artifact.open(quantize(tiny_artifact, config(verify=True, limit=30), tmp_path / "out").folder)
+    worth = artifact.record.proof.worth
     assert (worth.engine, worth.reference, worth.images, worth.held_back) == ("onnxruntime", "pytorch", 10, True)
-    assert found.record.proof.calibration.images == 30
-    assert found.record.proof.verdict == worth.verdict
+    assert artifact.record.proof.calibration.images == 30
+    assert artifact.record.proof.verdict == worth.verdict
     assert worth.verdict.startswith("INT8: ")
     assert set(worth.latency_ms) == {"fp32", "int8"}
     assert min(worth.latency_ms.values()) > 0
@@ -501,13 +503,13 @@ def test_paths_are_the_callers_and_errors_cross(tiny_artifact, pictures, tmp_pat
     monkeypatch.chdir(pictures.parent)
     shutil.copytree(tiny_artifact.folder, tmp_path / "source")
     settings = QuantizeConfig(calibration=pictures.name, verify=False, threads=1)
-    found = vitdeploy.quantize(Artifact.open(tmp_path / "source"), settings, tmp_path / "out")
-    assert found.record.config.calibration == pictures.name
-    assert found.record.proof.calibration.images == 30
+    quantized = vitdeploy.quantize(Artifact.open(tmp_path / "source"), settings, tmp_path / "out")
+    assert quantized.record.config.calibration == pictures.name
+    assert quantized.record.proof.calibration.images == 30
     with pytest.raises(InputError) as caught:
-        vitdeploy.quantize(found, settings, tmp_path / "again")
+        vitdeploy.quantize(quantized, settings, tmp_path / "again")
     assert caught.value.code == "VD3024"
-    assert caught.value.file == str(found.model)
+    assert caught.value.file == str(quantized.model)
     missing = msgspec.structs.replace(settings, calibration="nowhere")
     with pytest.raises(InputError, match="nowhere") as gone:
         vitdeploy.quantize(Artifact.open(tmp_path / "source"), missing, tmp_path / "again")

@@ -68,10 +68,10 @@ def test_images_are_prepared_as_by_transformers(kind: str, processor: str, optio
             picture(*size).save(path)
             with Image.open(path) as opened:
                 expected = np.asarray(theirs(opened.convert("RGB"))["pixel_values"][0])
-            found = images.to_tensor(images.load(path, contract), contract)[0]
-            assert found.shape == expected.shape
+            tensor = images.to_tensor(images.load(path, contract), contract)[0]
+            assert tensor.shape == expected.shape
             step = 1 / 255 / min(contract.std)
-            assert np.abs(found - expected).max() < step / 100, "not the same pixels"
+            assert np.abs(tensor - expected).max() < step / 100, "not the same pixels"
 
 
 def test_dinov3_resizes_within_one_step(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_dinov3_resizes_within_one_step(tmp_path: Path) -> None:
     picture(201, 333).save(path)
     with Image.open(path) as opened:
         expected = np.asarray(theirs(opened.convert("RGB"), return_tensors="np")["pixel_values"][0])
-    found = images.to_tensor(images.load(path, contract), contract)[0]
-    assert np.abs(found - expected).max() < 1.01 / 255 / min(contract.std)
+    tensor = images.to_tensor(images.load(path, contract), contract)[0]
+    assert np.abs(tensor - expected).max() < 1.01 / 255 / min(contract.std)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

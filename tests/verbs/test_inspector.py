@@ -120,7 +120,7 @@ def test_findings_of_the_check_are_told(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.node[0].input.append("")
     onnx.save(model, path)
-    assert looked(path).notes[0] == ("needs repair: 1 LayerNormalization with an empty last input: it would crash onnxruntime")
+    assert looked(path).notes[0] == ("needs repair: 1 LayerNormalization with an empty last input: it would crash ONNX Runtime")
     model.graph.node[0].domain = "com.evil"
     onnx.save(model, path)
     assert looked(path).notes[0].startswith("will be refused (VD7005): the node 'y0' asks for LayerNormalization of")

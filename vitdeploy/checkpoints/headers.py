@@ -57,27 +57,56 @@ def is_npz(path: Path) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def read_safetensors(path: Path) -> dict[str, Outline]:
-    """Name to outline of every tensor in a safetensors file.
+def read_header(path: Path) -> dict[str, dict[str, object]]:
+    """What a safetensors file says of its tensors: name to ``dtype``, ``shape`` and ``data_offsets``.
 
     Raises:
-        InputError: VD3001 to VD3005 for a file that is something else, VD3006 damaged, VD3013 too large a header.
+        InputError: VD3001 to VD3005 for a file that is something else, VD3006 damaged, VD3007 a name that stands twice, VD3013
+            too large a header, or too many tensors.
     """
     expect(path, "safetensors", what="a safetensors file")
+    size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > LARGEST_HEADER:
             raise InputError("VD3013", f"has a header of {length:,} bytes", file=path, fix=_AGAIN)
+        if 8 + length > size:
+            message = f"is cut off: {size:,} bytes, the header alone needs {8 + length:,}"
+            raise InputError("VD3006", message, file=path, fix=_AGAIN)
         raw = stream.read(length)
-    if len(raw) < length:
-        raise InputError("VD3006", f"is cut off: the header alone has {length:,} bytes", file=path, fix=_AGAIN)
+    twice: list[str] = []
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        table = dict(items)
+        if len(table) != len(items):
+            names = [name for name, _ in items]
+            twice.extend(sorted({name for name in names if names.count(name) > 1}))
+        return table
+
     try:
-        described = json.loads(raw)
-        described.pop("__metadata__", None)
-        tensors = {name: _describe(about["dtype"], about["shape"]) for name, about in described.items()}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as exc:
+        described: dict[str, dict[str, object]] = json.loads(raw, object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as exc:
         raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
-    return _check_count(tensors, path)
+    if twice:
+        raise InputError("VD3007", f"names the tensor {twice[0]!r} twice in its header", file=path, fix="write it again")
+    if len(described) > MOST_TENSORS:
+        raise InputError("VD3013", f"names {len(described):,} tensors, at most {MOST_TENSORS:,} are read", file=path)
+    described.pop("__metadata__", None)
+    if not all(isinstance(about, dict) for about in described.values()):
+        raise InputError("VD3006", "has a header that describes no tensors", file=path, fix=_AGAIN)
+    return described
+
+
+def read_safetensors(path: Path) -> dict[str, Outline]:
+    """Name to outline of every tensor in a safetensors file.
+
+    Raises:
+        InputError: As `read_header`.
+    """
+    try:
+        return {name: _describe(about.get("dtype"), about.get("shape")) for name, about in read_header(path).items()}
+    except ValueError as exc:
+        raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
 
 
 def read_npz(path: Path) -> dict[str, Outline]:
@@ -94,10 +123,6 @@ def read_npz(path: Path) -> dict[str, Outline]:
                     tensors[info.filename.removesuffix(".npy")] = _array(stream)
     except _BROKEN as exc:
         raise InputError("VD3006", "is damaged, or holds something else than arrays", file=path, fix=_AGAIN) from exc
-    return _check_count(tensors, path)
-
-
-def _check_count(tensors: dict[str, Outline], path: Path) -> dict[str, Outline]:
     if len(tensors) > MOST_TENSORS:
         raise InputError("VD3013", f"names more than {MOST_TENSORS:,} tensors", file=path)
     return tensors

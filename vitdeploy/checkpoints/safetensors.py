@@ -6,7 +6,6 @@ here. Separate query, key and value projections are packed; a learned position t
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -16,9 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitdeploy.checkpoints.headers import LARGEST_HEADER, MOST_TENSORS
+from vitdeploy.checkpoints.headers import read_header
 from vitdeploy.errors import InputError
-from vitdeploy.files import expect
 from vitdeploy.models import positions, relative
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.spec import ModelSpec
@@ -48,7 +46,7 @@ def read(path: Path, *, integers: str = "refuse") -> State:
         InputError: VD3001 to VD3005 for what is no safetensors file, VD3006 damaged, VD3007 duplicate names, VD3008
             NaN or infinity, VD3009 a tensor that is refused, VD3013 too large a header.
     """
-    header(path)
+    read_header(path)
     try:
         state = load_file(path)
     except safetensors.SafetensorError as exc:
@@ -78,48 +76,9 @@ def as_float32(state: State, path: Path, *, integers: str = "refuse") -> State:
     return state
 
 
-def header(path: Path) -> dict[str, dict[str, object]]:
-    """What a safetensors file says of its tensors: name to ``dtype``, ``shape`` and ``data_offsets``.
-
-    Raises:
-        InputError: As `read`, for all but the tensors themselves.
-    """
-    expect(path, "safetensors", what="a safetensors file")
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > LARGEST_HEADER:
-            raise InputError("VD3013", f"has a header of {length:,} bytes", file=path, fix=_AGAIN)
-        if 8 + length > size:
-            message = f"is cut off: {size:,} bytes, the header alone needs {8 + length:,}"
-            raise InputError("VD3006", message, file=path, fix=_AGAIN)
-        raw = stream.read(length)
-    twice: list[str] = []
-
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        table = dict(items)
-        if len(table) != len(items):
-            names = [name for name, _ in items]
-            twice.extend(sorted({name for name in names if names.count(name) > 1}))
-        return table
-
-    try:
-        described: dict[str, dict[str, object]] = json.loads(raw, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as exc:
-        raise InputError("VD3006", "has an unreadable header", file=path, fix=_AGAIN) from exc
-    if twice:
-        raise InputError("VD3007", f"names the tensor {twice[0]!r} twice in its header", file=path, fix="write it again")
-    if len(described) > MOST_TENSORS:
-        raise InputError("VD3013", f"names {len(described):,} tensors, at most {MOST_TENSORS:,} are read", file=path)
-    described.pop("__metadata__", None)
-    if not all(isinstance(about, dict) for about in described.values()):
-        raise InputError("VD3006", "has a header that describes no tensors", file=path, fix=_AGAIN)
-    return described
-
-
 def kinds(path: Path) -> tuple[str, ...]:
     """A sentence, if a safetensors file stores numbers in another type than the float32 that they are read as."""
-    types = Counter(str(about.get("dtype")) for about in header(path).values())
+    types = Counter(str(about.get("dtype")) for about in read_header(path).values())
     floats = {kind: count for kind, count in types.items() if kind[:1] in ("F", "B") and kind not in ("F32", "BOOL")}
     named = {"F16": "fp16", "BF16": "bf16", "F64": "float64"}
     total = sum(types.values())

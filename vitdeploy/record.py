@@ -6,6 +6,8 @@ apart, as it does the verbs' settings.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from vitdeploy.words import FloatPrecision, Hint
@@ -349,7 +351,7 @@ class CompileProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", 
     """
 
     run: OpenConfig = OpenConfig()
-    facts: dict[str, object] = {}
+    facts: dict[str, Any] = {}
     build_s: float = 0.0
     builds: int = 1
     optimise: Optimisation | None = None

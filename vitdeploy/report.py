@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from datetime import datetime, timezone
+from typing import Any
 
 import msgspec
 
@@ -25,7 +26,7 @@ class Row(msgspec.Struct, frozen=True):
 
     subject: str
     metrics: dict[str, Metric]
-    settings: dict[str, object] = {}
+    settings: dict[str, Any] = {}
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +59,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     reference: str = ""
     rows: tuple[Row, ...] = ()
-    settings: dict[str, object] = {}
+    settings: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     machine: Machine = msgspec.field(default_factory=lambda: this_machine())
     taken: str = msgspec.field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))

@@ -60,7 +60,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
 
     entry: str
     run: OpenConfig = OpenConfig()
-    facts: dict[str, object] = {}
+    facts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
 
 

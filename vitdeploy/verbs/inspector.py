@@ -60,7 +60,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     bytes: int = 0
     sha256: str | None = None
-    facts: Mapping[str, object] = {}
+    facts: dict[str, Any] = {}
     graph: OnnxGraph | None = None
     spec: ModelSpec | None = None
     contract: InputContract | None = None

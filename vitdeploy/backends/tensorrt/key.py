@@ -15,6 +15,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,7 +50,7 @@ class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cuda: str = ""
     tensorrt: str
     typing: str = "strong"
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     onnx: str
 
     @property

@@ -464,12 +464,12 @@ def test_another_version_of_an_engine_compiles_again(compiling, compiled, tmp_pa
     verbs, out = compiling(), tmp_path / "out"
     build(compiled, out)
     verbs.take()
-    there = builder.installed_versions
+    there = builder.find_versions
 
     def versions(*names):
         return there(*names) | ({name: "another"} if "torch" not in names else {})  # those of the export stay
 
-    monkeypatch.setattr(builder, "installed_versions", versions)
+    monkeypatch.setattr(builder, "find_versions", versions)
     build(compiled, out)
     assert verbs.take()[0] == "compile"
 

@@ -140,7 +140,7 @@ def test_record_holds_the_proof(artifact) -> None:
 def test_static_batch(small, tmp_path) -> None:
     artifact = export(small, ExportConfig(batch=3), tmp_path / "out")
     assert session(artifact).get_inputs()[0].shape == [3, 3, 32, 32]
-    assert artifact.record.proof.batches == [3]
+    assert artifact.record.proof.batches == (3,)
 
 
 def test_another_image_size_resamples_positions(small, tmp_path) -> None:

@@ -22,6 +22,7 @@ from vitdeploy.backends import child, table
 from vitdeploy.backends.base import Kernel, OpenConfig, run_any
 from vitdeploy.data import images
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError
+from vitdeploy.record import CompileProof
 
 ENGINES = ("onnxruntime", "openvino")
 ONE = OpenConfig(threads=1)
@@ -378,7 +379,30 @@ def test_an_artifact_of_this_engine_is_not(kind, name, tiny_artifact):
         ("pytorch", None, None, False),
     ],
 )
-def test_memory_is_capped_where_no_gpu_may_be_used(name, device, kept, capped, tiny_artifact):
-    proof = {"run": {"device": kept}} if kept else {}
+def test_memory_is_capped_where_no_gpu_may_be_used(name, device, kept, capped, tiny_artifact, monkeypatch):
+    """What the child is started with, not only what was computed."""
+    started = {}
+    monkeypatch.setattr(child, "Child", lambda subject, **limits: started.update(limits))
+    monkeypatch.setattr(child, "physical_mib", lambda: 3000.5)
+    proof = CompileProof(run=OpenConfig(device=kept)) if kept else None
     artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, proof=proof))
-    assert (child._find_cap(name, artifact, OpenConfig(device=device)) is not None) == capped
+    child.start(name, artifact, OpenConfig(device=device))
+    assert started["memory_mib"] == (6000 if capped else None)
+    assert started["file_mib"] == child.FILE_MIB == 65536
+    assert started["file"] == str(artifact.model)
+
+
+@pytest.mark.parametrize("version", ["1.2.3", None])
+def test_a_child_is_named_and_capped_whether_or_not_its_version_is_known(version, tiny_artifact, monkeypatch):
+    def tell(package):
+        if version is None:
+            raise child.metadata.PackageNotFoundError(package)
+        return version
+
+    started = {}
+    monkeypatch.setattr(child.metadata, "version", tell)
+    monkeypatch.setattr(child, "Child", lambda subject, **limits: started.update(limits))
+    monkeypatch.setattr(child, "physical_mib", lambda: 1000.0)
+    child.start("openvino", tiny_artifact, ONE)
+    assert started["what"] == ("openvino 1.2.3" if version else "openvino")
+    assert started["memory_mib"] == 4096  # an engine reserves that much on any machine

@@ -17,6 +17,7 @@ from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.isolate import ChildCrash
 from vitdeploy.measure import latency
+from vitdeploy.measure import worker as worker_module
 from vitdeploy.measure.latency import Subject, measure
 from vitdeploy.measure.worker import Worker
 from vitdeploy.recipe import BenchConfig
@@ -123,7 +124,8 @@ def test_a_subjects_own_settings_go_before_the_benchmarks(tiny_artifact):
     assert {row.subject: row.settings["threads"] for row in rows} == {"plain": 1, "two": 2, "usual": 1}
 
 
-def test_an_artifact_of_another_engine_is_refused_before_anything_is_started(tiny_artifact):
+def test_an_artifact_of_another_engine_is_refused_before_anything_is_started(tiny_artifact, monkeypatch):
+    monkeypatch.setattr(worker_module, "start", lambda *_: pytest.fail("a process was started"))
     other = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, kind="openvino"))
     with pytest.raises(UsageError) as caught:
         measure([Subject("x", other, "onnxruntime")], QUICK)
@@ -203,6 +205,7 @@ SCRIPT = """
     from pathlib import Path
     from vitdeploy.artifact import Artifact
     from vitdeploy.measure import latency
+from vitdeploy.measure import worker as worker_module
     from vitdeploy.measure.worker import Worker
     from vitdeploy.recipe import BenchConfig
     artifact = Artifact.open(Path(sys.argv[1]))

@@ -143,6 +143,7 @@ def test_bootstrap_covers():
 def test_bootstrap_repeats():
     a, b = np.random.default_rng(0).uniform(1, 2, (2, 10))
     assert s.median_ratio(a, b, 3) == s.median_ratio(a, b, 3)
+    assert s.median_ratio(a, b) == s.median_ratio(a, b, 0) != s.median_ratio(a, b, 1)
     assert s.median_ratio(a, b, 3)[0] < np.median(a) / np.median(b) < s.median_ratio(a, b, 3)[1]
 
 

@@ -1,6 +1,8 @@
 """OpenVINO compiled: the model in its own form computes the same, and a kept engine is used only where it fits."""
 
+import hashlib
 from contextlib import closing
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -186,6 +188,33 @@ def test_an_engine_that_does_not_fit_is_left_alone(engine, changed, said, tmp_pa
     results, settings = outputs(replaced(engine, tmp_path, **changed))
     assert settings["blob"].startswith(said)
     np.testing.assert_array_equal(results["logits"], outputs(engine)[0]["logits"])
+
+
+def test_a_stamp_tells_both_files_the_spec_and_the_settings(engine, tmp_path, monkeypatch):
+    """What the kept engine was made of: of sealed files the record's digests, of others their own."""
+    core = SimpleNamespace(get_property=lambda place, name: f"{place} {name}")
+    monkeypatch.setattr(openvino.machine, "instruction_sets", lambda: "avx2")
+    asked = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 2}
+    (tmp_path / "model.xml").write_bytes(b"graph")
+    (tmp_path / "model.bin").write_bytes(b"weights")
+
+    def stamp(files, spec=engine.spec):
+        record = msgspec.structs.replace(engine.record, entry="model.xml", files=files, spec=spec)
+        return openvino._stamp(core, "CPU", asked, Artifact(tmp_path, record))
+
+    graph, weights = (hashlib.sha256(raw).hexdigest() for raw in (b"graph", b"weights"))
+    spec = hashlib.sha256(msgspec.json.encode(engine.spec)).hexdigest()
+    assert stamp({}) == {
+        "made by": f"openvino {openvino.openvino.__version__}",
+        "made for": "CPU FULL_DEVICE_NAME, avx2",
+        "made with": "NUM_STREAMS 1, INFERENCE_NUM_THREADS 2",
+        "made of": f"{graph} {weights} {spec}",
+    }
+    assert stamp({"model.xml": "ab", "model.bin": "cd"})["made of"] == f"ab cd {spec}"
+    assert stamp({}, msgspec.structs.replace(engine.spec, name="another"))["made of"].startswith(f"{graph} {weights} ")
+    assert stamp({}, msgspec.structs.replace(engine.spec, name="another")) != stamp({})
+    (tmp_path / "model.bin").unlink()
+    assert stamp({})["made of"] == f"{graph} {spec}"
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,15 @@ def test_bootstrap_as_scipy(seed):
     assert s.median_ratio(top, bottom) == pytest.approx((expected.low, expected.high), abs=tolerance)
 
 
+def test_bootstrap_is_5000_draws_of_whole_rounds():
+    top, bottom = np.random.default_rng(5).lognormal(size=(2, 9))
+    generator = np.random.default_rng(7)
+    ratios = []
+    for drawn in generator.integers(9, size=(5000, 9)):
+        ratios.append(sorted(top[drawn])[4] / sorted(bottom[drawn])[4])
+    assert s.median_ratio(top, bottom, 7) == pytest.approx(np.percentile(ratios, [2.5, 97.5]), rel=1e-12)
+
+
 def test_bootstrap_covers():
     generator = np.random.default_rng(1)
     held = 0

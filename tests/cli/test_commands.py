@@ -89,7 +89,7 @@ class TestResults:
         assert status == 0
         assert "uint8-nhwc" in out
         assert err.splitlines()[-1] == f"wrote {tmp_path / 'v'}; next: vitdeploy validate {tmp_path / 'v'}"
-        assert vitdeploy.Artifact.open(tmp_path / "v").record.config.outputs == ["tokens", "pooled"]
+        assert vitdeploy.Artifact.open(tmp_path / "v").record.config.outputs == ("tokens", "pooled")
 
     def test_export_json(self, call, tmp_path):
         status, out, _ = call(

@@ -207,7 +207,7 @@ def test_biases_keep_the_mean_of_what_comes_out(lane, codes):
     quantizer._round(SimpleNamespace(linears=layers), "x", Moments(rows.mean(0, dtype=np.float64), second))
     taken = rows if lane else np.clip(np.rint(rows / step.scale), -step.zero, 255 - step.zero) * step.scale
     whole = np.concatenate([layer.weight for layer in layers], 1)
-    best = rounding.compensated(
+    best = rounding.compensate(
         whole, rounding.steps(whole, codes=codes), second + np.eye(24) * (0 if lane else step.scale**2 / 12), codes=codes
     )
     start = 0

@@ -166,11 +166,11 @@ def test_an_error_goes_to_later_weights_as_the_moments_say():
         weight[0] = 3 + share
         damped = second + 0.01 * 3 * np.eye(2)
         expected = np.rint(7.1 + share * damped[0, 1] / damped[1, 1])
-        found = rounding.compensated(weight, scale, second)
+        found = rounding.compensate(weight, scale, second)
         np.testing.assert_array_equal(found[:, 0], [3, expected])
     second[0, 1] = second[1, 0] = 2.7
     weight[:, 0] = 3.4, 7.1
-    assert rounding.compensated(weight, scale, second)[1, 0] == np.rint(7.1 + 0.4 * 2.7 / 2.03)
+    assert rounding.compensate(weight, scale, second)[1, 0] == np.rint(7.1 + 0.4 * 2.7 / 2.03)
 
 
 def test_steps_in_half_are_fp16_numbers_also_for_tiny_channels():

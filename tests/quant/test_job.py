@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from tests.quant.in_process import quantize
 from vitdeploy.quant import acceptance
-from vitdeploy.quant.job import quantize_here
 from vitdeploy.quant.pictures import Pictures
 from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.record import Worth
@@ -42,7 +42,7 @@ def test_held_back_images_judge_and_set_no_range(tiny_artifact, tmp_path, seen, 
         Image.new("RGB", (24, 16), (7 * number, 100, 10 * number)).save(tmp_path / "images" / f"{number}.png")
     heard = []
     config = QuantizeConfig(target="onnxruntime", calibration=str(tmp_path / "images"), threads=1)
-    made = quantize_here(tiny_artifact, config, tmp_path / "out", progress=lambda what, *_: heard.append(what))
+    made = quantize(tiny_artifact, config, tmp_path / "out", progress=lambda what, *_: heard.append(what))
     assert seen[:3] == ["ranges", "first", "second"]
     assert set(seen[3:-1]) == {"ranges"}
     assert seen[-1] == ("held" if held else "ranges")

@@ -205,7 +205,6 @@ SCRIPT = """
     from pathlib import Path
     from vitdeploy.artifact import Artifact
     from vitdeploy.measure import latency
-from vitdeploy.measure import worker as worker_module
     from vitdeploy.measure.worker import Worker
     from vitdeploy.recipe import BenchConfig
     artifact = Artifact.open(Path(sys.argv[1]))

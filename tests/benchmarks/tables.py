@@ -233,15 +233,15 @@ def why(folder: Path = HERE) -> str:
     about = MODELS_SAID.get(table.model, table.model)
     lines += [
         f"{about}, {table.images} test images, ONNX Runtime, {result.machine.cpu}, {result.machine.cores} cores.",
-        f"The second row is the closest to FP32 of {len(peers)} settings of other quantizers; all of them, OpenVINO and more",
-        "models: [the benchmarks](tests/benchmarks/README.md).",
+        f"The second row is the closest to FP32 of {len(peers)} settings of other quantizers; all of them, and what else was",
+        "measured: [the benchmarks](tests/benchmarks/README.md).",
         "",
     ]
     return "\n".join(["", *lines]) + "\n"
 
 
 def _short_row(row: figures.QuantizedRow, reference: figures.QuantizedRow) -> tuple[str, ...]:
-    latency = f"{statistics.median(row.rounds_ms[1]):.1f}" if row.rounds_ms else ""
+    latency = f"{statistics.median(row.rounds_ms[1]):.2f}" if row.rounds_ms else ""
     return _title(row), f"{100 * row.top1.value:.1f}", *_distance(row, reference), latency
 
 

@@ -145,7 +145,7 @@ def test_other_lines(folder):
 def test_the_top_page_shows_fp32_the_nearest_other_and_ours(folder):
     rows = [line for line in tables.why(folder).splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:]] == ["| FP32", "| Near", "| **vitdeploy int8**"]
-    assert rows[1].endswith("|  |  |  | 4.0 |")
+    assert rows[1].endswith("|  |  |  | 4.00 |")
     assert "closest to FP32 of 2 settings" in tables.why(folder)
 
 

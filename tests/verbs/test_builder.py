@@ -119,6 +119,8 @@ def test_layout(verbs, recipe, tmp_path):
     assert verbs.take() == ALL
     assert Recipe.load(out / "recipe.toml") == recipe
     assert json.loads((out / "report.json").read_text())["schema_version"] == 1
+    assert "random_seed" in (out / "report.md").read_text()
+    assert "Origin(" not in (out / "report.md").read_text()
 
 
 def test_numbers_that_json_lacks_come_back(verbs, recipe, tmp_path):

@@ -45,6 +45,9 @@ def test_artifact(tiny_artifact: Artifact) -> None:
     assert (inspection.kind, inspection.spec, inspection.contract) == ("artifact", tiny_artifact.spec, tiny_artifact.spec.input)
     assert inspection.facts["id"] == tiny_artifact.id
     assert inspection.facts["files"] == tiny_artifact.record.files
+    origin = inspection.facts["origin"]  # plain, so that it is shown as a table and not as a class
+    assert isinstance(origin, dict)
+    assert origin["sha256"] == tiny_artifact.record.origin.sha256
     assert inspection.facts["weights"] == "float32"
     assert inspection.graph is not None
     assert inspection.graph.inputs[0].shape[1:] == (3, 16, 24)

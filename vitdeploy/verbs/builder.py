@@ -260,7 +260,8 @@ def _runs_here(artifact: Artifact) -> bool:
 def _report(recipe: Recipe, artifacts: list[Artifact], parts: tuple[Report, ...]) -> Report:
     """The whole report: nothing in it depends on which stages were skipped, so an unchanged build writes the same bytes."""
     artifact = artifacts[0]
-    settings: dict[str, object] = {"model": artifact.spec.name, "artifact": artifact.id, "origin": artifact.record.origin}
+    settings: dict[str, object] = {"model": artifact.spec.name, "artifact": artifact.id}
+    settings["origin"] = msgspec.to_builtins(artifact.record.origin)
     stages = [*(artifact.record.made_by for artifact in artifacts), *(part.title for part in parts)]
     settings |= {"stages": stages, "opset": recipe.export.opset}
     notes = tuple(made.record.verdict for made in artifacts[1:] if made.record.verdict)

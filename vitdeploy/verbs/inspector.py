@@ -124,7 +124,7 @@ def _artifact(path: Path) -> Inspection:
         "precision": record.precision,
         **(inner.facts if inner else {}),
         "files": record.files,
-        "origin": record.origin,
+        "origin": msgspec.to_builtins(record.origin),
         "tools": record.tools,
         "parent": record.parent,
     }

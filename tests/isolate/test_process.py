@@ -409,8 +409,16 @@ def test_the_memory_of_a_child_that_is_smaller_than_its_parent_is_polled() -> No
         with pytest.raises(MachineError) as raised:
             child.ask("sleep", 30, seconds=1)
         used = re.search(r"it had used (\d+) MiB", str(raised.value))
-        assert used is not None
+        assert used is not None, raised.value
         assert 5 < int(used[1]) < 100 < len(held)
+
+
+def test_a_child_that_is_late_at_once_is_looked_at_before_it_is_killed() -> None:
+    held = bytearray(b"1") * (300 << 20)
+    with isolate.Child(here("Counter")) as child:
+        with pytest.raises(MachineError) as raised:
+            child.ask("sleep", 30, seconds=0)
+        assert re.search(r"longer than 0 s, and it had used \d+ MiB", str(raised.value)), (raised.value, len(held))
 
 
 def test_steps_are_heard_in_order() -> None:

@@ -228,12 +228,17 @@ class Child:
                 answer, outputs = self._receive(deadline)
                 steps = _check_steps(answer["progress"]) if "progress" in answer else None
             if steps is None:
-                self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))  # a dead one tells no more
+                self._poll()
                 return answer, outputs
             progress(*steps)
 
+    def _poll(self) -> None:
+        """Look at the child's memory: a dead one tells no more."""
+        self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))
+
     def _fail(self, how: str, seconds: float) -> NoReturn:
         """End the child, and say what became of it."""
+        self._poll()  # one that is late may not have been looked at once
         status, peak = _end_process(self._process)
         # what the kernel counts includes the parent's own, where that was larger when it started the child
         peak = peak if peak > self._least_mib else self._peak_mib
@@ -272,7 +277,7 @@ class Child:
                 try:
                     return self._channel.recv_into(view)
                 except TimeoutError:
-                    self._peak_mib = max(self._peak_mib, machine.peak_mib(self.pid))
+                    self._poll()
 
         return receive_message(fill)
 

@@ -78,7 +78,7 @@ def test_files_and_functions_are_short():
         f"{path}: {len(path_text)} lines" for path in MODULES if len(path_text := path.read_text().splitlines()) > LONGEST_FILE
     ]
     for path, tree in parse_package():
-        if path.parts == ("cli", "commands.py"):
+        if path.parts[0] == "cli" and path.stem.endswith("_group"):
             continue  # a command has as many lines as it has options
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= LONGEST_FUNCTION:

@@ -1,0 +1,73 @@
+"""The commands that look, and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitdeploy.cli import answers
+from vitdeploy.cli.app import app
+from vitdeploy.cli.shell import LOOK, Outcome, command
+from vitdeploy.errors import MachineError, UsageError, nearest
+from vitdeploy.progress import Progress
+
+
+@command(app, LOOK, "vitdeploy models", "vitdeploy models dinov2")
+def models(*, text: Annotated[str, typer.Argument(metavar="TEXT", help="Only names with this in them.")] = "") -> Outcome:
+    """List the known Vision Transformers with their size and cost."""
+    from vitdeploy.render import console, tables
+    from vitdeploy.zoo.variants import VARIANTS
+
+    variants = {name: variant for name, variant in VARIANTS.items() if text in name}
+    rows = tables.measure_variants(variants)
+    if not variants:
+        raise UsageError("VD2001", f"no model has {text!r} in its name", fix="run: vitdeploy models")
+    record = {"schema_version": 1, "models": rows}
+    hint = f"next: vitdeploy export {next(iter(variants))} -o vit"
+    return Outcome(record, lambda: console.print_tables([tables.tabulate_variants(rows)]), hint)
+
+
+@command(app, LOOK, "vitdeploy inspect model.onnx", "vitdeploy inspect facebook_dinov2-small/ --json")
+def inspect(
+    *, path: Annotated[Path, typer.Argument(metavar="PATH", help="A model, checkpoint, artifact, recipe, image or data.")]
+) -> Outcome:
+    """Say what a file or folder is, without running anything of it."""
+    import vitdeploy as vd
+    from vitdeploy.render import console, tables
+
+    inspection = vd.inspect(path)
+    return Outcome(inspection, lambda: console.print_tables(tables.tabulate_inspection(inspection)))
+
+
+@command(app, LOOK, "vitdeploy explain VD3003", "vitdeploy explain")
+def explain(
+    *, code: Annotated[str | None, typer.Argument(metavar="CODE", help="As in error[CODE]; default: all.")] = None
+) -> Outcome:
+    """Say what an error code means, with an example and what to do."""
+    from vitdeploy.codes import CODES
+
+    wanted = (code or "").strip("[]").upper().removeprefix("ERROR[").removeprefix("VD")
+    codes = {name: code for name, code in CODES.items() if not wanted or name == f"VD{wanted}"}
+    if not codes:
+        fix = nearest(f"VD{wanted}", CODES) or "run: vitdeploy explain"
+        raise UsageError("VD2003", f"there is no error code {code!r}", fix=fix)
+    return answers.answer_codes(codes)
+
+
+@command(app, LOOK, "vitdeploy doctor", "vitdeploy doctor --backend openvino   exit 4 if it does not run here")
+def doctor(
+    *,
+    backend: Annotated[list[str] | None, typer.Option(help="Try only this engine; exit 4 if it fails.")] = None,
+    progress: Progress,
+) -> Outcome:
+    """Look at this machine: processor, packages, and which engines run."""
+    from vitdeploy.render import console, tables
+    from vitdeploy.verbs.doctor import examine
+
+    checkup = examine(backend or (), progress=progress)
+    failed = checkup.unusable if backend else ()
+    hint = f"not usable: {', '.join(failed)}" if failed else ""
+    status = MachineError.exit_code if failed else 0
+    return Outcome(checkup, lambda: console.print_tables(tables.tabulate_checkup(checkup)), hint, status)

@@ -1,0 +1,71 @@
+"""The commands that prove: one a verb, each a single call of the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitdeploy.cli import answers
+from vitdeploy.cli.app import app
+from vitdeploy.cli.arguments import parse_number, read_settings
+from vitdeploy.cli.options import (
+    ArtifactPath,
+    Backends,
+    Data,
+    Limit,
+    ReportFile,
+    Seed,
+    Split,
+    Threads,
+)
+from vitdeploy.cli.shell import PROVE, Outcome, command
+from vitdeploy.progress import Progress
+
+
+@command(app, PROVE, "vitdeploy validate vit --data photos/ --limit 1000", "vitdeploy validate vit --json")
+def validate(
+    *,
+    artifact: ArtifactPath,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch: Annotated[int | None, typer.Option(help="Images a run; default 32.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    backend: Backends = None,
+    threads: Threads = None,
+    out: ReportFile = None,
+    progress: Progress,
+) -> Outcome:
+    """Compare engines with the PyTorch original: parity, and accuracy on labels."""
+    import vitdeploy as vd
+
+    answers.check_report_file(out)
+    given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
+    config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
+    report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
+    return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")
+
+
+@command(app, PROVE, "vitdeploy bench vit --batch 1,8", "vitdeploy bench vit-a vit-b --backend onnxruntime -o bench.md")
+def bench(
+    *,
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that `export` wrote.")],
+    batch: Annotated[list[str] | None, typer.Option(help="Batch sizes: repeat, or a comma list; default 1.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; default 10.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Shortest time a subject runs in a round; default 0.3.")] = None,
+    threads: Threads = None,
+    backend: Backends = None,
+    out: ReportFile = None,
+    progress: Progress,
+) -> Outcome:
+    """Measure latency against the PyTorch original, with intervals."""
+    import vitdeploy as vd
+
+    answers.check_report_file(out)
+    sizes = [parse_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
+    config = read_settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
+    report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
+    return answers.answer_report(report, out, f"vitdeploy predict {answers.quote(artifacts[0])} IMAGE")

@@ -1,0 +1,37 @@
+"""Codes of exit status 7: what would be a stranger's code."""
+
+from __future__ import annotations
+
+from vitdeploy.codes.code import Code
+
+CODES: dict[str, Code] = {
+    # 70xx: trust
+    "VD7001": Code(
+        "A path inside an archive or record points outside its folder, or through a link.",
+        "model.onnx: its external data '../../etc/passwd' is a link that leads out of its folder; put plain files beside "
+        "the model",
+        "Put plain files beside the model. If you did not make this file, distrust it.",
+    ),
+    "VD7002": Code(
+        "The pickle would run code if it were loaded.",
+        "model.pth: contains code (posix.system); get the safetensors file, or the state dict alone, from whoever made it",
+        "Get a safetensors file. --trust-pickle SHA256 loads this very file, with all that it does; the record says so.",
+    ),
+    "VD7003": Code(
+        "The file's SHA-256 is not the one that was said to be trusted.",
+        "model.pth: has the SHA-256 9f86d0..., trusted is 2c26b4...; find out which file you have before you trust it",
+        "Compare with the digest that its maker publishes; `sha256sum FILE` prints it.",
+    ),
+    "VD7004": Code(
+        "The engine was built elsewhere or for another device, driver or version, or changed since: engines are executable "
+        "code, and only those that this machine has built are loaded.",
+        "vit-trt/model.plan: was not built by this user on this machine; an engine is executable code and is not loaded",
+        "Ship the ONNX artifact and run `vitdeploy compile` on the machine where it will run.",
+    ),
+    "VD7005": Code(
+        "The graph asks for operators of an unknown domain, or for a library of its own: that would be foreign code.",
+        "model.onnx: the node 'x' asks for Fused of the domain 'my.ops': that would be foreign code; export the model with "
+        "operators of ONNX alone",
+        "Export it again without custom operators.",
+    ),
+}

@@ -5,7 +5,7 @@ The first digit of a code is the exit status of its class (see `vitdeploy.errors
 
 from __future__ import annotations
 
-from vitdeploy.codes import environment, files_and_weights, images, trust, usage
+from vitdeploy.codes import environment, files_and_weights, images_and_data, trust, usage
 from vitdeploy.codes.code import Code
 
 __all__ = ["CODES", "Code"]
@@ -13,7 +13,7 @@ __all__ = ["CODES", "Code"]
 CODES: dict[str, Code] = {
     **usage.CODES,
     **files_and_weights.CODES,
-    **images.CODES,
+    **images_and_data.CODES,
     **environment.CODES,
     **trust.CODES,
 }

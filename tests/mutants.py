@@ -1,7 +1,7 @@
 """Does a test notice? Plant realistic mistakes in the package one at a time, and run the tests that reach them.
 
     python tests/mutants.py --room graph --sample 20 --seed 1     try a sample; several rooms may be given
-    python tests/mutants.py --room vitdeploy/graph/fold.py        one file
+    python tests/mutants.py --room vitdeploy/graph/exact/fold.py        one file
     python tests/mutants.py --room graph --store                  and keep the result in tests/mutants.json
     python tests/mutants.py --table                               the table of tests/README.md
 
@@ -36,7 +36,7 @@ else:
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.mutants_edits import Edit, compiles, edits
-from tests.mutants_reach import ARTIFACTS, ROOT, Reach
+from tests.mutants_reach import ARTIFACTS, ROOT, Reach, strip_cases
 
 ROOMS = ("graph", "quant", "proof", "measure", "backends", "isolate", "data", "files")
 RECORDED = (
@@ -168,7 +168,8 @@ class Plan:
             }
         near = [test for test in tests if test.startswith(room)]
         far = [test for test in tests if not test.startswith(room)]
-        fresh = sorted(name for name in self.reach.fresh if name.startswith(room))
+        fresh = sorted(name for name in self.reach.fresh if name.startswith(room))  # all cases of a changed test, old and new
+        near = [test for test in near if strip_cases(test) not in self.reach.fresh]
         seconds = self.reach.seconds
         per_file: dict[str, float] = defaultdict(float)
         for test in (*near, *far):
@@ -178,8 +179,7 @@ class Plan:
             file = test.split("::")[0]
             return (file != own, per_file[file], file, seconds[test])
 
-        known = {f"{test.split('::')[0]}::{test.split('[')[0].split('::')[-1]}" for test in near}
-        stages = [[name for name in fresh if name not in known] + _within(sorted(near, key=order), seconds, NEAR_S)]
+        stages = [fresh + _within(sorted(near, key=order), seconds, NEAR_S)]
         stages.append(_within(sorted(far, key=order), seconds, FAR_S))
         return [stage for stage in stages if stage], not unknown and ARTIFACTS not in contexts
 

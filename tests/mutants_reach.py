@@ -224,7 +224,7 @@ class Reach:
             names = {Path(name).as_posix().rpartition("/vitdeploy/")[2]: name for name in data.measured_files()}
             self._parts.append((known, data, names))
             now = _texts(tests)
-            self.seconds |= {test: seconds for test, seconds in known["tests"].items() if _plain(test) in now}
+            self.seconds |= {test: seconds for test, seconds in known["tests"].items() if strip_cases(test) in now}
             self.fresh |= {name for name, digest in now.items() if known["texts"].get(name) != digest}
 
     def contexts(self, file: str, lines: set[int], source: str) -> set[str] | None:
@@ -232,12 +232,10 @@ class Reach:
         reached: set[str] = set()
         known_lines = False
         for known, data, names in self._parts:
-            before = known["sources"].get(file)
-            if before is None or file.removeprefix("vitdeploy/") not in names:
-                known_lines = known_lines or before is not None
-                continue
-            there = {old for new, old in _aligned(before, source) if new in lines}
+            there = {old for new, old in _aligned(known["sources"].get(file, ""), source) if new in lines}
             known_lines = known_lines or bool(there)
+            if file.removeprefix("vitdeploy/") not in names:  # nothing of it was run
+                continue
             by_line = _by_line(data, names[file.removeprefix("vitdeploy/")])
             for line in there:
                 reached.update(by_line.get(line, ()))
@@ -275,7 +273,7 @@ def _by_line(data: Any, name: str) -> dict[int, list[str]]:
     return _LINES[key]
 
 
-def _plain(test: str) -> str:
+def strip_cases(test: str) -> str:
     """Without parameters and class: as `_texts` names it."""
     file, _, name = test.partition("::")
     return f"{file}::{name.split('[')[0].split('::')[-1]}"

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from tests.mutants import EQUIVALENT, ROOT, STORED, table, tomllib
+from tests.mutants import EQUIVALENT, ROOT, STORED, Mutant, Plan, table, tomllib
 from tests.mutants_edits import compiles, edits
-from tests.mutants_reach import _aligned
+from tests.mutants_reach import Reach, _aligned
 
 LEFT_ALONE = '''
 """A docstring."""
@@ -50,6 +50,30 @@ def test_each_kind_of_mistake():
 
 def test_what_was_recorded_for_a_line_is_found_when_lines_move():
     assert _aligned("a\nb\nc", "new\na\nb\nother\nc") == [(2, 1), (3, 2), (5, 3)]
+
+
+class Recording(Reach):
+    """Tests of `files.py`, of which one has other cases now than when it was recorded."""
+
+    def __init__(self, fresh: set[str]) -> None:
+        self.seconds, self.fresh = {"tests/test_files.py::test_a[1]": 0.1, "tests/test_files.py::test_b": 0.1}, fresh
+        self._parts = [
+            ({"sources": {"vitdeploy/files.py": "def f():\n    return 1"}, "uses": {}, "tests": self.seconds}, None, {})
+        ]
+
+
+def test_a_line_that_is_newer_than_the_recording_is_not_said_to_be_reached_by_nothing():
+    source = "def f():\n    return 2"
+    assert Recording(set()).contexts("vitdeploy/files.py", {2}, source) is None
+    assert Recording(set()).contexts("vitdeploy/files.py", {1}, source) == set()
+
+
+def test_all_cases_of_a_test_that_has_changed_are_run():
+    plan = Plan([])
+    plan.reach = Recording({"tests/test_files.py::test_a"})
+    edit = next(edit for edit in edits("def f():\n    return 2") if edit.before == "2")
+    stages, _ = plan.stages(Mutant("files", "vitdeploy/files.py", "return 2", edit), "def f():\n    return 2")
+    assert stages == [["tests/test_files.py::test_a", "tests/test_files.py::test_b"]]
 
 
 def test_the_table_of_the_readme_is_that_of_the_stored_result():

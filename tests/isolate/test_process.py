@@ -403,22 +403,31 @@ def test_memory_that_a_killed_child_had_used_is_told() -> None:
     assert 300 < int(used[1]) < 450
 
 
-def test_the_memory_of_a_child_that_is_smaller_than_its_parent_is_polled() -> None:
+def test_the_memory_of_a_child_that_is_smaller_than_its_parent_is_its_own() -> None:
     held = bytearray(b"1") * (300 << 20)
     with isolate.Child(here("Counter")) as child:
         with pytest.raises(MachineError) as raised:
             child.ask("sleep", 30, seconds=1)
         used = re.search(r"it had used (\d+) MiB", str(raised.value))
         assert used is not None, raised.value
-        assert 5 < int(used[1]) < 100 < len(held)
+        assert 5 < int(used[1]) < 100 < len(held) >> 20
 
 
 def test_a_child_that_is_late_at_once_is_looked_at_before_it_is_killed() -> None:
-    held = bytearray(b"1") * (300 << 20)
     with isolate.Child(here("Counter")) as child:
         with pytest.raises(MachineError) as raised:
             child.ask("sleep", 30, seconds=0)
-        assert re.search(r"longer than 0 s, and it had used \d+ MiB", str(raised.value)), (raised.value, len(held))
+        assert re.search(r"longer than 0 s, and it had used \d{1,2} MiB", str(raised.value)), raised.value
+
+
+def test_what_the_kernel_counts_of_a_large_parent_is_not_the_childs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent may have grown a little between the look at it and the start of the child."""
+    with isolate.Child(here("Counter")) as child:
+        grown = machine.peak_mib() + 20
+        monkeypatch.setattr(machine, "to_mib", lambda usage: grown)
+        with pytest.raises(MachineError) as raised:
+            child.ask("sleep", 30, seconds=1)
+        assert re.search(r"it had used [1-9]\d? MiB", str(raised.value)), (raised.value, grown)
 
 
 def test_steps_are_heard_in_order() -> None:

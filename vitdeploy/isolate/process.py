@@ -127,7 +127,7 @@ class Child:
         self.limits: Limits = {"memory_mib": None, "file_mib": 64, "what": "a child process", "smaller": _SMALLER, **limits}
         self._lock = threading.Lock()
         self._error: VitdeployError | None = None
-        self._peak_mib, self._least_mib = 0.0, machine.peak_mib()
+        self._peak_mib = 0.0
         with library("starting a child process"):
             lease = lease_folder()
             try:
@@ -135,6 +135,8 @@ class Child:
             except BaseException:
                 lease.end()
                 raise
+        # what the kernel counts for the child begins with this process's own peak, which each core keeps to within some MiB
+        self._least_mib = 1.05 * machine.peak_mib() + 32
         self._folder = lease.folder
         self._close = weakref.finalize(self, _clean, os.getpid(), self._process, (self._channel, life), lease)
         bounds = {name: self.limits.get(name) for name in ("memory_mib", "file_mib", "cpu_s", "smaller")}
@@ -240,8 +242,7 @@ class Child:
         """End the child, and say what became of it."""
         self._poll()  # one that is late may not have been looked at once
         status, peak = _end_process(self._process)
-        # what the kernel counts includes the parent's own, where that was larger when it started the child
-        peak = peak if peak > self._least_mib else self._peak_mib
+        peak = max(peak, self._peak_mib) if peak > self._least_mib else self._peak_mib
         what, file = self.limits["what"], self.limits.get("file")
         if how == "late" or status == -signal.SIGXCPU:
             message = (

@@ -227,6 +227,7 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         seed: Seed of the draw.
         batch: Images a run.
         max_bad: Unreadable images to tolerate.
+        allow_shifted_labels: Measure accuracy also where every label is one too high or too low.
         backends: Engines to compare with PyTorch; empty means all that are installed.
         threads: Threads of each engine; None is the number of cores.
     """
@@ -237,6 +238,7 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: int = 0
     batch: int = 32
     max_bad: int = 0
+    allow_shifted_labels: bool = False
     backends: tuple[str, ...] = ()
     threads: int | None = None
 

@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from vitdeploy import data
 from vitdeploy.data import LoadConfig, classes, idx, open_dataset, sources
+from vitdeploy.data.wordnet import number_synsets
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
 
@@ -431,7 +433,10 @@ def test_class_map(tmp_path: Path) -> None:
     class_folder(tmp_path)
     assert folder_map(tmp_path, ("dog", "bird", "cat"), 3) == [2, 0]
     assert folder_map(tmp_path, ("Dog", "bird", "CAT"), 3) == [2, 0]
-    assert folder_map(tmp_path, (), 3) == [0, 1], "the model has no names: by number"
+    assert folder_map(tmp_path, (), 2) == [0, 1], "the model has no names, and as many classes: in order"
+    with pytest.raises(InputError, match=r"2 classes \(cat, dog, ...\), the model 3 without names") as caught:
+        folder_map(tmp_path, (), 3)
+    assert caught.value.code == "VD3106" and "--labels" in caught.value.fix
     assert folder_map(tmp_path, ("cat", "CAT", "dog"), 3) == [0, 2], "the exact name wins"
     with pytest.raises(InputError, match="'dog'") as caught:
         folder_map(tmp_path, ("cat", "bird"), 2)
@@ -450,6 +455,35 @@ def test_class_map_of_underscores_and_wordnet(tmp_path: Path) -> None:
     assert folder_map(tmp_path / "b", ("tench", "goldfish"), 2) == [0, 1]
     with pytest.raises(InputError):
         folder_map(tmp_path / "b", ("tench", "goldfish", "shark"), 3)
+    with pytest.raises(InputError, match="without names"):
+        folder_map(tmp_path / "b", (), 3)
+
+
+def test_some_wordnet_ids_of_a_model_of_imagenet(tmp_path: Path) -> None:
+    wanted = {"n15075141": 999, "n01440764": 0, "n02102040": 217, "n03000684": 491}  # of published lists of the classes
+    for name in wanted:
+        write(tmp_path / name / "1.png", png(1))
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == tuple(sorted(wanted))
+    mapped = [wanted[name] for name in sorted(wanted)]
+    assert dataset.class_map((), 1000).tolist() == mapped
+    assert dataset.class_map(tuple(f"name {i}" for i in range(1000)), 1000).tolist() == mapped, "ids are told, names are not"
+    own = sorted((f"n{i:08}" for i in range(996)), reverse=True)
+    assert dataset.class_map((*own, *wanted), 1000).tolist() == [996 + list(wanted).index(name) for name in sorted(wanted)]
+    with pytest.raises(InputError, match="4 classes"):
+        dataset.class_map((), 1001)
+    write(tmp_path / "n00000001" / "1.png", png(1))
+    with pytest.raises(InputError, match="5 classes"):
+        folder_map(tmp_path, (), 1000)
+
+
+def test_the_classes_of_imagenet_are_those_that_timm_numbers() -> None:
+    timm = find_spec("timm")  # its import needs torchvision, its list does not
+    if timm is None or timm.origin is None:
+        pytest.skip("timm is not installed: pip install 'vitdeploy[dev]'")
+    listed = (Path(timm.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+    assert list(number_synsets()) == listed == sorted(listed)
+    assert list(number_synsets().values()) == list(range(1000))
 
 
 def test_class_map_by_number(tmp_path: Path) -> None:
@@ -492,4 +526,4 @@ def test_class_map_of_numbered_folders_refuses(tmp_path: Path) -> None:
     assert caught.value.code == "VD3106"
     (tmp_path / "3" / "0.png").unlink()
     (tmp_path / "3").rename(tmp_path / "other")
-    assert folder_map(tmp_path, (), 8) == [0, 1, 2], "not all are numbers: in the order of the names"
+    assert folder_map(tmp_path, (), 3) == [0, 1, 2], "not all are numbers: in the order of the names"

@@ -34,6 +34,9 @@ def validate(
     seed: Seed = 0,
     batch: Annotated[int | None, typer.Option(help="Images a run; default 32.")] = None,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    allow_shifted_labels: Annotated[
+        bool, typer.Option("--allow-shifted-labels", help="Measure though all labels are off by one.")
+    ] = False,
     backend: Backends = None,
     threads: Threads = None,
     out: ReportFile = None,
@@ -44,6 +47,7 @@ def validate(
 
     answers.check_report_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
+    given["allow_shifted_labels"] = allow_shifted_labels
     config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
     report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")

@@ -32,9 +32,10 @@ CODES: dict[str, Code] = {
         "Correct the line that is named, or get the file again.",
     ),
     "VD3106": Code(
-        "The data's labels do not fit the model (class count, unknown class name).",
+        "The data's labels do not fit the model (class count, unknown class name, every label off by one).",
         "photos: has 12 classes, the model 10; use data of the model's classes",
-        "Name the class folders as the model names its classes (`vitdeploy inspect ARTIFACT`), or by number from 0.",
+        "Name the class folders as the model names its classes (`vitdeploy inspect ARTIFACT`), or by number from 0. Fewer "
+        "folders than classes need names: those of the model, numbers, or WordNet ids for ImageNet's thousand classes.",
     ),
     "VD3107": Code(
         "An image's channels, or a tensor's shape, type or batch, do not fit the input contract.",

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.data import wordnet
 from vitdeploy.errors import InputError
 
 
 def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, path: Path) -> NDArray[np.int64]:
     """For each class number of a data set, the model's.
 
-    Names are compared exactly first, then regardless of case, spaces, hyphens and underscores. Numbers count when one
-    side has no names, and for a full set of WordNet ids (n01440764 ...), whose order is ImageNet's by convention. When the
-    model has no names and all of the data's are decimal numbers, as of folders 0, 1, 10, 2, each is its own number.
+    Names are compared exactly first, then regardless of case, spaces, hyphens and underscores. WordNet ids (n01440764 ...) are
+    those of ImageNet's classes where the model has a thousand, and stand in the model's order where they are as many as its
+    classes. When the model has no names and all of the data's are decimal numbers, as of folders 0, 1, 10, 2, each is its own
+    number. Other names without any to compare with are in the model's order only if they are as many as its classes: which of
+    the model's a few of them are, nothing tells.
 
     Args:
         classes: The data's class names, or only how many there are.
@@ -29,17 +32,34 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
         int64 [number of the data's classes], each in [0, outputs).
 
     Raises:
-        InputError: VD3106, a class that the model does not know or knows twice, or more classes than the model has.
+        InputError: VD3106, a class that the model does not know or knows twice, more classes than the model has, or fewer and
+            nothing that tells which.
     """
-    if not isinstance(classes, int) and not labels and all(name.isascii() and name.isdigit() for name in classes):
+    if isinstance(classes, int):
+        _check_count(classes, outputs, path)
+        return np.arange(classes, dtype=np.int64)
+    synsets, named = wordnet.number_synsets(), not set(labels).isdisjoint(classes)
+    if outputs == wordnet.CLASSES and synsets.keys() >= set(classes) and not named:
+        return np.array([synsets[name] for name in classes], np.int64)
+    if named or (labels and not _is_wordnet(classes, outputs)):
+        return _match_names(classes, labels, path)
+    if not labels and all(name.isascii() and name.isdigit() for name in classes):
         return _match_own_numbers(classes, outputs, path)
-    if isinstance(classes, int) or not labels or _is_wordnet(classes, outputs):
-        count = classes if isinstance(classes, int) else len(classes)
-        if count > outputs:
-            message = f"has {count} classes, the model {outputs}"
-            raise InputError("VD3106", message, file=path, fix="use data of the model's classes")
-        return np.arange(count, dtype=np.int64)
-    return _match_names(classes, labels, path)
+    _check_count(len(classes), outputs, path)
+    if len(classes) < outputs:
+        message = (
+            f"has {len(classes)} classes ({', '.join(classes[:3])}, ...), the model {outputs} without names: which they are "
+        )
+        message += "of the model's can't be told"
+        fix = "export the model with its class names (--labels FILE), or name each folder by the class's number from 0"
+        raise InputError("VD3106", message, file=path, fix=fix)
+    return np.arange(len(classes), dtype=np.int64)
+
+
+def _check_count(count: int, outputs: int, path: Path) -> None:
+    if count > outputs:
+        message = f"has {count} classes, the model {outputs}"
+        raise InputError("VD3106", message, file=path, fix="use data of the model's classes")
 
 
 def _match_own_numbers(classes: Sequence[str], outputs: int, path: Path) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from vitdeploy.backends.table import (
     is_installed,
 )
 from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
+from vitdeploy.errors import InputError
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.parity import Parity
 from vitdeploy.progress import Progress, silent
@@ -49,7 +50,8 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
         UsageError: VD2009, no such backend; VD2013, one that does not open this artifact.
         MachineError: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
             or hung.
-        InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit.
+        InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit, or
+            are all off by one.
     """
     names, notes = _choose_subjects(artifact, config.backends)
     data = None if config.data is None else open_dataset(Path(config.data), split=config.split)
@@ -64,6 +66,8 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
             trial.add(batch, runners)
         settings = {name: runner.settings for name, runner in runners.items()}
     progress("validate", total, total)
+    if not config.allow_shifted_labels:
+        trial.refuse_shift(config.data)
     rows = tuple(Row(name, trial.metrics(name), settings[name]) for name in names)
     facts, remarks = _describe_data(data, batches.counts, config, trial)
     facts = {"artifact": artifact.name, **facts}
@@ -106,20 +110,41 @@ class _Trial:
             for name, parity in self.parity.items()
             if parity.not_finite
         ]
-        top1 = self.accuracy.metrics(self.reference)["top1"]
-        classes, count = self.accuracy.classes, self.accuracy.images
-        if count < ENOUGH or classes < 2 or top1.low is None:
+        if not self._is_guessing():
             return warnings
-        if top1.low <= 1 / classes or (classes > 4 and top1.value < 2 / classes):
-            shift, share = max(self.accuracy.measure_shifts().items(), key=lambda item: item[1])
-            words = "the label order or the preprocessing is probably wrong"
-            if share > 3 * top1.value and share > 2 / classes:
-                words = f"with every label {shift:+d} it would be {100 * share:.1f} %: the labels are shifted by one"
-            warnings.append(
-                f"WARNING: top-1 of the reference is {100 * top1.value:.1f} % on {count:,} images of {classes} classes, "
-                f"hardly better than guessing; {words}"
-            )
+        top1 = self.accuracy.metrics(self.reference)["top1"].value
+        words = self._find_shift() or "the label order or the preprocessing is probably wrong"
+        images, classes = self.accuracy.images, self.accuracy.classes
+        seen = f"top-1 of the reference is {100 * top1:.1f} % on {images:,} images of {classes} classes"
+        warnings.append(f"WARNING: {seen}, hardly better than guessing; {words}")
         return warnings
+
+    def refuse_shift(self, file: str | None) -> None:
+        """Raise when every label is one too high or too low.
+
+        Raises:
+            InputError: VD3106.
+        """
+        if self._is_guessing() and (shift := self._find_shift()):
+            top1 = self.accuracy.metrics(self.reference)["top1"].value
+            message = f"top-1 of the reference is {100 * top1:.1f} %, and {shift}"
+            fix = "number the labels from 0 in the model's order, or pass --allow-shifted-labels"
+            raise InputError("VD3106", message, file=file, fix=fix)
+
+    def _is_guessing(self) -> bool:
+        """Whether enough images show the reference's top-1 to be near that of a guess."""
+        top1, classes = self.accuracy.metrics(self.reference)["top1"], self.accuracy.classes
+        if self.accuracy.images < ENOUGH or classes < 2 or top1.low is None:
+            return False
+        return top1.low <= 1 / classes or (classes > 4 and top1.value < 2 / classes)
+
+    def _find_shift(self) -> str:
+        """That labels are off by one, in words; "" where they are not."""
+        top1, classes = self.accuracy.metrics(self.reference)["top1"].value, self.accuracy.classes
+        shift, share = max(self.accuracy.measure_shifts().items(), key=lambda item: item[1])
+        if share <= 3 * top1 or share <= 2 / classes:
+            return ""
+        return f"with every label {shift:+d} it would be {100 * share:.1f} %: the labels are shifted by one"
 
 
 def _choose_subjects(artifact: Artifact, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
@@ -165,6 +190,10 @@ def _describe_data(
     if counts.bad:
         more = f" and {counts.bad - len(counts.examples)} more" if counts.bad > len(counts.examples) else ""
         notes.append(f"WARNING: {counts.bad} images could not be read: {'; '.join(counts.examples)}{more}")
+    if trial.class_map is not None and len(data.classes or ()) not in (0, trial.spec.classes):
+        notes.append(
+            f"The data have {len(trial.class_map):,} of the model's {trial.spec.classes:,} classes; it chooses among all of them."
+        )
     if trial.class_map is None:
         without = "gives an embedding, not classes" if trial.spec.head == "projection" else "has no classes"
         reason = "the data have no labels" if data.labels is None else f"the model {without}"

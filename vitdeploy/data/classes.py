@@ -47,11 +47,9 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
         return _match_own_numbers(classes, outputs, path)
     _check_count(len(classes), outputs, path)
     if len(classes) < outputs:
-        message = (
-            f"has {len(classes)} classes ({', '.join(classes[:3])}, ...), the model {outputs} without names: which they are "
-        )
-        message += "of the model's can't be told"
-        fix = "export the model with its class names (--labels FILE), or name each folder by the class's number from 0"
+        names = ", ".join(classes[:3])
+        message = f"has {len(classes)} classes ({names}, ...), the model {outputs} without names: which are which can't be told"
+        fix = "name each folder by its class's number, from 0"
         raise InputError("VD3106", message, file=path, fix=fix)
     return np.arange(len(classes), dtype=np.int64)
 

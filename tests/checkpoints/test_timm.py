@@ -148,6 +148,7 @@ def registered(timm: ModuleType) -> list[str]:
     return sorted({name for module in ("vision_transformer", "deit", "eva", "beit") for name in list_models(module=module)})
 
 
+@pytest.mark.slow
 def test_every_name_of_timm_is_known_and_its_facts_are_timms() -> None:
     """Heads, activation, epsilon, pool, parameters and preparation of each default configuration, on shapes alone."""
     timm = peer("timm")
@@ -321,6 +322,7 @@ def flat(model: ModelSpec) -> dict[str, object]:
     return fields if contract.resize == "stretch" else {**fields, "shorter": contract.shorter}
 
 
+@pytest.mark.slow
 def test_a_name_with_weights_is_the_variant_but_for_pool_and_preparation() -> None:
     """The same tensors, with timm's pool and crop instead of the authors'; see the top of `weights.timm`."""
     timm = peer("timm")

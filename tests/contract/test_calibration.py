@@ -98,6 +98,7 @@ def test_a_draw_is_balanced_and_depends_on_the_seed() -> None:
     assert set(taken.tolist()) != set(draw(labels, "train", 25, 2).tolist())
 
 
+@pytest.mark.slow
 def test_the_demo_models_weights_are_those_of_the_recorded_run() -> None:
     """The digest that the training script wrote beside them; small enough to ship; at least 90 % on the images kept here."""
     recipes = ROOT / "recipes"

@@ -60,12 +60,14 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_five_lines_give_a_measured_model(place) -> None:
     record = json.loads((place / "vit-int8" / "artifact.json").read_text())
     assert record["precision"] == "int8"
     assert record["proof"]["verdict"].startswith("INT8: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", OTHERS)
 def test_commands_run_in_order(page, place) -> None:
     """One test a page, because each command may use what the one before it wrote."""
@@ -73,11 +75,13 @@ def test_commands_run_in_order(page, place) -> None:
         follow(line, place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for _, language, block in BLOCKS if language == "python"])
 def test_python_runs(block, place) -> None:
     assert run([sys.executable, "-c", block], place).stdout
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_a_mapping(place) -> None:
     """The two files as they stand on the page, on a network of torch's own layers with those names."""
     torch = pytest.importorskip("torch")

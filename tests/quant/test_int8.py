@@ -115,6 +115,7 @@ def test_is_far_closer_to_the_model_than_plain_ranges(made, plain, reference):
     assert ours[1] < 0.006
 
 
+@pytest.mark.slow
 def test_openvino_is_far_closer_too(source, plain, reference, tmp_path):
     """Also with attention in INT8, which the plain one leaves in float."""
     theirs = apart(reference, logits(plain, "openvino"))
@@ -343,6 +344,7 @@ def test_random_images_are_marked(source, reference, tmp_path):
     assert apart(reference[:200], logits(found, count=200))[0] < 0.1
 
 
+@pytest.mark.slow
 def test_a_tensor_that_never_changes(source, tmp_path):
     """A block whose first layer gives the same whatever it sees, and one whose norm gives nothing but zeros."""
 

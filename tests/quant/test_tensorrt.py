@@ -252,6 +252,7 @@ print("built", len(sys.argv) - 1)
 """
 
 
+@pytest.mark.slow
 def test_nvidias_parser_and_builder_take_every_form(made):
     """TensorRT-RTX compiles without a GPU; it runs nothing here."""
     if find_spec("tensorrt_rtx") is None:

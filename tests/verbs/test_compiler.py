@@ -120,6 +120,7 @@ def test_the_golden_batch_comes_along(tiny_artifact, tmp_path):
     assert np.allclose(contents.output, expected.output[: len(contents.output)], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_fastest_settings_are_measured_and_kept(tiny_artifact, tmp_path, monkeypatch, engine):
     short = msgspec.structs.replace(compiler._BENCH, rounds=1, seconds=0.01, warmup=0)
@@ -216,6 +217,7 @@ def test_a_rival_of_the_same_form_and_other_weights_is_refused(tiny_artifact, pr
     compiler._require_same(first, source(0.0, precision, count=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_fixed_batch_can_be_optimised_and_have_a_rival(tiny_static, tmp_path, monkeypatch, engine):
     monkeypatch.setattr(compiler, "_BENCH", msgspec.structs.replace(compiler._BENCH, rounds=1, seconds=0.01, warmup=0))

@@ -61,7 +61,7 @@ def session(artifact: Artifact) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", CASES)
 def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> None:
     artifact = export(lively(CASES[name], tmp_path), ExportConfig(), tmp_path / "out")
@@ -76,7 +76,7 @@ def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> 
     assert truth.std() > 1e-3, "the case must not be constant"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("opset", OPSETS)
 def test_opsets(small, tmp_path, opset) -> None:
     artifact = export(small, ExportConfig(opset=opset), tmp_path / "out")
@@ -89,6 +89,7 @@ def test_opsets(small, tmp_path, opset) -> None:
     assert not operators & {"Attention", "Shape", "Identity", "Expand", "Constant"}
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes_in_another_process(small, artifact, tmp_path) -> None:
     code = (
         "import sys; from pathlib import Path; from vitdeploy.verbs.exporter import export;"
@@ -112,6 +113,7 @@ def test_nodes_and_parameters_follow_the_module_path(artifact) -> None:
     assert str(Path(exporter.__file__).parent).encode() not in text, "no path of this machine in the file"
 
 
+@pytest.mark.slow
 def test_equal_parameters_of_different_modules_stay_apart(tmp_path) -> None:
     (tmp_path / "spec.json").write_bytes(msgspec.json.encode(SMALL))  # fresh weights: all norms are equal
     artifact = export(ModelConfig(source=str(tmp_path / "spec.json")), ExportConfig(), tmp_path / "out")
@@ -143,6 +145,7 @@ def test_static_batch(small, tmp_path) -> None:
     assert artifact.record.proof.batches == (3,)
 
 
+@pytest.mark.slow
 def test_another_image_size_resamples_positions(small, tmp_path) -> None:
     artifact = export(small, ExportConfig(image_size=(48, 64)), tmp_path / "out")
     assert session(artifact).get_inputs()[0].shape == ["batch", 3, 48, 64]
@@ -152,7 +155,7 @@ def test_another_image_size_resamples_positions(small, tmp_path) -> None:
     assert load_file(back.weights)["pos_embed"].shape == (1, 1 + 8 * 8, 32)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("layout", ["uint8-nchw", "uint8-nhwc"])
 @pytest.mark.parametrize("change", [{}, {"embed": "linear"}, {"patch_bias": False}], ids=["conv", "linear", "no bias"])
 def test_raw_pixels_give_the_same_logits(tmp_path, layout, change) -> None:

@@ -366,6 +366,7 @@ def test_what_was_kept_for_another_calibration_is_not_used(tiny_artifact, config
     assert not any("goes on" in what for what in heard)
 
 
+@pytest.mark.slow
 def test_the_file_is_the_same_whether_or_not_it_is_verified(tiny_artifact, config, tmp_path):
     """The same images are held back, and set no range."""
     one, other = (quantize(tiny_artifact, config(verify=verify), tmp_path / str(verify)) for verify in (True, False))
@@ -410,6 +411,7 @@ def test_a_bare_file_has_no_original_to_bring_along(bare_artifact, config, tmp_p
     assert Artifact.open(quantized.folder).record.parent == bare_artifact.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset_", [18, 22])
 def test_other_operator_sets(config, opset_, tmp_path):
     from vitdeploy.recipe import ExportConfig

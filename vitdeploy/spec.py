@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 import msgspec
 
 from vitdeploy.errors import UsageError
+from vitdeploy.words import Problem, Task
 
 LARGEST = 1 << 16
 """No size of a network is larger; specs come from files of strangers, too."""
@@ -141,6 +142,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         head_bias: Whether the head has a bias.
         classes: Outputs of the head, for a ``projection`` the width of its embedding; 0 exactly when head is ``none``.
         labels: Class names in output order, or nothing; nothing for a ``projection``.
+        problem: What the head's numbers are: ``single_label`` logits of classes of which one is right, ``multi_label`` logits of
+            labels of which each may be, or ``regression``, quantities as they are.
+        probabilities: Whether the file ends with the softmax or sigmoid that others leave to their caller.
+        output_name: What the file calls its main output; "" is the name that `output` gives it by the head.
     """
 
     name: str
@@ -180,6 +185,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     head_bias: bool = True
     classes: int = 1000
     labels: tuple[str, ...] = ()
+    problem: Problem = "single_label"
+    probabilities: bool = False
+    output_name: str = ""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has."""
@@ -243,17 +251,48 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def classifies(self) -> bool:
-        """Whether the main output is logits of classes: not for features, and not for an embedding."""
-        return self.head not in ("none", "projection")
+        """Whether the main output chooses one of several classes."""
+        return self.task == "single_label"
+
+    @property
+    def task(self) -> Task:
+        """What the main output is: ``embedding`` for features and a projection, else `problem`.
+
+        One number chooses among nothing: it is a ``regression`` where it is not said to be a label's.
+
+        Source: transformers, ``PreTrainedConfig``, which refuses single_label_classification with one label.
+        """
+        if self.head in ("none", "projection"):
+            return "embedding"
+        return "regression" if self.problem == "single_label" and self.classes == 1 else self.problem
 
     @property
     def output(self) -> str:
-        """Name of the main output.
+        """Name of the main output: `output_name`, or by the head.
 
         ``logits`` [N, classes]; ``embedding`` [N, classes], not normalised, of a projection; or ``pooled`` [N, pooled_size]
         without head.
         """
-        return {"none": "pooled", "projection": "embedding"}.get(self.head, "logits")
+        return self.output_name or {"none": "pooled", "projection": "embedding"}.get(self.head, "logits")
+
+    @property
+    def output_size(self) -> int:
+        """K, how many numbers the main output [N, K] has for an image."""
+        return self.classes or self.pooled_size
+
+    def change_task(self, task: Task) -> ModelSpec:
+        """The same numbers, taken for something else than they were.
+
+        Raises:
+            UsageError: VD2006, the head can't give that.
+        """
+        if task != "embedding":
+            head: Head = "linear" if self.head == "projection" else self.head
+            return msgspec.structs.replace(self, head=head, problem=task)
+        if self.head not in ("none", "projection", "linear"):
+            raise UsageError("VD2006", f"a head that is {self.head!r} gives no embedding", fix="leave the task out")
+        head = "projection" if self.head == "linear" else self.head
+        return msgspec.structs.replace(self, head=head, problem="single_label", labels=())
 
     def change_size(self, height: int, width: int) -> ModelSpec:
         """The same network for another image size; learned positions are resampled when weights are loaded."""
@@ -298,6 +337,7 @@ class SpecFields(TypedDict, total=False):
     head_bias: bool
     classes: int
     labels: tuple[str, ...]
+    problem: Problem
 
 
 def _check_sizes(spec: ModelSpec) -> None:
@@ -353,5 +393,8 @@ def _check_head(spec: ModelSpec) -> None:
     if spec.labels and spec.head == "projection":
         message = f"{len(spec.labels)} labels, but a projection gives an embedding, not classes"
         raise UsageError("VD2006", message, fix="leave out labels, or set head = 'linear'")
+    if spec.problem != "single_label" and spec.head in ("none", "projection"):
+        message = f"problem is {spec.problem!r}, but head = {spec.head!r} gives an embedding"
+        raise UsageError("VD2006", message, fix="leave out problem, or set head = 'linear'")
     if spec.labels and len(spec.labels) != spec.classes:
         raise UsageError("VD2003", f"{len(spec.labels)} labels for {spec.classes} classes")

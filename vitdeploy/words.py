@@ -21,6 +21,10 @@ InstructionSet = Literal["avx2", "avx512-vnni", "amx", "neon-dotprod"]
 """Of the CPU that a quantized file is for."""
 InputTensor = Literal["float32-nchw", "uint8-nchw", "uint8-nhwc"]
 """Type and memory order of a model's input."""
+Problem = Literal["single_label", "multi_label", "regression"]
+"""What the numbers of a head are: one choice among classes, a decision for each label, or quantities."""
+Task = Literal[Problem, "embedding"]
+"""What a model's main output is: the numbers of a head, or a vector that stands for the image."""
 MoreOutput = Literal["tokens", "pooled"]
 """An output beside the main one."""
 WeightsCopy = Literal["ema", "plain"]

@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.machine import logical_cores
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.record import OpenConfig as OpenConfig
-from vitdeploy.spec import InputContract
+from vitdeploy.spec import InputContract, ModelSpec
 
 Tensor = NDArray[Any]
 """A model's input: float32 [N, C, H, W], or uint8 [N, C, H, W] / [N, H, W, C], C-contiguous, as the contract says."""
 
 Outputs = dict[str, NDArray[np.float32]]
-"""Output name to float32 [N, ...]; the main one is called `ModelSpec.output`: ``logits``, ``embedding`` or ``pooled``."""
-
+"""Output name to float32 [N, ...]; the main one is called `ModelSpec.output`, and `run_main` takes it."""
 
 Role = Literal["gemm", "attention", "conv", "other"]
 Precision = Literal["int8", "fp8", "fp32", "fp16", "bf16", "int8-dynamic", "other"]
@@ -274,3 +273,25 @@ def run_any(runner: Runner, tensor: Tensor) -> Outputs:
         full = np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
         parts.append({name: rows[: len(part)] for name, rows in runner.run(full).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def run_main(runner: Runner, tensor: Tensor, spec: ModelSpec) -> NDArray[np.float32]:
+    """The main output of any number of images.
+
+    Args:
+        runner: Any.
+        tensor: As `Runner.run` takes it, any N >= 1.
+        spec: Of the model.
+
+    Returns:
+        float32 [N, K]: whatever axes lie between or behind, as in [N, 1, K], are flattened.
+
+    Raises:
+        InputError: VD3107, shape or dtype do not fit the model.
+        MachineError: VD4011, the model has no such output; the engine failed.
+    """
+    outputs = run_any(runner, tensor)
+    if spec.output not in outputs:
+        message = f"has the outputs {', '.join(outputs)}, and not its main one, {spec.output!r}"
+        raise MachineError("VD4011", message, fix="make the artifact again")
+    return outputs[spec.output].astype(np.float32, copy=False).reshape(len(tensor), -1)

@@ -44,7 +44,7 @@ class Target(NamedTuple):
         symmetric: Zero points of activations must be 0.
         half: What is not quantized shall be FP16; layers that are left out, too.
         integer_products: It has operators of its own for integer products, and takes MatMulInteger.
-        integer_bias: With a fixed batch it knows a pattern of Q/DQ only by an int32 bias.
+        integer_bias: It knows the Q/DQ of a product of two matrices only by an int32 bias.
         raw_pixels: The first layer can be quantized on raw pixels, with the normalisation inside.
         signed_on_arm: On Arm, activations are int8 and not uint8.
     """

@@ -10,6 +10,7 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.recipe import ModelConfig, Recipe
+    from vitdeploy.words import Task
 
 T = TypeVar("T")
 
@@ -80,12 +81,15 @@ def is_spec(path: Path) -> bool:
     return "name" in table and "model" not in table
 
 
-def open_source(path: Path, contract: Path | None) -> Artifact:
-    """An artifact, or an ONNX file with the contract that was given for it."""
+def open_source(path: Path, contract: Path | None = None, output: str | None = None, task: Task | None = None) -> Artifact:
+    """An artifact, or an ONNX file with what was given for it: its contract, main output and task."""
     import vitdeploy as vd
 
     if contract is None:
+        if given := [f"--{name}" for name, value in (("output", output), ("task", task)) if value is not None]:
+            fix = "give --contract too, or leave it out"
+            raise UsageError("VD2010", f"{given[0]} is for an .onnx made elsewhere", file=path, fix=fix)
         return vd.Artifact.open(path)
-    from vitdeploy.verbs.quantizer import foreign
+    from vitdeploy.verbs.importer import Outputs, open_foreign
 
-    return foreign(path, contract)
+    return open_foreign(path, contract, Outputs(output, task))

@@ -20,10 +20,12 @@ from vitdeploy.cli.options import (
     Model,
     Module,
     Out,
+    Output,
     Prefer,
     Seed,
     Split,
     Target,
+    TaskOption,
     Threads,
     Trust,
     Weights,
@@ -89,6 +91,8 @@ def quantize(
     target: Target = PROVER,
     calibration: Annotated[str | None, typer.Option(help="Images like those of deployment, 128 or so; or `random`.")] = None,
     contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
+    output: Output = None,
+    task: TaskOption = None,
     split: Split = None,
     limit: Annotated[int | None, typer.Option(help="Images that set ranges, at most; default 256.")] = None,
     keep_fp32: Annotated[str | None, typer.Option(help="With fp16: parts or nodes to keep: layernorm,softmax,head.")] = None,
@@ -112,7 +116,7 @@ def quantize(
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
     config = read_settings(vd.QuantizeConfig, **given, threads=threads)
-    artifact = vd.quantize(open_source(source, contract), config, out, progress=progress)
+    artifact = vd.quantize(open_source(source, contract, output, task), config, out, progress=progress)
     following = f"compile {{}} --backend {artifact.engine}" if must_be_compiled(artifact) else "validate {} --data DIR"
     return answers.answer_artifact(artifact, tables.tabulate_quantized(artifact), following)
 
@@ -130,6 +134,8 @@ def compile(
     backend: CompilingBackend,
     out: Out,
     contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
+    output: Output = None,
+    task: TaskOption = None,
     rival: Annotated[Path | None, typer.Option(help="The same model in another precision; the faster is kept.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, gpu, npu, auto or cuda; default: the engine's usual one.")] = None,
     precision: Annotated[
@@ -161,10 +167,11 @@ def compile(
     given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
     config = read_settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
+    foreign = (contract, output, task)
     if print_trtexec:
-        return answers.answer_command(open_source(source, contract), config, out)
-    other = None if rival is None else open_source(rival, None if rival.is_dir() else contract)
-    artifact = vd.compile(open_source(source, contract), config, out, rival=other, progress=progress)
+        return answers.answer_command(open_source(source, *foreign), config, out)
+    other = None if rival is None else open_source(rival, *(() if rival.is_dir() else foreign))
+    artifact = vd.compile(open_source(source, *foreign), config, out, rival=other, progress=progress)
     following = "validate {}" if artifact.record.audited else "inspect {}"
     return answers.answer_artifact(artifact, tables.tabulate_compiled(artifact), following)
 

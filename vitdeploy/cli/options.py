@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from vitdeploy.backends.table import list_compilers, list_targets
-from vitdeploy.words import InputTensor, WeightsCopy
+from vitdeploy.words import InputTensor, Task, WeightsCopy
 
 InputKind = Literal[InputTensor, "uint8"]
 """Values of ``--input``; ``uint8`` is short for ``uint8-nhwc``, what a decoder gives."""
@@ -52,6 +52,10 @@ Weights = Annotated[
 ]
 Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
 Contract = Annotated[str | None, typer.Option(help="Input contract (.toml) of a --module.")]
+Output = Annotated[str | None, typer.Option(help="Main output of an .onnx made elsewhere; default: the first [N, K].")]
+TaskOption = Annotated[
+    Task | None, typer.Option("--task", help="What the output of an .onnx made elsewhere is; default: guessed.")
+]
 Trust = Annotated[str | None, typer.Option(help="SHA-256 of a pickle that MAY RUN CODE; recorded.")]
 Prefer = Annotated[WeightsCopy | None, typer.Option(help="Averaged or plain weights, where a checkpoint has both.")]
 Target = Annotated[

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Runner, find_largest_batch, run_any
+from vitdeploy.backends.base import OpenConfig, Runner, find_largest_batch, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import TABLE
 from vitdeploy.data import images
@@ -110,14 +110,14 @@ def _count(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[Census | Non
 
 def _distances(artifact: Artifact, runner: Runner, golden: Golden) -> dict[str, float]:
     """From the golden outputs, at every batch size that the engine was built for, and of equal rows from each other."""
-    tensor, name = images.to_tensor(golden.pixels, artifact.spec.input), artifact.spec.output
+    tensor, spec = images.to_tensor(golden.pixels, artifact.spec.input), artifact.spec
     distances = {}
     for size in _sizes(artifact, runner, len(tensor)):
         rows = np.arange(max(size, len(tensor))) % len(tensor)
-        parts = [run_any(runner, tensor[rows[start : start + size]])[name] for start in range(0, len(rows), size)]
+        parts = [run_main(runner, tensor[rows[start : start + size]], spec) for start in range(0, len(rows), size)]
         distances[f"at batch {size}"] = distance(np.concatenate(parts), golden.output[rows])
     together = max(_sizes(artifact, runner, len(tensor)))
-    same = run_any(runner, np.repeat(tensor[:1], together, 0))[name]
+    same = run_main(runner, np.repeat(tensor[:1], together, 0), spec)
     distances[_SAME] = float(np.abs(same - same[:1]).max()) / (float(golden.output.std()) or 1.0)
     return distances
 

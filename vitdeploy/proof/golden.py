@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Runner, run_any
+from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import PROVER, TABLE, list_engines
 from vitdeploy.data import images, synthetic
@@ -31,7 +31,7 @@ class Golden(NamedTuple):
 
     Attributes:
         pixels: uint8 [n, height, width, channels].
-        output: float32 [n, ...], the model's main output.
+        output: float32 [n, K], the model's main output.
         engine: What computed it.
     """
 
@@ -50,12 +50,21 @@ def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
     Raises:
         MachineError: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
     """
+    with closing(open_first(artifact, config)) as runner:
+        return of(runner, artifact)
+
+
+def open_first(artifact: Artifact, config: OpenConfig | None = None) -> Runner:
+    """Open an ONNX artifact in the first engine that is installed.
+
+    Raises:
+        MachineError: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
+    """
     name = next(iter(list_engines()), None)
     if name is None:
         fix = f"{TABLE[PROVER].fix}, or give an artifact that vitdeploy has exported or quantized"
-        raise MachineError("VD4001", "nothing here can run the model for comparison", file=artifact.model, fix=fix)
-    with closing(open_in_child(name, artifact, config or OpenConfig())) as runner:
-        return of(runner, artifact)
+        raise MachineError("VD4001", "nothing here can run the model", file=artifact.model, fix=fix)
+    return open_in_child(name, artifact, config or OpenConfig())
 
 
 def of(runner: Runner, artifact: Artifact) -> Golden:
@@ -65,7 +74,7 @@ def of(runner: Runner, artifact: Artifact) -> Golden:
         MachineError: VD4004, VD4007, the engine failed.
     """
     pixels = synthetic.pixels(IMAGES, artifact.spec.input)
-    output = run_any(runner, images.to_tensor(pixels, artifact.spec.input))[artifact.spec.output]
+    output = run_main(runner, images.to_tensor(pixels, artifact.spec.input), artifact.spec)
     return Golden(pixels, output, str(runner.settings["backend"]))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, run_any
+from vitdeploy.backends.base import OpenConfig, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import REFERENCE, TABLE, is_installed
 from vitdeploy.errors import UsageError
@@ -85,7 +85,7 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[ND
         reference = stack.enter_context(closing(open_in_child(reference_engine, source, config)))
         runner = stack.enter_context(closing(open_in_child(engine, made, config)))
         for batch in batches:
-            expected, got = (run_any(each, batch)[spec.output] for each in (reference, runner))
+            expected, got = (run_main(each, batch, spec) for each in (reference, runner))
             parity.add(expected, got)
             parts.append(divergence(expected, got) if classify else np.zeros(0))
     if not parity.images:

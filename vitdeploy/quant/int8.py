@@ -241,7 +241,7 @@ class Quantizer:
                 self._quantize(site, quantizer)
             for linear in site.linears:
                 codes, scale = self.rounded[linear.name]
-                if not lane and self.layout.integer_bias:
+                if not lane and self.layout.integer_bias and (self.layout.fixed or _is_matrix(linear.input)):
                     qdq.quantize_bias(editor, linear, scale * quantizer.scale)
                 qdq.quantize_weight(editor, linear, codes, scale[0] if self.layout.floating else scale)
                 (dynamic if lane else gemms).append(linear.name)
@@ -258,6 +258,7 @@ class Quantizer:
             if name in self.lanes
         ]
         notes += products.note_skipped(self.prepared.structure, self.layout)
+        editor.check_interface("quantize")
         return Outcome(Plan(gemms=tuple(gemms), dynamic=tuple(dynamic), attention=tuple(attention)), report, notes)
 
     def _quantize(self, site: Site, quantizer: Step) -> None:
@@ -271,6 +272,11 @@ class Quantizer:
             zero = quantizer.zero - 128 if signed else quantizer.zero
             codes = qdq.Codes(quantizer.scale, zero, dtype)
             qdq.quantize(self.prepared.editor, value, codes, [(linear.matmul, 0) for linear in linears])
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    """Whether a value has a vector for each image, and no tokens."""
+    return value.shape is not None and len(value.shape) == 2
 
 
 def _measure_loss(parts: Sequence[Array]) -> Callable[[Step], float]:

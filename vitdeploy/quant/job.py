@@ -87,7 +87,8 @@ def write(
         parent=artifact.id,
     )
     accepted = try_out(source, Artifact(folder, record), plan, pictures, progress)
-    job.add(notes=(*repairs, *job.proof.notes), census=accepted.census, worth=accepted.worth, verdict=accepted.verdict)
+    guessed = artifact.record.origin.notes if artifact.record.made_by == "import" else ()
+    job.add(notes=(*repairs, *guessed, *job.proof.notes), census=accepted.census, worth=accepted.worth, verdict=accepted.verdict)
     shutil.rmtree(work)
     seal(folder, msgspec.structs.replace(record, proof=job.proof))
     job.forget()

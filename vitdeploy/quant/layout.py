@@ -28,7 +28,8 @@ def choose_layout(config: QuantizeConfig, contract: InputContract, *, fixed: boo
         attention=config.attention,
         heads=target.find_heads(config.precision) or ANY_HEADS,
         pixels=_pixels(contract) if target.raw_pixels else None,
-        integer_bias=fixed and target.integer_bias and not target.integer_products,
+        integer_bias=target.integer_bias and not target.integer_products,
+        fixed=fixed,
         codes=_codes(config),
         lane_db=config.lane_db,
     )

@@ -44,7 +44,8 @@ class Layout:
         signed: Asymmetric activations are int8, not uint8 (ARM).
         attention: Queries, keys, values and probabilities are quantized too.
         heads: Those for which the target has an attention in 8 bits.
-        integer_bias: Biases are int32 behind a DequantizeLinear.
+        integer_bias: Biases of products of two matrices are int32 behind a DequantizeLinear: the engine makes a Gemm of them.
+        fixed: The batch is fixed, so that the engine takes every product for one of two matrices.
         codes: Greatest code of a weight: 127, 448 with ``floating``, or 63 where products of uint8 and int8 saturate in pairs
             (x86 without VNNI).
         pixels: Mean and standard deviation, in units of one of the pixel's 256 values, that were taken from each channel of the
@@ -59,6 +60,7 @@ class Layout:
     attention: bool = False
     heads: Heads = ANY_HEADS
     integer_bias: bool = False
+    fixed: bool = False
     codes: int = 127
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     lane_db: float = 20.0

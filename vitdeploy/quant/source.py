@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig, run_any
@@ -15,6 +18,8 @@ from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.proof.thresholds import REWRITTEN
 from vitdeploy.quant.pictures import Pictures
+
+Array = NDArray[Any]
 
 
 def require_float(artifact: Artifact) -> None:
@@ -46,28 +51,35 @@ def compare_rewritten(source: Artifact, rewritten: Path, pictures: Pictures | No
         threads: Of the engine.
 
     Returns:
-        The largest difference, as a share of the standard deviation of the source's output.
+        The largest difference over all outputs of floats, as a share of the standard deviation of the source's.
 
     Raises:
         InputError: VD3110, the source's own output is NaN or infinite.
         MachineError: VD4003, the two differ.
     """
-    contract, output = source.spec.input, source.spec.output
+    contract = source.spec.input
     tensor, names = next(pictures.part("ranges"), (None, ())) if pictures is not None else (None, ())
     if tensor is None:
         tensor, names = images.to_tensor(synthetic.pixels(4, contract), contract), ("a generated one",) * 4
     other = Artifact(rewritten.parent, Record(spec=source.spec, made_by="quantize", entry=rewritten.name))
-    outputs = []
+    rows = []
     for each in (source, other):
         with closing(load(PROVER).open(each, OpenConfig(threads=threads))) as runner:
-            outputs.append(run_any(runner, tensor[:4])[output].astype(np.float64))
-    bad = ~np.isfinite(outputs[0]).reshape(len(outputs[0]), -1).all(1)
+            rows.append(run_any(runner, tensor[:4]))
+    floats = [name for name, values in rows[0].items() if values.dtype.kind == "f"]
+    return max(_compare(source, name, (rows[0][name], rows[1][name]), names) for name in floats)
+
+
+def _compare(source: Artifact, output: str, values: tuple[Array, Array], names: Sequence[str]) -> float:
+    """The largest difference of one output; ``names`` are the images'."""
+    expected, rewritten = (each.astype(np.float64) for each in values)
+    bad = ~np.isfinite(expected).reshape(len(expected), -1).all(1)
     if bad.any():
         message = f"the output {output!r} is nan or infinite on the image {names[int(bad.argmax())]!r}"
         raise InputError("VD3110", message, file=source.model, fix="check the weights, and that it takes such images")
-    apart = float(np.abs(outputs[0] - outputs[1]).max() / (outputs[0].std() or 1.0))
+    apart = float(np.abs(expected - rewritten).max() / (expected.std() or 1.0))
     if not apart <= REWRITTEN:
-        message = f"the rewritten graph differs from the source by {apart:.2g} of the output's standard deviation"
+        message = f"the rewritten graph's output {output!r} differs from the source by {apart:.2g} of its standard deviation"
         fix = "leave a rewrite out with --skip, and report this model"
         raise MachineError("VD4003", message, file=source.model, fix=fix)
     return apart

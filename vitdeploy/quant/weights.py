@@ -23,4 +23,5 @@ def quantize_weights(prepared: Prepared, config: QuantizeConfig, layout: Layout)
             qdq.quantize_at_run_time(prepared.editor, linear, codes, scale)
         else:
             qdq.quantize_weight(prepared.editor, linear, codes, scale)
+    prepared.editor.check_interface(config.precision)
     return Plan(dynamic=tuple(names))

@@ -174,7 +174,7 @@ def tabulate_export(artifact: Artifact) -> Table:
         "cost": _describe_cost(spec),
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision}",
         "input": _describe_contract(spec.input),
-        "output": f"{spec.output}, {spec.classes or spec.pooled_size}",
+        "output": _describe_output(spec),
         "weights": _describe_weights(record.origin),
         "proof": _describe_proof(record.proof),
     }
@@ -193,6 +193,7 @@ def tabulate_quantized(artifact: Artifact) -> list[Table]:
         "artifact": str(artifact.folder),
         "model": artifact.spec.name,
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision} for {artifact.engine or 'portable'}",
+        "output": _describe_output(artifact.spec),
         "rewrites": ", ".join(f"{name} {count}" for name, count in proof.rewrites.items()),
         "calibration": _describe_calibration(proof.calibration),
     }
@@ -218,6 +219,7 @@ def tabulate_compiled(artifact: Artifact) -> list[Table]:
         "artifact": str(artifact.folder),
         "model": artifact.spec.name,
         "engine": f"{record.kind}, {record.precision}, {record.entry}, {size:,.1f} MiB with what comes along",
+        "output": _describe_output(artifact.spec),
         "settings": ", ".join(f"{name} {value}" for name, value in given.items()),
         "built": f"in {proof.build_s:g} s" + (f", build {proof.builds}" if proof.builds > 1 else ""),
     }
@@ -267,6 +269,12 @@ def _describe_cost(spec: ModelSpec) -> str:
         return "unknown: a module's"
     millions, billions = cost.count_parameters(spec) / 1e6, cost.count_macs(spec) / 1e9
     return f"{format_number(millions)} M parameters, {format_number(billions)} GMAC an image"
+
+
+def _describe_output(spec: ModelSpec) -> str:
+    what = {"single_label": "classes", "multi_label": "labels", "regression": "numbers as they are"}
+    what |= {"embedding": "features" if spec.head == "none" else "numbers of an embedding"}
+    return f"{spec.output}, {spec.output_size} {what[spec.task]}"
 
 
 def _describe_weights(origin: Origin) -> str:

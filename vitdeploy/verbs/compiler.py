@@ -108,12 +108,13 @@ class _Source:
         work: A folder of its own.
         golden: What its engine must put out.
         plan: What its engine must run in 8 bits.
-        notes: What was repaired.
+        notes: What was guessed of a file that was made elsewhere, and what was repaired.
     """
 
     def __init__(self, artifact: Artifact, work: Path, config: CompileConfig) -> None:
         self.given, self.work = artifact, work
-        self.onnx, self.notes = sanitize(artifact, work / "source")
+        self.onnx, repairs = sanitize(artifact, work / "source")
+        self.notes = (*(artifact.record.origin.notes if artifact.record.made_by == "import" else ()), *repairs)
         self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
         self.plan: Plan = read_plan(self.onnx.model)
 

@@ -96,7 +96,7 @@ def predict(
         raise UsageError("VD2010", message, file=artifact.model, fix="export a model with a classification head")
     if not images:
         raise UsageError("VD2010", "no image was given", fix="name at least one image file")
-    from vitdeploy.backends.base import OpenConfig, run_any
+    from vitdeploy.backends.base import OpenConfig, run_main
     from vitdeploy.backends.child import open_in_child
 
     name = config.backend or artifact.engine or choose_engine()
@@ -106,7 +106,7 @@ def predict(
             progress("predict", done, len(images))
             pixels = pixels_of.load(path, artifact.spec.input)
             tensor = pixels_of.to_tensor(pixels, artifact.spec.input)
-            logits = run_any(runner, tensor)[artifact.spec.output][0]
+            logits = run_main(runner, tensor, artifact.spec)[0]
             predictions.append(Prediction(image=str(path), classes=_best(logits, artifact.spec.labels, config.top)))
     progress("predict", len(images), len(images))
     return predictions

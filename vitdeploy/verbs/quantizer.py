@@ -20,12 +20,9 @@ from vitdeploy import files, isolate
 from vitdeploy.artifact import RECORD, Artifact, Record
 from vitdeploy.backends.table import PROVER, TABLE, Engine, register
 from vitdeploy.backends.targets import settle_target
-from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.onnxfile import check
-from vitdeploy.onnxfile.summary import read_graph
+from vitdeploy.errors import MachineError
 from vitdeploy.progress import Progress, silent
-from vitdeploy.recipe import QuantizeConfig, read_contract
-from vitdeploy.spec import ModelSpec
+from vitdeploy.recipe import QuantizeConfig
 
 _PACKAGES = ("onnx", "onnx_ir", TABLE[PROVER].package)
 _PATIENCE_S = 24 * 3600.0
@@ -112,24 +109,3 @@ def _require_packages() -> None:
         if find_spec(name) is None:
             fix = "run: pip install 'vitdeploy[quantize]'"
             raise MachineError("VD4001", f"needs the package {name!r}, which is not installed", fix=fix)
-
-
-def foreign(path: Path, contract: Path, *, name: str = "") -> Artifact:
-    """A ViT's ONNX file that was made elsewhere, with the input contract that it lacks.
-
-    Raises:
-        InputError: VD3011 not ONNX; VD3027 it would crash an engine; VD3107 its input does not fit the contract.
-        UsageError: As `recipe.read_contract`.
-        TrustError: VD7001, VD7005 it reaches outside itself.
-    """
-    check.check_file(path)
-    graph = read_graph(path)
-    given = read_contract(contract)
-    if len(graph.inputs) != 1 or not graph.outputs:
-        raise InputError("VD3107", f"has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one image", file=path)
-    shape = graph.outputs[0].shape
-    classes = shape[-1] if shape and len(shape) == 2 and isinstance(shape[-1], int) else 0
-    if not classes:
-        raise UsageError("VD2010", f"the first output is {graph.outputs[0].name} {shape}, not logits [N, classes]", file=path)
-    spec = ModelSpec(name=name or path.stem, network="module", input=given, classes=classes)
-    return Artifact(path.parent, Record(entry=path.name, spec=spec, made_by="import"))

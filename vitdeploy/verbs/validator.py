@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Runner, run_any
+from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import (
     REFERENCE,
@@ -91,7 +91,7 @@ class _Trial:
     def add(self, batch: Batch, runners: Mapping[str, Runner]) -> None:
         """Run one batch through everything."""
         tensor = images.to_tensor(batch.pixels, self.spec.input)
-        outputs = {name: run_any(runner, tensor)[self.spec.output] for name, runner in runners.items()}
+        outputs = {name: run_main(runner, tensor, self.spec) for name, runner in runners.items()}
         for name, parity in self.parity.items():
             parity.add(outputs[self.reference], outputs[name])
         if self.class_map is not None and batch.labels is not None:

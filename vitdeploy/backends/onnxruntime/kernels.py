@@ -45,8 +45,8 @@ _PRODUCTS = {
 _STRAIGHT = "its inputs must come straight from a DequantizeLinear each, with no Split between"
 _REASONS: dict[tuple[Role, str, bool], str] = {
     ("gemm", "Gemm", True): (
-        "with a fixed batch MatMul and Add become a Gemm, which needs an int32 bias behind a DequantizeLinear and a zero point "
-        "at the weight's"
+        "of two matrices, as all are with a fixed batch, MatMul and Add become a Gemm, which needs an int32 bias behind a "
+        "DequantizeLinear and a zero point at the weight's"
     ),
     ("gemm", "MatMul", True): "activations in int8 that several products share stay float on x86: they must be uint8",
     ("gemm", "MatMul", False): "this onnxruntime is too old to run a dequantized weight as MatMulNBits",

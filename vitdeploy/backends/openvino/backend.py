@@ -35,7 +35,7 @@ import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 
 from vitdeploy import machine  # noqa: E402
-from vitdeploy.artifact import Artifact  # noqa: E402
+from vitdeploy.artifact import Artifact, is_same_spec  # noqa: E402
 from vitdeploy.backends import cache, settings  # noqa: E402
 from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads  # noqa: E402
 from vitdeploy.backends.openvino.kernels import PRECISIONS, read_kernels, same_layers  # noqa: E402
@@ -243,13 +243,14 @@ class OpenVinoRunner:
         self._requests, self._compiled, self._memory = SimpleQueue(), None, None
 
 
-_OUTPUTS = ("tokens", "pooled", "top_k_probabilities", "top_k_indices")
-
-
 def _name_output(output: Any, artifact: Artifact) -> str:  # noqa: ANN401 (openvino.Output)
-    """The file's own name of an output: the engine gives one value several names when operations that change nothing go."""
-    names = output.get_names()
-    return str(next((name for name in (artifact.spec.output, *_OUTPUTS) if name in names), output.get_any_name()))
+    """The file's own name of an output: the engine gives one value several names when operations that change nothing go.
+
+    The node that ends the graph there keeps it, with a port behind it.
+    """
+    names, node = output.get_names(), output.get_node().get_friendly_name()
+    wanted = (node.removesuffix("/sink_port_0"), artifact.spec.output)
+    return str(next((name for name in wanted if name in names), output.get_any_name()))
 
 
 def _find_usual_precision(artifact: Artifact) -> FloatPrecision:
@@ -279,7 +280,7 @@ def _freeze(model: Any, batch: int | None, file: Path) -> None:  # noqa: ANN401 
 def _require_same_spec(model: Any, artifact: Artifact) -> None:  # noqa: ANN401 (openvino.Model)
     """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""
     inside = model.get_rt_info(list(_SPEC)).astype(str) if model.has_rt_info(list(_SPEC)) else None
-    if inside != msgspec.json.encode(artifact.spec).decode():
+    if inside is None or not is_same_spec(inside, artifact.spec):
         raise InputError("VD3010", "has another spec than the model beside it", file=artifact.folder, fix="compile it again")
 
 

@@ -72,6 +72,7 @@ def to_half(model: ir.Model, *, keep: Collection[str] = (), ranges: Mapping[str,
     losses = _losses(half)
     unranged = sum(node.outputs[index] not in known for node, form in half.items() for index in form.outputs)
     casts = rewrite(editor, half) if half else 0
+    editor.check_interface("half")
     return HalfResult(
         islands=tuple(sorted(keep)),
         half=len(half),

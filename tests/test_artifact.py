@@ -2,10 +2,11 @@
 
 import json
 
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vitdeploy.artifact import RECORD, Artifact, Record, seal
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, is_same_spec, seal
 from vitdeploy.errors import InputError, TrustError
 from vitdeploy.spec import ModelSpec
 
@@ -100,6 +101,22 @@ def test_a_hostile_record_is_an_error_of_ours(folder, raw) -> None:
 def test_bare_files_have_ids_of_their_own(tiny_artifact, tiny_static) -> None:
     first, second = (Artifact.open(artifact.model) for artifact in (tiny_artifact, tiny_static))
     assert first.id != second.id
+
+
+def test_a_spec_of_fewer_fields_is_the_same_spec(tiny_artifact, tmp_path) -> None:
+    """Files and records written before a spec had a field: the field's default is what they meant."""
+    model = onnx.load(tiny_artifact.model)
+    (entry,) = (each for each in model.metadata_props if each.key == METADATA_SPEC)
+    table = json.loads(entry.value)
+    new = ("problem", "probabilities", "output_name")
+    entry.value = json.dumps({name: value for name, value in table.items() if name not in new})
+    assert all(name in table for name in new)
+    onnx.save(model, tmp_path / "model.onnx")
+    seal(tmp_path, Record(spec=tiny_artifact.spec, made_by="export"))
+    change(tmp_path, spec={name: value for name, value in table.items() if name not in new})
+    opened = Artifact.open(tmp_path)
+    assert opened.spec == Artifact.open(opened.model).spec == tiny_artifact.spec
+    assert not is_same_spec("{", tiny_artifact.spec)
 
 
 def test_an_edited_contract_is_noticed(tiny_artifact, tmp_path) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.checkpoints.cases import CASES, contract, spec
+from vitdeploy.errors import UsageError
 from vitdeploy.recipe import read_spec
 from vitdeploy.spec import InputContract, ModelSpec
 
@@ -60,9 +61,41 @@ def test_outputs() -> None:
     for head, output in heads.items():
         model = spec(head=head, classes=5 if head != "none" else 0)
         assert (model.output, model.classifies) == (output, output == "logits")
-    assert spec(classes=1).classifies
+        assert model.output_size == {"none": 32}.get(head, 5)
+    assert spec(output_name="output0").output == "output0"
     assert spec(head="distilled", distillation_token=True).output == "logits"
     assert spec(pool="cls+mean").pooled_size == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "task"),
+    [
+        ({}, "single_label"),
+        ({"problem": "multi_label"}, "multi_label"),
+        ({"problem": "multi_label", "classes": 1}, "multi_label"),
+        ({"problem": "regression"}, "regression"),
+        ({"classes": 1}, "regression"),  # it chooses among nothing
+        ({"head": "projection", "classes": 1}, "embedding"),
+        ({"head": "none", "classes": 0}, "embedding"),
+    ],
+)
+def test_what_the_main_output_is(fields, task) -> None:
+    model = spec(**fields)
+    assert (model.task, model.classifies) == (task, task == "single_label")
+
+
+def test_numbers_taken_for_something_else() -> None:
+    linear = spec(labels=("a", "b"), classes=2)
+    assert linear.change_task("multi_label") == msgspec.structs.replace(linear, problem="multi_label")
+    embedding = linear.change_task("embedding")
+    assert (embedding.head, embedding.labels, embedding.classes) == ("projection", (), 2)
+    assert embedding.change_task("regression").task == "regression"
+    headless = spec(head="none", classes=0)
+    assert headless.change_task("embedding") == headless
+    for head, task in (("mlp", "embedding"), ("none", "regression")):
+        with pytest.raises(UsageError) as caught:
+            spec(head=head, classes=2 if head == "mlp" else 0).change_task(task)
+        assert caught.value.code == "VD2006"
 
 
 def test_resized_keeps_the_share_of_the_crop() -> None:

@@ -235,3 +235,18 @@ def test_8_bit_floats() -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     (node,) = [node for node in after.graph.node if node.input[0].endswith(".codes")]
     assert not node.attribute, "one step for all has no axis"
+
+
+def test_a_relu_behind_a_layer_is_written_as_a_maximum() -> None:
+    sketch = Sketch()
+    total = sketch.add("Add", sketch.add("MatMul", "x", sketch.weight(WIDTH, UNITS)), sketch.weight(UNITS))
+    model = vits.canonical(sketch.model(sketch.add("Relu", total)))
+    linear, editor = linears(model)[0], Editor(model)
+    pixels = vits.feed(ir.to_proto(model), 3)
+    before = foreign.run(ir.to_proto(model), pixels)
+    name = model.graph.outputs[0].name
+    assert qdq.separate_relu(editor, linear)
+    assert [node.op_type for node in model.graph] == ["MatMul", "Add", "Max"]
+    assert (model.graph.outputs[0].name, model.graph.outputs[0].shape) == (name, linear.output.shape)
+    foreign.same(before, foreign.run(vits.sound(model), pixels))
+    assert not qdq.separate_relu(editor, linear)

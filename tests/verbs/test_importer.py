@@ -219,7 +219,7 @@ def test_a_head_of_two_layers(tiny_artifact, file, contract, photos, tmp_path, a
     assert [each.name for each in onnx.load(made.model, load_external_data=False).graph.output] == ["output0"]
     if target != "tensorrt":
         main, small = outputs(source)[1], outputs(made, "onnxruntime" if target == "portable" else target)[1]
-        assert np.abs(small - main).std() < 0.05 * main.std()
+        assert (small - main).std() < 0.15 * main.std()
 
 
 def test_the_command_line_names_output_and_task(tiny_artifact, file, contract, tmp_path, capsys):

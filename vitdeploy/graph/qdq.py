@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.linear import Linear
-from vitdeploy.graph.query import Array, find_first
+from vitdeploy.graph.query import Array, find_first, only_user
 
 E4M3: np.dtype[Any] = ir.DataType.FLOAT8E4M3FN.numpy()
 """8-bit floats, 4 bits of exponent and 3 of mantissa. A cast to them rounds to even, and makes NaN of what is too large."""
@@ -124,6 +124,20 @@ def quantize_bias(editor: Editor, linear: Linear, scale: Array) -> bool:
         return False
     _dequantize(editor, add, codes.astype(np.int32), step, axis=0)
     return True
+
+
+def separate_relu(editor: Editor, linear: Linear) -> bool:
+    """Write the Relu that alone takes a layer's output as Max(x, 0): ONNX Runtime makes a Gemm and a Relu one float operator.
+
+    Returns:
+        Whether there was one.
+    """
+    relu = only_user(linear.output, "Relu")
+    if relu is None:
+        return False
+    largest = editor.add(relu, "Max", [linear.output, editor.constant(f"{relu.name}.zero", np.zeros(1, np.float32))])
+    declare(largest, linear.output.type, linear.output.shape)
+    return editor.replace(relu.outputs[0], largest)
 
 
 def quantize_at_run_time(editor: Editor, linear: Linear, codes: NDArray[np.int8], scale: Array) -> None:

@@ -243,6 +243,7 @@ class Quantizer:
                 codes, scale = self.rounded[linear.name]
                 if not lane and self.layout.integer_bias and (self.layout.fixed or _is_matrix(linear.input)):
                     qdq.quantize_bias(editor, linear, scale * quantizer.scale)
+                    qdq.separate_relu(editor, linear)
                 qdq.quantize_weight(editor, linear, codes, scale[0] if self.layout.floating else scale)
                 (dynamic if lane else gemms).append(linear.name)
         for each in self.prepared.structure.attentions:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vitdeploy.words import FloatPrecision, Hint
+from vitdeploy.words import FloatPrecision, Hint, Task
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -210,9 +210,13 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
         reference: What outputs were compared with: ``pytorch``, or ``source`` where the original is not there.
         images: Images compared.
         held_back: Whether none of them set a range.
-        agreement: Share of images with the same class, with its 95 % interval; None without classes.
+        task: What the outputs are, which says what is compared.
+        agreement: Share of images with the same class, of labels decided alike, or of images with the same nearest neighbour,
+            with its 95 % interval; None for numbers.
         divergence: Mean Kullback-Leibler divergence from the reference, in nats, with its 95 % interval; None without classes.
         cosine: Mean cosine of the outputs; None when nothing was compared.
+        correlation: Of numbers over images; None for other tasks.
+        difference: Mean |difference| of the outputs; None when nothing was compared.
         speedup: Source's latency over this one's, batch 1, with its interval; None when nothing was timed.
         other: The same against the other cheap precision on this engine (``bf16``), where the CPU has it.
         latency_ms: Median latency at batch 1 of each form.
@@ -224,9 +228,12 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     images: int
     held_back: bool
+    task: Task = "single_label"
     agreement: Metric | None = None
     divergence: Metric | None = None
     cosine: float | None = None
+    correlation: float | None = None
+    difference: float | None = None
     speedup: Metric | None = None
     other: Metric | None = None
     latency_ms: dict[str, float] = {}

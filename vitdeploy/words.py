@@ -25,6 +25,13 @@ Problem = Literal["single_label", "multi_label", "regression"]
 """What the numbers of a head are: one choice among classes, a decision for each label, or quantities."""
 Task = Literal[Problem, "embedding"]
 """What a model's main output is: the numbers of a head, or a vector that stands for the image."""
+GIVES: dict[Task, str] = {
+    "single_label": "classes",
+    "multi_label": "labels each on its own",
+    "regression": "numbers as they are",
+    "embedding": "an embedding",
+}
+"""What a model's main output is, in words, by its task."""
 MoreOutput = Literal["tokens", "pooled"]
 """An output beside the main one."""
 WeightsCopy = Literal["ema", "plain"]

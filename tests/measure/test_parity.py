@@ -13,7 +13,7 @@ def read_values(parity: Parity) -> dict[str, float]:
 
 
 def test_known_numbers():
-    parity = Parity(classify=True)
+    parity = Parity("single_label")
     parity.add(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.5], [0.0, 1.0]]))
     metrics = parity.metrics()
     assert metrics["max_abs_difference"].value == 1.0
@@ -29,14 +29,14 @@ def test_known_numbers():
 def test_cosines_are_those_of_images():
     """Three images of four values; the last one is turned round, the others differ in length only."""
     reference = np.array([[1.0, 0, 0, 0], [1, 2, 3, 4], [4, 3, 2, 1]])
-    parity = Parity(classify=True)
+    parity = Parity("single_label")
     parity.add(reference, reference * [[2], [3], [-1]])
     assert read_values(parity)["cosine_mean"] == pytest.approx(1 / 3)
     assert read_values(parity)["cosine_min"] == pytest.approx(-1)
 
 
 def test_equal_outputs():
-    parity = Parity(classify=True)
+    parity = Parity("single_label")
     rows = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     parity.add(rows, rows.copy())
     metrics = read_values(parity)
@@ -51,7 +51,7 @@ def test_equal_outputs():
 def test_batches_do_not_matter(count, size):
     generator = np.random.default_rng(count)
     a, b = generator.normal(size=(2, count, 6))
-    whole, parts = Parity(classify=True), Parity(classify=True)
+    whole, parts = Parity("single_label"), Parity("single_label")
     whole.add(a, b)
     for start in range(0, count, size):
         parts.add(a[start : start + size], b[start : start + size])
@@ -64,7 +64,7 @@ def test_batches_do_not_matter(count, size):
 def test_what_is_not_finite_shows(bad, side, when):
     batches = np.random.default_rng(0).normal(size=(3, 2, 4, 6))  # batch, side, image, class
     batches[when, side, 1, 2] = bad
-    parity = Parity(classify=True)
+    parity = Parity("single_label")
     for a, b in batches:
         parity.add(a, np.where(np.isfinite(b), a, b))
     metrics = read_values(parity)
@@ -78,27 +78,27 @@ def test_what_is_not_finite_shows(bad, side, when):
 
 
 def test_zero_rows():
-    parity = Parity(classify=False)
+    parity = Parity("regression")
     parity.add(np.zeros((2, 3)), np.array([[0.0, 0, 0], [1, 0, 0]]))
     assert read_values(parity)["cosine_mean"] == 0.5
     assert read_values(parity)["sqnr"] == -math.inf
 
 
 def test_agreement_needs_classes():
-    parity = Parity(classify=False)
+    parity = Parity("regression")
     parity.add(np.ones((2, 3, 4)), np.ones((2, 3, 4)))
     assert "top1_agreement" not in parity.metrics()
 
 
 def test_nothing_yet_is_nan():
-    metrics = Parity(classify=True).metrics()
+    metrics = Parity("single_label").metrics()
     assert all(math.isnan(metric.value) for name, metric in metrics.items() if name != "images")
     assert metrics["images"].value == 0
 
 
 def test_shapes_must_match():
     with pytest.raises(ValueError, match="shapes"):
-        Parity(classify=True).add(np.ones((2, 3)), np.ones((1, 3)))
+        Parity("single_label").add(np.ones((2, 3)), np.ones((1, 3)))
 
 
 def test_sqnr_of_a_uniform_quantizer():

@@ -104,9 +104,43 @@ def test_few_images_are_not_enough_to_say_that_accuracy_is_kept():
     assert "check the accuracy first" in verdict("int8", "fp32", numbers(agreement=0.98, images=500, width=0.04))
 
 
-def test_embedding_models_have_a_cosine():
-    said = verdict("int8", "fp32", numbers(agreement=None, cosine=0.9987))
-    assert said == "INT8: 2.40x faster than FP32 [2.28, 2.52], cosine 0.9987 on 256 images: worth it"
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cosine": 0.9987}, "cosine 0.9987, nearest neighbour kept 99.6 % [99.1, 99.8] on 256 images: worth it"),
+        ({"cosine": 0.9987, "agreement": 0.8}, "80.0 % [79.5, 80.2] on 256 images: fast, but check your own search first: "),
+        ({"cosine": 0.97}, "99.6 % [99.1, 99.8] on 256 images: fast, but check your own search first: "),
+        ({"cosine": 0.9987, "agreement": None, "images": 1}, "], cosine 0.9987 on 1 images: worth it, as far as 1 images tell"),
+        ({"cosine": math.nan}, "cosine nan, nearest neighbour kept 99.6 % [99.1, 99.8] on 256 images: fast, but check"),
+    ],
+)
+def test_embeddings_have_a_cosine_and_neighbours_and_no_classes(given, words):
+    said = verdict("int8", "fp32", numbers(**{"task": "embedding"} | given))
+    assert words in said
+    assert "class" not in said and "label" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "correlation 0.9991, mean difference 0.0123 on 256 images: worth it"),
+        ({"images": 20}, "on 20 images: worth it, as far as 20 images tell"),
+        ({"correlation": 0.98}, "on 256 images: fast, but check the error first, by your own numbers: "),
+        ({"correlation": math.nan}, "on 256 images: fast, but check the error first"),
+    ],
+)
+def test_numbers_have_a_correlation_and_a_difference(given, words):
+    known = {"task": "regression", "agreement": None, "correlation": 0.9991, "difference": 0.01234, "cosine": 1.0}
+    said = verdict("int8", "fp32", numbers(**known | given))
+    assert words in said
+    assert "agreement" not in said and "cosine" not in said
+
+
+def test_labels_agree_one_by_one():
+    said = verdict("int8", "fp32", numbers(task="multi_label"))
+    assert said.endswith("agreement of labels 99.6 % [99.1, 99.8] on 256 images: worth it")
+    said = verdict("int8", "fp32", numbers(task="multi_label", agreement=0.8))
+    assert said.endswith("fast, but check the accuracy first, by your own labels: vitdeploy predict --json")
 
 
 def test_without_images_or_times():
@@ -200,12 +234,43 @@ def test_without_the_original_the_source_is_the_reference(bare_artifact, tmp_pat
     assert found.divergence.value > 0
 
 
-def test_embeddings_are_compared_by_direction(tiny_embedding, untimed):
-    comparison = Comparison(tiny_embedding, tiny_embedding, "onnxruntime", OpenConfig(threads=1))
-    found = worth(comparison, batches(tiny_embedding))
-    assert (found.agreement, found.divergence) == (None, None)
+@pytest.mark.parametrize("kind", ["tiny_embedding", "tiny_headless"])
+def test_embeddings_are_compared_by_direction_and_neighbours(kind, untimed, request):
+    artifact = request.getfixturevalue(kind)
+    found = worth(Comparison(artifact, artifact, "onnxruntime", OpenConfig(threads=1)), batches(artifact))
+    assert (found.task, found.agreement.value, found.divergence) == ("embedding", 1, None)
     assert found.cosine == pytest.approx(1)
-    assert "cosine 1.0000 on 20 images" in found.verdict
+    assert "cosine 1.0000, nearest neighbour kept 100.0 % [83.9, 100.0] on 20 images" in found.verdict
+
+
+@pytest.mark.parametrize(("task", "agrees"), [("multi_label", True), ("regression", False)])
+def test_other_tasks_are_never_compared_as_classes(tiny_artifact, untimed, task, agrees):
+    spec = tiny_artifact.spec.change_task(task)
+    artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
+    found = worth(Comparison(artifact, artifact, "onnxruntime", OpenConfig(threads=1)), batches(artifact))
+    assert (found.task, found.divergence, found.agreement is not None) == (task, None, agrees)
+    assert (found.correlation is None) == agrees
+    assert found.difference < 1e-6
+
+
+def test_probabilities_are_not_made_probabilities_once_more(tiny_artifact, tmp_path, untimed):
+    """The divergence is that of the probabilities which the file gives, where it ends with the softmax."""
+
+    def end(model: onnx.ModelProto) -> None:
+        last = next(node for node in model.graph.node if "logits" in node.output)
+        last.output[0] = "before"
+        model.graph.node.append(onnx.helper.make_node("Softmax", ["before"], ["logits"], axis=1))
+
+    noisy = changed(tiny_artifact, tmp_path / "noisy", 0.2)
+    bare = [Artifact(each.folder, msgspec.structs.replace(each.record, weights=None)) for each in (tiny_artifact, noisy)]
+    ends = [edited(each, tmp_path / name, end) for each, name in zip(bare, "ab", strict=True)]
+    spec = msgspec.structs.replace(tiny_artifact.spec, probabilities=True)
+    ends = [Artifact(each.folder, msgspec.structs.replace(each.record, spec=spec, weights=None)) for each in ends]
+    expected, found = (
+        worth(Comparison(*pair, "onnxruntime", OpenConfig(threads=1)), batches(tiny_artifact)) for pair in (bare, ends)
+    )
+    assert found.divergence.value == pytest.approx(expected.divergence.value, rel=1e-3)
+    assert found.agreement == expected.agreement
 
 
 def test_without_images_nothing_is_compare(tiny_artifact, untimed):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import msgspec
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 from PIL import Image
 
 import vitdeploy
-from vitdeploy.artifact import Artifact, Record
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends import table
+from vitdeploy.backends.base import OpenConfig, run_main
 from vitdeploy.backends.table import TABLE
 from vitdeploy.cli.commands import main
+from vitdeploy.data.images import load, to_tensor
 from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.verbs.predictor import PredictConfig, choose_engine, predict, softmax
+from vitdeploy.verbs.predictor import PredictConfig, choose_engine, predict
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +78,61 @@ def test_progress_ends(tiny_artifact, photos):
     assert heard[-1] == ("predict", 3, 3)
 
 
-def test_a_model_without_head_is_refused(tiny_artifact, photos):
-    spec = msgspec.structs.replace(tiny_artifact.spec, head="none", classes=0)
-    with pytest.raises(UsageError) as caught:
-        predict(Artifact(tiny_artifact.folder, Record(spec=spec, made_by="export")), photos)
-    assert caught.value.code == "VD2010"
+@pytest.mark.parametrize("kind", ["tiny_embedding", "tiny_headless"])
+def test_an_embedding_is_told_whole_and_never_as_classes(kind, photos, request):
+    artifact = request.getfixturevalue(kind)
+    items = predict(artifact, photos)
+    size = artifact.spec.output_size
+    assert [(item.classes, len(item.values), item.names) for item in items] == [((), size, ())] * 3
+    with closing(table.load("onnxruntime").open(artifact, OpenConfig())) as runner:
+        pixels = np.stack([load(path, artifact.spec.input) for path in photos])
+        expected = run_main(runner, to_tensor(pixels, artifact.spec.input), artifact.spec)
+    np.testing.assert_allclose([item.values for item in items], expected, atol=1e-5)
 
 
-def test_an_embedding_is_not_called_classes(tiny_embedding, photos):
-    with pytest.raises(UsageError, match="embedding of 12 numbers, not classes") as caught:
-        predict(tiny_embedding, photos)
-    assert caught.value.code == "VD2010"
+def as_task(artifact: Artifact, task: str, **more) -> Artifact:
+    """The same file, said to give something else."""
+    spec = msgspec.structs.replace(artifact.spec.change_task(task), **more)
+    return Artifact(artifact.folder, msgspec.structs.replace(artifact.record, spec=spec))
+
+
+def test_labels_each_on_its_own_have_the_sigmoid(tiny_artifact, tiny_embedding, photos):
+    (vector,) = predict(as_task(tiny_artifact, "regression"), photos[:1])
+    (item,) = predict(as_task(tiny_artifact, "multi_label"), photos[:1], PredictConfig(top=12))
+    shares = {score.index: score.probability for score in item.classes}
+    np.testing.assert_allclose([shares[place] for place in range(12)], 1 / (1 + np.exp(-np.array(vector.values))), rtol=1e-6)
+    assert [score.probability for score in item.classes] == sorted(shares.values(), reverse=True)
+    assert not np.isclose(sum(shares.values()), 1)
+
+
+def test_a_regression_is_the_numbers_with_their_names(tiny_artifact, photos):
+    names = tuple(f"number {place}" for place in range(12))
+    (item,) = predict(as_task(tiny_artifact, "regression", labels=names), photos[:1])
+    assert (item.classes, item.names, len(item.values)) == ((), names, 12)
+
+
+def test_probabilities_of_the_file_are_told_as_they_are(tiny_artifact, photos):
+    (item,) = predict(as_task(tiny_artifact, "single_label", probabilities=True), photos[:1], PredictConfig(top=12))
+    (vector,) = predict(as_task(tiny_artifact, "regression"), photos[:1])
+    assert {score.index: score.probability for score in item.classes} == dict(enumerate(vector.values))
+
+
+def test_vectors_are_written_and_shown(tiny_embedding, tiny_artifact, photos, tmp_path, capsys):
+    path = tmp_path / "vectors.npy"
+    names = [str(each) for each in photos]
+    assert main(["predict", str(tiny_embedding.folder), *names, "-o", str(path)]) == 0
+    shown = capsys.readouterr()
+    assert "and 4 more" in shown.out and f"wrote {path}" in shown.err
+    vectors = np.load(path)
+    assert (vectors.shape, vectors.dtype) == ((3, 12), np.float32)
+    assert main(["predict", str(tiny_embedding.folder), *names, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["predictions"]
+    np.testing.assert_allclose([each["values"] for each in said], vectors)
+    assert "classes" not in said[0]
+    for folder, file, code in ((tiny_artifact.folder, "a.npy", "VD2010"), (tiny_embedding.folder, "a.npz", "VD2008")):
+        assert main(["predict", str(folder), *names, "-o", str(tmp_path / file)]) == 2
+        assert f"error[{code}]" in capsys.readouterr().err
+        assert not (tmp_path / file).exists()
 
 
 def test_what_can_not_be_read_is_named(tiny_artifact, photos, tmp_path):
@@ -118,12 +165,6 @@ def test_no_backend_at_all(monkeypatch):
     with pytest.raises(MachineError) as caught:
         choose_engine()
     assert "pip install" in caught.value.fix
-
-
-def test_softmax_neither_overflows_nor_hides_a_nan():
-    shares = softmax(np.array([3e38, 3e38, -3e38], np.float32))
-    np.testing.assert_array_equal(shares, [0.5, 0.5, 0])
-    assert np.isnan(softmax(np.array([np.nan, 0], np.float32))).all()
 
 
 def test_needs_no_torch(tiny_artifact, photos):

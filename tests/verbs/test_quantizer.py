@@ -73,7 +73,7 @@ def apart(source, found, engine="onnxruntime"):
 
 def ratio(source, found, engine="onnxruntime"):
     """Signal to quantization noise in dB."""
-    parity = Parity(classify=False)
+    parity = Parity("regression")
     parity.add(logits(source), logits(found, engine))
     return parity.metrics()["sqnr"].value
 

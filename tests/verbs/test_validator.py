@@ -192,8 +192,27 @@ def test_model_without_head(tiny_headless):
     assert report.rows[1].metrics["cosine_min"].value > 0.9999
 
 
-def test_an_embedding_has_neither_agreement_nor_accuracy(tiny_embedding, answers):
+@pytest.mark.parametrize(
+    ("task", "names", "gives"),
+    [
+        ("multi_label", {"label_agreement", "probability_difference"}, "labels each on its own"),
+        ("regression", {"correlation"}, "numbers as they are"),
+    ],
+)
+def test_other_tasks_are_never_judged_as_classes(tiny_artifact, answers, task, names, gives):
+    record = msgspec.structs.replace(tiny_artifact.record, spec=tiny_artifact.spec.change_task(task))
+    report = validate(
+        Artifact(tiny_artifact.folder, record), config(manifest(answers, "labels"), limit=16, backends=("onnxruntime",))
+    )
+    metrics = report.rows[1].metrics
+    assert names <= set(metrics)
+    assert not {"top1_agreement", "top1", "neighbour_agreement"} & set(metrics)
+    assert f"Accuracy was not measured: the model gives {gives}, not classes." in report.notes
+
+
+def test_an_embedding_has_neighbours_and_no_accuracy(tiny_embedding, answers):
     report = validate(tiny_embedding, config(manifest(answers, "embedding"), limit=16, backends=("onnxruntime",)))
     assert report.rows[1].metrics["cosine_min"].value > 0.9999
+    assert report.rows[1].metrics["neighbour_agreement"].value == 1
     assert not [name for row in report.rows for name in row.metrics if name.startswith("top1")]
     assert "Accuracy was not measured: the model gives an embedding, not classes." in report.notes

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
 from vitdeploy.cli.arguments import read_settings
 from vitdeploy.cli.options import (
@@ -17,7 +18,13 @@ from vitdeploy.cli.shell import SHIP, Outcome, command
 from vitdeploy.progress import Progress
 
 
-@command(app, SHIP, "vitdeploy predict vit cat.jpg dog.jpg --top 3", "vitdeploy predict vit cat.jpg --json")
+@command(
+    app,
+    SHIP,
+    "vitdeploy predict vit cat.jpg dog.jpg --top 3",
+    "vitdeploy predict vit cat.jpg --json",
+    "vitdeploy predict clip cat.jpg dog.jpg -o vectors.npy",
+)
 def predict(
     *,
     artifact: ArtifactPath,
@@ -25,13 +32,25 @@ def predict(
     top: Annotated[int, typer.Option(help="Classes to name for each image.")] = 5,
     backend: Annotated[str | None, typer.Option(help="The engine; default: the artifact's, or the first installed.")] = None,
     threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write embeddings or numbers: .npy, float32 [images, K].")
+    ] = None,
     progress: Progress,
 ) -> Outcome:
-    """Classify image files with an exported model."""
+    """Tell what a model says of image files: classes, labels, numbers or embeddings."""
     import vitdeploy as vd
-    from vitdeploy.render import console, tables
+    from vitdeploy.render import console
+    from vitdeploy.render.predictions import tabulate_predictions
+    from vitdeploy.verbs import predictor
 
+    answers.check_report_file(out)
     config = read_settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
-    predictions = vd.predict(vd.Artifact.open(artifact), images, config, progress=progress)
+    model = vd.Artifact.open(artifact)
+    if out is not None:
+        predictor.require_vectors(model, out)
+    predictions = vd.predict(model, images, config, progress=progress)
+    if out is not None:
+        predictor.write_vectors(predictions, out)
+    hint = "" if out is None else f"wrote {out}"
     record = {"schema_version": 1, "predictions": predictions}
-    return Outcome(record, lambda: console.print_tables([tables.tabulate_predictions(predictions)]))
+    return Outcome(record, lambda: console.print_tables([tabulate_predictions(predictions)]), hint)

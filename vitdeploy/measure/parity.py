@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.measure.statistics import wilson
+from vitdeploy.measure.agreement import count_agreement
 from vitdeploy.report import Metric
+from vitdeploy.words import Task
 
 Array = NDArray[Any]
 
@@ -22,18 +23,19 @@ class Parity:
     """Compares one engine's main output with the reference's.
 
     Args:
-        classify: Whether the output is logits of two classes or more, so that top-1 agreement means something.
+        task: What the output is, as `ModelSpec.task` says: it decides what an equal answer is.
+        probabilities: As `ModelSpec.probabilities`.
     """
 
-    def __init__(self, *, classify: bool) -> None:
-        self.classify = classify
+    def __init__(self, task: Task, *, probabilities: bool = False) -> None:
+        self.answers = count_agreement(task, probabilities=probabilities)
+        """What counts equal answers."""
         self.images = 0
         self.not_finite = 0
         """Images with NaN or infinity in either output."""
         self._values = 0
         self._largest = self._total = self._signal = self._noise = self._cosines = 0.0
         self._smallest_cosine = math.inf
-        self._agreed = 0
 
     def add(self, reference: Array, candidate: Array) -> None:
         """Take in one batch.
@@ -57,17 +59,17 @@ class Parity:
             self._signal += float((a * a).sum())
             self._noise += float((gap * gap).sum())
             self._cosines += float(cosines.sum())
-        finite = (np.isfinite(a) & np.isfinite(b)).all(1)  # [n]
+        finite = np.asarray((np.isfinite(a) & np.isfinite(b)).all(1))  # [n]
         self.images += len(a)
         self.not_finite += int((~finite).sum())
         self._values += a.size
-        self._agreed += int((finite & (a.argmax(1) == b.argmax(1))).sum())
+        self.answers.add(a, b, finite)
 
     def metrics(self) -> dict[str, Metric]:
         """The numbers so far; NaN before the first batch.
 
         ``max_abs_difference`` and ``mean_abs_difference`` in the output's own unit; ``cosine_mean`` and ``cosine_min`` over
-        images; ``sqnr`` in dB over all values; ``top1_agreement``, a share with its interval; ``images``.
+        images; ``sqnr`` in dB over all values; what `agreement` counts for the task; ``images``.
         """
         nothing = math.nan if not self.images else 0.0
         metrics = {
@@ -77,9 +79,7 @@ class Parity:
             "cosine_min": Metric(self._smallest_cosine + nothing),
             "sqnr": Metric(sqnr(self._signal, self._noise), "dB"),
         }
-        if self.classify:
-            share = self._agreed / self.images if self.images else nothing
-            metrics["top1_agreement"] = Metric(share, "share", *wilson(self._agreed, self.images))
+        metrics |= self.answers.metrics()
         metrics["images"] = Metric(self.images, "count")
         return metrics
 

@@ -31,11 +31,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: int, count: int) -> Interval:
+def wilson(successes: float, count: int) -> Interval:
     """Score interval of a share; never leaves [0, 1] and is not empty at 0 or 1.
 
     Args:
-        successes: How many of ``count``.
+        successes: How many of ``count``; or the sum of as many shares, which vary no more than zeros and ones.
         count: How many were tried; 0 gives [0, 1], for nothing is known.
 
     Source: E. B. Wilson (1927), JASA 22:209-212; recommended by Brown, Cai and DasGupta (2001), Statistical Science

@@ -37,3 +37,9 @@ AGREES = 0.95
 ALIKE, ENOUGH = 0.98, 200
 """Agreement that is good where the images are fewer than can tell: below 200, the interval of even a perfect agreement reaches
 under `AGREES` or close to it."""
+
+COSINE = 0.99
+"""Least mean cosine of embeddings that goes without a warning: 8 degrees, within which photos of one thing lie apart anyway."""
+
+CORRELATES = 0.99
+"""Least correlation of numbers that goes without a warning: 2 % of their variance is unlike."""

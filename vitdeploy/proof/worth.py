@@ -21,11 +21,20 @@ from vitdeploy.measure.latency import Subject
 from vitdeploy.measure.parity import Parity
 from vitdeploy.onnxfile.summary import count_stored_bytes
 from vitdeploy.progress import Progress, silent
-from vitdeploy.proof.thresholds import AGREES, ALIKE, ENOUGH, FASTER
+from vitdeploy.proof.thresholds import AGREES, ALIKE, CORRELATES, COSINE, ENOUGH, FASTER
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.record import Worth
 from vitdeploy.report import Metric
+from vitdeploy.spec import ModelSpec
+from vitdeploy.words import Task
 
+_CHECKS: dict[Task, str] = {
+    "single_label": "check the accuracy first: vitdeploy validate with labelled images",
+    "multi_label": "check the accuracy first, by your own labels: vitdeploy predict --json",
+    "regression": "check the error first, by your own numbers: vitdeploy predict --json",
+    "embedding": "check your own search first: vitdeploy predict -o FILE.npy",
+}
+"""What to do where the outputs are not alike enough."""
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
 
 
@@ -78,8 +87,7 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
 def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:
     source, made, engine, config, _ = comparison
     spec = source.spec
-    classify = spec.classifies and spec.classes > 1
-    parity = Parity(classify=classify)
+    parity = Parity(spec.task, probabilities=spec.probabilities)
     parts: list[NDArray[np.float64]] = []
     with ExitStack() as stack:
         reference = stack.enter_context(closing(open_in_child(reference_engine, source, config)))
@@ -87,25 +95,38 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[ND
         for batch in batches:
             expected, got = (run_main(each, batch, spec) for each in (reference, runner))
             parity.add(expected, got)
-            parts.append(divergence(expected, got) if classify else np.zeros(0))
+            if spec.classifies:
+                parts.append(divergence(*(_to_logits(rows, spec) for rows in (expected, got))))
     if not parity.images:
-        return Worth(engine=engine, reference="", images=0, held_back=False)
-    metrics, all_parts = parity.metrics(), np.concatenate(parts)
-    spread = 1.96 * float(all_parts.std(ddof=1)) / math.sqrt(len(all_parts)) if len(all_parts) > 1 else None
-    mean = float(all_parts.mean()) if classify else 0.0
+        return Worth(engine=engine, reference="", images=0, held_back=False, task=spec.task)
+    metrics = parity.metrics()
+    agreement, correlation = metrics.get(parity.answers.name), metrics.get("correlation")
     return Worth(
         engine=engine,
         reference="",
         images=parity.images,
         held_back=True,
-        agreement=_plain(metrics["top1_agreement"]) if classify else None,
-        divergence=_around(mean, spread) if classify else None,
+        task=spec.task,
+        agreement=None if agreement is None else _plain(agreement),
+        divergence=_average(np.concatenate(parts)) if parts else None,
         cosine=float(metrics["cosine_mean"].value),
+        correlation=None if correlation is None else float(correlation.value),
+        difference=float(metrics["mean_abs_difference"].value),
     )
 
 
-def _around(mean: float, spread: float | None) -> Metric:
-    return Metric(mean, "nats") if spread is None else Metric(mean, "nats", max(0.0, mean - spread), mean + spread)
+def _average(parts: NDArray[np.float64]) -> Metric:
+    """The mean of divergences with its interval."""
+    mean = float(parts.mean())
+    if len(parts) < 2:
+        return Metric(mean, "nats")
+    spread = 1.96 * float(parts.std(ddof=1)) / math.sqrt(len(parts))
+    return Metric(mean, "nats", max(0.0, mean - spread), mean + spread)
+
+
+def _to_logits(output: NDArray[Any], spec: ModelSpec) -> NDArray[Any]:
+    """What `divergence` takes: of probabilities their logarithms."""
+    return np.log(np.maximum(output, np.finfo(np.float32).tiny)) if spec.probabilities else output
 
 
 def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
@@ -175,13 +196,24 @@ def verdict(precision: str, source: str, worth: Worth) -> str:
     said = [f"{worth.speedup.value:.2f}x {faster} {source.upper()}{_interval(worth.speedup)}"]
     if worth.other is not None:
         said.append(f"bf16 {worth.other.value:.2f}x")
-    if worth.agreement is not None:
+    if worth.images:
         held = "" if worth.held_back else " that also set the ranges"
-        share = f"{100 * worth.agreement.value:.1f} %{_interval(worth.agreement, 100, 1)}"
-        said.append(f"agreement {share} on {worth.images} images{held}")
-    elif worth.images:
-        said.append(f"cosine {worth.cosine or 0:.4f} on {worth.images} images")
+        said.append(f"{_describe_sameness(worth)} on {worth.images} images{held}")
     return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, worth)}"
+
+
+def _describe_sameness(worth: Worth) -> str:
+    """How alike the outputs are, in the words of what they are."""
+    share = "" if worth.agreement is None else f"{100 * worth.agreement.value:.1f} %{_interval(worth.agreement, 100, 1)}"
+    if worth.task == "regression":
+        return f"correlation {_some(worth.correlation):.4f}, mean difference {_some(worth.difference):.3g}"
+    if worth.task == "embedding":
+        return f"cosine {_some(worth.cosine):.4f}" + (f", nearest neighbour kept {share}" if share else "")
+    return f"agreement {share}" if worth.task == "single_label" else f"agreement of labels {share}"
+
+
+def _some(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _interval(metric: Metric, times: float = 1, digits: int = 2) -> str:
@@ -203,8 +235,11 @@ def _advice(precision: str, source: str, worth: Worth) -> str:
         return f"not worth it here for speed{smaller}: keep {source}"
     if not worth.images:
         return "faster; nothing was compared"
-    if worth.agreement is None or (worth.agreement.low or 0) >= AGREES:
+    like = {"embedding": (worth.cosine, COSINE), "regression": (worth.correlation, CORRELATES)}.get(worth.task)
+    alike = like is None or _some(like[0]) >= like[1]
+    share = worth.agreement or Metric(1.0, "share", 1.0 if worth.images >= ENOUGH else 0.0)
+    if alike and (share.low or 0) >= AGREES:
         return "worth it"
-    if worth.agreement.value >= ALIKE and worth.images < ENOUGH:
+    if alike and share.value >= ALIKE and worth.images < ENOUGH:
         return f"worth it, as far as {worth.images} images tell"
-    return "fast, but check the accuracy first: vitdeploy validate with labelled images"
+    return f"fast, but {_CHECKS[worth.task]}"

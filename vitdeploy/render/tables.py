@@ -15,6 +15,7 @@ import msgspec
 
 from vitdeploy.record import Calibration, CompileProof, ExportProof, Origin, QuantizeProof, SiteChoice
 from vitdeploy.report import Machine, Metric, Report
+from vitdeploy.words import GIVES
 from vitdeploy.zoo import cost
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from vitdeploy.spec import InputContract, ModelSpec
     from vitdeploy.verbs.doctor import Checkup
     from vitdeploy.verbs.inspector import Inspection
-    from vitdeploy.verbs.predictor import Prediction
     from vitdeploy.zoo.variants import Variant
 
 _SUFFIX = {"share": " %", "ratio": "x", "count": "", "": ""}
@@ -272,9 +272,8 @@ def _describe_cost(spec: ModelSpec) -> str:
 
 
 def _describe_output(spec: ModelSpec) -> str:
-    what = {"single_label": "classes", "multi_label": "labels", "regression": "numbers as they are"}
-    what |= {"embedding": "features" if spec.head == "none" else "numbers of an embedding"}
-    return f"{spec.output}, {spec.output_size} {what[spec.task]}"
+    what = "features" if spec.head == "none" else GIVES[spec.task].replace("an embedding", "numbers of an embedding")
+    return f"{spec.output}, {spec.output_size} {what}"
 
 
 def _describe_weights(origin: Origin) -> str:
@@ -325,16 +324,6 @@ def _describe_contract(contract: InputContract) -> str:
     to = f" to {contract.shorter}" if contract.resize == "shortest" else ""
     how = "no resize" if contract.resize == "none" else f"{contract.resize}{to}, {contract.interpolation}"
     return f"{contract.tensor}, {size}; {how}; mean {format_setting(contract.mean)}; std {format_setting(contract.std)}"
-
-
-def tabulate_predictions(predictions: Sequence[Prediction]) -> Table:
-    """One line an image and class, the most probable first."""
-    rows = tuple(
-        (item.image if not place else "", score.label, f"{score.probability * 100:.1f} %")
-        for item in predictions
-        for place, score in enumerate(item.classes)
-    )
-    return Table("", ("image", "class", "probability"), rows)
 
 
 def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, object]]:

@@ -26,7 +26,7 @@ from vitdeploy.proof import golden
 from vitdeploy.recipe import read_contract
 from vitdeploy.record import Origin
 from vitdeploy.spec import ModelSpec
-from vitdeploy.words import Task
+from vitdeploy.words import GIVES, Task
 
 Sizes = tuple[int, ...]
 """Of one image's part of an output: without the batch axis."""
@@ -88,17 +88,9 @@ def open_foreign(path: Path, contract: Path, outputs: Outputs | None = None, *, 
     notes = (
         [f"the main output is {chosen!r}; say --output for another"] if outputs.name is None and len(graph.outputs) > 1 else []
     )
-    notes += [f"{chosen!r} is taken for {_WORDS[task]}: {why}; say --task for another"] if why else []
+    notes += [f"{chosen!r} is taken for {GIVES[task]}: {why}; say --task for another"] if why else []
     record = Record(entry=path.name, spec=spec.change_task(task), made_by="import", origin=Origin(notes=tuple(notes)))
     return Artifact(path.parent, record)
-
-
-_WORDS: dict[Task, str] = {
-    "embedding": "an embedding",
-    "single_label": "logits of classes",
-    "multi_label": "labels each on its own",
-    "regression": "a number",
-}
 
 
 def _list_candidates(path: Path, ports: tuple[Port, ...], wanted: str | None) -> list[Port]:

@@ -1,4 +1,4 @@
-"""The verb `predict`: image files through a deployed model, as class names with probabilities. Needs no torch.
+"""The verb `predict`: image files through a deployed model, as classes with probabilities, numbers or vectors. Needs no torch.
 
 Every image runs alone (a file of a fixed batch is filled up): the first unreadable one ends the call and is named, and an
 answer never depends on its neighbours.
@@ -6,6 +6,7 @@ answer never depends on its neighbours.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,10 +15,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy import files
 from vitdeploy.artifact import Artifact
 from vitdeploy.data import images as pixels_of
 from vitdeploy.errors import MachineError, UsageError
+from vitdeploy.measure.probabilities import compute_probabilities
 from vitdeploy.progress import Progress, silent
+from vitdeploy.spec import ModelSpec
+from vitdeploy.words import GIVES, Task
+
+VECTORS: tuple[Task, ...] = ("embedding", "regression")
+"""Tasks whose numbers are told as they are."""
 
 
 class PredictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +55,7 @@ class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         label: The class name, or the index as text when the model carries no names.
         index: Place in the model's output.
-        probability: Softmax of the logits, in [0, 1].
+        probability: In [0, 1]: by the softmax over classes of which one is right, or by the sigmoid of a label on its own.
     """
 
     label: str
@@ -55,25 +63,29 @@ class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
 
 
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the model sees in one image.
 
     Attributes:
         image: The file.
-        classes: The most probable first; equal ones in the order of their index.
+        classes: Classes or labels, the most probable first; equal ones in the order of their index. Nothing for other models.
+        values: The embedding, or the numbers of a regression, in output order and as they are. Nothing for classes.
+        names: Of the numbers of a regression, when the model has names for them.
     """
 
     image: str
-    classes: tuple[ClassScore, ...]
+    classes: tuple[ClassScore, ...] = ()
+    values: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def predict(
     artifact: Artifact, images: Sequence[Path], config: PredictConfig | None = None, *, progress: Progress = silent
 ) -> list[Prediction]:
-    """Classify image files.
+    """Tell what a model says of image files: classes or labels with probabilities, numbers, or the embedding.
 
     Args:
-        artifact: A model that classifies.
+        artifact: The model; what its output is stands in its spec.
         images: Image files; each is prepared by the model's input contract.
         config: How.
         progress: Hears of each image.
@@ -82,18 +94,12 @@ def predict(
         One prediction an image, in their order.
 
     Raises:
-        UsageError: VD2010, the model gives no classes, or no image was given; VD2009, unknown backend; VD2013, it
+        UsageError: VD2010, no image was given; VD2009, unknown backend; VD2013, it
             does not open this artifact.
         InputError: An image is missing or can't be decoded.
         MachineError: VD4001, no backend is installed; VD4004, the engine failed; VD4007, VD4008 it crashed or hung.
     """
     config = config or PredictConfig()
-    if not artifact.spec.classifies:
-        if artifact.spec.head == "projection":
-            message = f"the model gives an embedding of {artifact.spec.classes} numbers, not classes"
-        else:
-            message = "the model has no head: it gives features, not classes"
-        raise UsageError("VD2010", message, file=artifact.model, fix="export a model with a classification head")
     if not images:
         raise UsageError("VD2010", "no image was given", fix="name at least one image file")
     from vitdeploy.backends.base import OpenConfig, run_main
@@ -106,8 +112,7 @@ def predict(
             progress("predict", done, len(images))
             pixels = pixels_of.load(path, artifact.spec.input)
             tensor = pixels_of.to_tensor(pixels, artifact.spec.input)
-            logits = run_main(runner, tensor, artifact.spec)[0]
-            predictions.append(Prediction(image=str(path), classes=_best(logits, artifact.spec.labels, config.top)))
+            predictions.append(_tell(path, run_main(runner, tensor, artifact.spec)[0], artifact.spec, config.top))
     progress("predict", len(images), len(images))
     return predictions
 
@@ -126,15 +131,36 @@ def choose_engine() -> str:
     return names[0]
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities of logits [..., K], in double precision; the largest logit is subtracted, so nothing overflows."""
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
+def require_vectors(artifact: Artifact, path: Path) -> None:
+    """Refuse a file for `write_vectors` before the model has run.
+
+    Raises:
+        UsageError: VD2010, the model has classes or labels; VD2008, the file is no ``.npy``.
+    """
+    if path.suffix != ".npy":
+        raise UsageError("VD2008", "is no .npy file", file=path, fix=f"write to {path.with_suffix('.npy').name}")
+    if artifact.spec.task not in VECTORS:
+        message = f"the model gives {GIVES[artifact.spec.task]}, and a .npy file holds embeddings or numbers"
+        raise UsageError("VD2010", message, file=artifact.model, fix="use --json for classes with their probabilities")
 
 
-def _best(logits: NDArray[np.float32], labels: tuple[str, ...], top: int) -> tuple[ClassScore, ...]:
-    shares = softmax(logits)
+def write_vectors(predictions: Sequence[Prediction], path: Path) -> None:
+    """Write embeddings or numbers as a NumPy file: float32 [images, K].
+
+    Raises:
+        UsageError: VD2008, the path can't be written.
+        MachineError: VD4002, the disk is full.
+    """
+    stream = io.BytesIO()
+    np.save(stream, np.array([each.values for each in predictions], np.float32))
+    files.write(path, stream.getvalue())
+
+
+def _tell(path: Path, output: NDArray[np.float32], spec: ModelSpec, top: int) -> Prediction:
+    if spec.task in VECTORS:
+        return Prediction(image=str(path), values=tuple(output.tolist()), names=spec.labels)
+    shares = compute_probabilities(output, spec)
     order = np.argsort(-shares, kind="stable")[:top]
-    return tuple(ClassScore(label=labels[i] if labels else str(i), index=int(i), probability=float(shares[i])) for i in order)
+    labels = spec.labels or tuple(map(str, range(len(shares))))
+    scores = (ClassScore(label=labels[place], index=int(place), probability=float(shares[place])) for place in order)
+    return Prediction(image=str(path), classes=tuple(scores))

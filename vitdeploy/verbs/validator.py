@@ -26,6 +26,7 @@ from vitdeploy.recipe import ValidateConfig
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.trial import choose_engines, explain_no_original
+from vitdeploy.words import GIVES
 
 GENERATED = 64
 """Generated images of a `validate` without data."""
@@ -82,7 +83,7 @@ class _Trial:
         spec = artifact.spec
         self.reference, *others = names
         self.spec = spec
-        self.parity = {name: Parity(classify=spec.classifies and spec.classes > 1) for name in others}
+        self.parity = {name: Parity(spec.task, probabilities=spec.probabilities) for name in others}
         self.accuracy = Accuracy(self.reference, tuple(others))
         self.class_map = None
         if data is not None and data.labels is not None and spec.classifies:
@@ -195,7 +196,6 @@ def _describe_data(
             f"The data have {len(trial.class_map):,} of the model's {trial.spec.classes:,} classes; it chooses among all of them."
         )
     if trial.class_map is None:
-        without = "gives an embedding, not classes" if trial.spec.head == "projection" else "has no classes"
-        reason = "the data have no labels" if data.labels is None else f"the model {without}"
+        reason = "the data have no labels" if data.labels is None else f"the model gives {GIVES[trial.spec.task]}, not classes"
         notes.append(f"Accuracy was not measured: {reason}.")
     return settings, notes

@@ -285,18 +285,41 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         model: Which model.
         export: How to export it.
-        quantize: How to quantize the export; None leaves the stage out.
-        compile: How to compile the last of these; None leaves the stage out.
+        quantize: How to quantize the export, or several ways, one a target (``[[quantize]]`` each); None leaves the stage out.
+        compile: How to compile what was quantized for the engine, else the export; or several ways, one an engine
+            (``[[compile]]`` each); None leaves the stage out.
         validate: How to prove parity and accuracy; None leaves the stage out.
         bench: How to measure latency; None leaves the stage out.
     """
 
     model: ModelConfig
     export: ExportConfig = ExportConfig()
-    quantize: QuantizeConfig | None = None
-    compile: CompileConfig | None = None
+    quantize: QuantizeConfig | tuple[QuantizeConfig, ...] | None = None
+    compile: CompileConfig | tuple[CompileConfig, ...] | None = None
     validate: ValidateConfig | None = None
     bench: BenchConfig | None = None
+
+    @property
+    def quantizations(self) -> dict[str, QuantizeConfig]:
+        """Stage to settings: ``quantize``; where there are several ways, ``quantize-TARGET`` each."""
+        if isinstance(self.quantize, tuple):
+            return {f"quantize-{each.target}": each for each in self.quantize}
+        return {} if self.quantize is None else {"quantize": self.quantize}
+
+    @property
+    def compilations(self) -> dict[str, CompileConfig]:
+        """Stage to settings: ``compile``; where there are several engines, ``compile-BACKEND`` each."""
+        if isinstance(self.compile, tuple):
+            return {f"compile-{each.backend}": each for each in self.compile}
+        return {} if self.compile is None else {"compile": self.compile}
+
+    def map_quantize(
+        self, change: Callable[[QuantizeConfig], QuantizeConfig]
+    ) -> QuantizeConfig | tuple[QuantizeConfig, ...] | None:
+        """`quantize` with every way changed."""
+        if isinstance(self.quantize, tuple):
+            return tuple(change(each) for each in self.quantize)
+        return self.quantize and change(self.quantize)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -316,7 +339,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
         model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
-        quantize = recipe.quantize and recipe.quantize.map_paths(lambda name: str(beside / name))
+        quantize = recipe.map_quantize(lambda config: config.map_paths(lambda name: str(beside / name)))
         return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
 
 

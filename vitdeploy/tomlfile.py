@@ -48,6 +48,9 @@ def read_toml(path: Path, kind: type[T]) -> T:
 def _check_keys(table: object, kind: object, text: str, path: Path, above: tuple[str, ...]) -> None:
     """Name the first unknown key with its line, before msgspec would name it without."""
     struct = next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
+    if isinstance(table, list):  # [[section]], once for each
+        for item in table:
+            _check_keys(item, kind, text, path, above)
     if struct is None or not isinstance(table, dict):
         return
     known: dict[str, Any] = get_type_hints(struct)
@@ -63,7 +66,7 @@ def _line(text: str, key: str, above: tuple[str, ...]) -> int:
     """The line where ``key`` is set, looked for behind the heading of its table."""
     lines, start = text.splitlines(), 0
     if above:
-        heading = re.compile(rf"\s*\[\s*{re.escape('.'.join(above))}\s*\]")
+        heading = re.compile(rf"\s*\[{{1,2}}\s*{re.escape('.'.join(above))}\s*\]")
         start = next((n for n, line in enumerate(lines) if heading.match(line)), 0)
-    pattern = re.compile(rf"""\s*(\[\s*)?["']?(?:[\w.]*\.)?{re.escape(key)}["']?\s*[=\].:]""")
+    pattern = re.compile(rf"""\s*(\[\s*){{0,2}}["']?(?:[\w.]*\.)?{re.escape(key)}["']?\s*[=\].:]""")
     return next((n for n in range(start, len(lines)) if pattern.match(lines[n])), start) + 1

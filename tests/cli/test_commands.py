@@ -149,14 +149,24 @@ class TestResults:
         assert {part["title"] for part in report["parts"]} == {"validate", "bench"}
         assert "top1" in (out / "report.md").read_text()
 
-    def test_build_a_model_writes_the_recipe_it_ran(self, call, work, monkeypatch):
+    def test_build_a_model_plans_a_recipe_and_ends_with_the_best(self, call, monkeypatch):
         ran = []
-        monkeypatch.setattr("vitdeploy.verbs.builder.build", lambda *job, **_: ran.append(job) or vitdeploy.Report(title="build"))
-        assert call("build", "tiny.toml", "--data", "photos", "--limit", "3")[0] == 0
+        report = vitdeploy.Report(title="build", settings={"best": "compile-openvino"})
+        monkeypatch.setattr("vitdeploy.verbs.builder.build", lambda *job, **_: ran.append(job) or report)
+        options = ["--data", "photos", "--limit", "3", "--precision", "fp16", "--backend", "openvino"]
+        status, _, err = call("build", "tiny.toml", *options)
+        assert status == 0
         ((recipe, out),) = ran
         assert out == Path("runs/tiny")
         assert (recipe.model.source, recipe.validate.data, recipe.validate.limit) == ("tiny.toml", "photos", 3)
-        assert recipe.bench == vitdeploy.BenchConfig()
+        assert [(q.precision, q.target, q.calibration) for q in recipe.quantize] == [("fp16", "openvino", "photos")]
+        assert [c.backend for c in recipe.compile] == ["openvino"]
+        assert err.splitlines()[-1].endswith("next: vitdeploy predict runs/tiny/compile-openvino IMAGE")
+
+    def test_options_beside_a_recipe_are_refused(self, call):
+        status, _, err = call("build", "job.toml", "--precision", "int8", "--limit", "3", "-q")
+        assert (status, err.partition("]")[0]) == (2, "error[VD2010")
+        assert "--limit, --precision was given too" in err
 
     def test_models(self, call):
         status, out, err = call("models", "deit")

@@ -1,6 +1,9 @@
 """`bench`: artifacts side by side with the originals that they carry."""
 
+from pathlib import Path
+
 import msgspec
+import pytest
 
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.recipe import BenchConfig
@@ -19,12 +22,12 @@ def test_bench_shares_the_original(tiny_artifact, bare_artifact, tmp_path):
     report = bench([tiny_artifact, Artifact.open(copy), bare_artifact], quick)
     first, second = str(tiny_artifact.folder), str(copy)
     assert [row.subject for row in report.rows] == [
-        f"{first} / pytorch",
+        "pytorch",
         f"{first} / onnxruntime",
         f"{second} / onnxruntime",
         f"{bare_artifact.model} / onnxruntime",
     ]
-    assert report.reference == f"{first} / pytorch"
+    assert report.reference == "pytorch"
     assert ["speedup" in row.metrics for row in report.rows] == [True, True, True, False]
     assert any(note.startswith(f"{bare_artifact.model}: no speed-up") for note in report.notes)
     assert report.settings["rounds"] == 1
@@ -39,6 +42,23 @@ def test_bench_gives_each_original_its_own(tiny_artifact, tiny_static):
     raw = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=raw_spec))
     assert bencher._identify_original(tiny_artifact) == bencher._identify_original(tiny_static) == bencher._identify_original(raw)
     assert bencher._identify_original(other) != bencher._identify_original(tiny_artifact)
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        (["a/vit", "b/vit-int8"], ["vit", "vit-int8"]),
+        (["a/vit", "b/vit"], ["a/vit", "b/vit"]),
+        (["a/vit", "a/vit"], ["a/vit #1", "a/vit #2"]),
+        (["a/vit"], ["tiny"]),
+    ],
+)
+def test_artifacts_of_one_model_are_named_by_their_folders(tiny_artifact, folders, labels):
+    given = [Artifact(Path(folder), tiny_artifact.record) for folder in folders]
+    assert bencher._make_labels(given) == labels
+    other = msgspec.structs.replace(tiny_artifact.spec, name="other")
+    record = msgspec.structs.replace(tiny_artifact.record, spec=other)
+    assert bencher._make_labels([tiny_artifact, Artifact(Path("b"), record)]) == ["tiny", "other"]
 
 
 def test_bench_of_one_artifact(tiny_artifact):

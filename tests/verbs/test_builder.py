@@ -20,7 +20,7 @@ from PIL import Image
 
 from vitdeploy import files
 from vitdeploy.artifact import RECORD, Artifact, Record, seal, set_key
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.recipe import (
     BenchConfig,
     CompileConfig,
@@ -399,6 +399,7 @@ recipes = st.builds(
         outputs=st.lists(st.sampled_from(["tokens", "pooled"]), unique=True).map(tuple),
         tolerance=st.floats(1e-30, 0.99),
     ),
+    compile=st.none() | st.lists(st.builds(CompileConfig, backend=words), min_size=1).map(tuple),
     validate=st.none() | st.builds(ValidateConfig, data=st.none() | words, backends=st.lists(words).map(tuple)),
     bench=st.none() | st.builds(BenchConfig, seconds=st.floats(1e-9, 3599.0), batches=st.lists(sizes, min_size=1).map(tuple)),
 )
@@ -410,6 +411,14 @@ def test_recipes_survive_the_way_through_toml(tmp_path_factory, recipe):
     path = tmp_path_factory.mktemp("toml") / "r.toml"
     path.write_text(builder.to_toml(recipe), encoding="utf-8", newline="")
     assert read_toml(path, Recipe) == recipe
+
+
+def test_an_unknown_key_in_one_of_several_sections_is_named_with_its_line(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[model]\nsource = "x"\n[[compile]]\nbackend = "a"\n[[compile]]\nbackend = "b"\nstreems = 2\n')
+    with pytest.raises(UsageError, match=r"line 7: unknown key 'compile\.streems'") as caught:
+        Recipe.load(path)
+    assert caught.value.code == "VD2002"
 
 
 def test_a_path_that_is_no_text_is_refused():
@@ -496,3 +505,86 @@ def test_an_engine_is_measured_only_where_it_is_named(compiling, compiled, tmp_p
     verbs = compiling()
     build(change(compiled, "validate", backends=("onnxruntime",)), tmp_path / "out")
     assert verbs.take() == ["export", "compile", "validate", "bench"]
+
+
+# Several engines
+
+
+@pytest.fixture
+def quantizing(verbs, monkeypatch):
+    """A stand-in for `quantize`, which fails for the targets that are named."""
+
+    def make(*fails: str):
+        def quantize(artifact, config, out, *, progress):
+            verbs._call(f"quantize {config.target}")
+            if config.target in fails:
+                raise MachineError("VD4009", "the engine does not run what was planned")
+            with files.folder(out, ours=RECORD) as folder:
+                shutil.copy(artifact.model, folder / "model.onnx")
+                record = seal(folder, Record(spec=artifact.spec, made_by="quantize", precision="int8", config=config))
+            return Artifact(out, record)
+
+        monkeypatch.setitem(sys.modules, "vitdeploy.verbs.quantizer", SimpleNamespace(quantize=quantize))
+
+    return make
+
+
+@pytest.fixture
+def many(recipe):
+    """A recipe for two engines."""
+    engines = ("onnxruntime", "openvino")
+    return msgspec.structs.replace(
+        recipe,
+        quantize=tuple(QuantizeConfig(target=name, calibration=recipe.validate.data) for name in engines),
+        compile=tuple(CompileConfig(backend=name) for name in engines),
+    )
+
+
+def test_each_engine_is_compiled_of_what_was_quantized_for_it(compiling, quantizing, many, tmp_path):
+    verbs, out = compiling(), tmp_path / "out"
+    quantizing()
+    report = build(many, out)
+    assert verbs.take()[:5] == ["export", "quantize onnxruntime", "quantize openvino", "compile", "compile"]
+    stages = ["export", "quantize-onnxruntime", "quantize-openvino", "compile-onnxruntime", "compile-openvino"]
+    assert report.settings["stages"][:5] == stages
+    for name in ("onnxruntime", "openvino"):
+        source = Artifact.open(out / f"quantize-{name}")
+        assert (out / f"compile-{name}" / "model.xml").read_text().startswith(source.id)
+    assert any("among those that accuracy was measured on" in note for note in report.notes)
+    assert Recipe.load(out / "recipe.toml") == many
+    build(many, out)
+    assert verbs.take() == []
+    build(msgspec.structs.replace(many, quantize=many.quantize[:1], compile=many.compile[:1]), out)
+    assert verbs.take() == ["validate"] * 3 + ["bench"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"export", *(s for s in stages if "openvino" not in s)}
+
+
+def test_of_several_engines_one_that_can_not_is_left_out(compiling, quantizing, many, tmp_path):
+    compiling()
+    out = tmp_path / "out"
+    quantizing("openvino")
+    report = build(many, out)
+    assert "quantize-openvino: left out: the engine does not run what was planned" in report.notes
+    assert (out / "compile-openvino" / "model.xml").read_text().startswith(Artifact.open(out / "export").id)
+    assert not (out / "quantize-openvino").exists()
+    with pytest.raises(MachineError):
+        build(msgspec.structs.replace(many, quantize=many.quantize[1], compile=None), tmp_path / "alone")
+
+
+@pytest.mark.parametrize("section", ["quantize", "compile"])
+def test_an_engine_that_is_named_twice_is_refused(verbs, many, tmp_path, section):
+    with pytest.raises(UsageError, match="named twice"):
+        build(msgspec.structs.replace(many, **{section: (getattr(many, section)[0],) * 2}), tmp_path / "out")
+
+
+def test_a_ledger_never_removes_what_lies_elsewhere(verbs, recipe, tmp_path):
+    """Stages that are no longer wanted are removed by name; a name that leads out of the folder is damage."""
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    build(recipe, out)
+    precious.mkdir()
+    ledger = json.loads((out / "build.json").read_text())
+    ledger["stages"]["quantize-/../../precious"] = ledger["stages"]["export"]
+    (out / "build.json").write_text(json.dumps(ledger))
+    with pytest.raises(InputError):
+        build(recipe, out)
+    assert precious.is_dir()

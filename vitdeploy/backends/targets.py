@@ -69,17 +69,26 @@ def settle_recipe(recipe: Recipe, file: Path | None = None) -> Recipe:
         file: Where it was read from, for messages.
 
     Raises:
-        UsageError: VD2009, VD2011; names the section.
+        UsageError: VD2009, VD2010, VD2011; names the section.
     """
     section = "quantize"
     try:
-        quantize = recipe.quantize and settle_target(recipe.quantize)
+        quantize = recipe.map_quantize(settle_target)
+        recipe = msgspec.structs.replace(recipe, quantize=quantize)
+        _refuse_twice(quantize, [str(config.target) for config in recipe.quantizations.values()])
         section = "compile"
-        if recipe.compile is not None:
-            require_compiler(recipe.compile)
+        for config in recipe.compilations.values():
+            require_compiler(config)
+        _refuse_twice(recipe.compile, [config.backend for config in recipe.compilations.values()])
         for section in ("validate", "bench"):
             for name in getattr(getattr(recipe, section), "backends", ()):
                 find_engine(name)
     except UsageError as exc:
         raise UsageError(exc.code, f"[{section}]: {exc.message}", file=file, fix=exc.fix) from exc
-    return msgspec.structs.replace(recipe, quantize=quantize)
+    return recipe
+
+
+def _refuse_twice(section: object, names: list[str]) -> None:
+    """One folder an engine: what is named twice would be written over."""
+    if isinstance(section, tuple) and len(names) < len(section):
+        raise UsageError("VD2010", f"{len(section)} ways for {len(names)} engines: one is named twice", fix="name each once")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.errors import UsageError
 
@@ -52,22 +53,30 @@ def parse_number(text: str, option: str) -> int:
         raise UsageError("VD2003", f"--{option}: {text!r} is not a whole number", fix="use digits") from None
 
 
-def choose_recipe(name: str, *, weights: str | None, data: str | None, **more: str | int | None) -> Recipe:
-    """The recipe that was named, or one for the model that was named."""
-    from vitdeploy.recipe import BenchConfig, ModelConfig, Recipe, ValidateConfig
+def choose_recipe(name: str, given: Mapping[str, Any]) -> Recipe:
+    """The recipe that was named, or one for the model that was named.
+
+    Args:
+        name: A recipe's file, or a model.
+        given: Options by name; None, or nothing, where one was not given.
+    """
+    from vitdeploy.recipe import ModelConfig, Recipe, ValidateConfig
 
     path = Path(name)
     if path.suffix == ".toml" and not path.is_dir() and not is_spec(path):
-        if given := [f"--{key}" for key, value in {"weights": weights, "data": data, **more}.items() if value is not None]:
+        if options := [f"--{key}" for key, value in given.items() if value]:
             fix = "write them into the recipe"
             raise UsageError(
-                "VD2010", f"is a recipe, complete in itself, but {', '.join(given)} was given too", file=path, fix=fix
+                "VD2010", f"is a recipe, complete in itself, but {', '.join(options)} was given too", file=path, fix=fix
             )
         from vitdeploy.backends.targets import settle_recipe
 
         return settle_recipe(Recipe.load(path), path)
-    model = read_settings(ModelConfig, source=name, weights=weights)
-    return Recipe(model=model, validate=read_settings(ValidateConfig, data=data, **more), bench=BenchConfig())
+    from vitdeploy.verbs.planner import plan
+
+    model = read_settings(ModelConfig, source=name, weights=given["weights"])
+    validate = read_settings(ValidateConfig, **{key: given[key] for key in ("data", "split", "limit")})
+    return plan(model, validate, precision=given["precision"], backends=given["backend"] or ())
 
 
 def is_spec(path: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitdeploy.backends.table import PROVER, must_be_compiled
+from vitdeploy.backends.table import PROVER, list_compilers, must_be_compiled
 from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
 from vitdeploy.cli.arguments import choose_model, choose_recipe, open_source, parse_image_size, read_settings
@@ -29,10 +29,12 @@ from vitdeploy.cli.options import (
     Threads,
     Trust,
     Weights,
+    complete,
+    list_values,
 )
 from vitdeploy.cli.shell import BUILD, Outcome, command
 from vitdeploy.progress import Progress
-from vitdeploy.words import FloatPrecision, Goal, Hint, InstructionSet, QuantizedPrecision
+from vitdeploy.words import FloatPrecision, Goal, Hint, InstructionSet, QuantizedPrecision, RecordPrecision
 
 
 @command(
@@ -179,7 +181,8 @@ def compile(
 @command(
     app,
     BUILD,
-    "vitdeploy build vit_tiny_patch16_224 --weights vit.safetensors --data photos/",
+    "vitdeploy build facebook_dinov2-small/ --data photos/",
+    "vitdeploy build vit_tiny_patch16_224 --weights vit.safetensors --data photos/ --precision fp16 --backend openvino",
     "vitdeploy build recipes/fashion_mnist.toml -o runs/demo",
 )
 def build(
@@ -190,15 +193,27 @@ def build(
     data: Data = None,
     split: Split = None,
     limit: Limit = None,
+    precision: Annotated[
+        RecordPrecision | None, typer.Option(help="What to quantize to; default: int8 where --data is given, else fp32.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=list_values(list_compilers()),
+            help="Repeat for more. Default: all engines that are installed and run here.",
+            autocompletion=complete(list_compilers),
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do finished stages again.")] = False,
     progress: Progress,
 ) -> Outcome:
-    """Export, quantize, validate, bench and report in one go; skips what is done."""
+    """Export, quantize, compile, validate, bench and report in one go; skips what is done."""
     import vitdeploy as vd
     from vitdeploy.render import console
 
     out = out or Path("runs") / (Path(recipe).stem or "build")
-    job = choose_recipe(recipe, weights=weights, data=data, split=split, limit=limit)
-    report = vd.build(job, out, force=force, progress=progress)
-    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quote(out / 'export')} IMAGE"
+    given = {"weights": weights, "data": data, "split": split, "limit": limit, "precision": precision, "backend": backend}
+    report = vd.build(choose_recipe(recipe, given), out, force=force, progress=progress)
+    best = out / str(report.settings.get("best", "export"))
+    hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quote(best)} IMAGE"
     return Outcome(report, lambda: console.print_report(report), hint)

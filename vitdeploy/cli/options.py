@@ -18,16 +18,18 @@ InputKind = Literal[InputTensor, "uint8"]
 """Values of ``--input``; ``uint8`` is short for ``uint8-nhwc``, what a decoder gives."""
 
 
-def _list_values(names: Sequence[str]) -> str:
+def list_values(names: Sequence[str]) -> str:
     """What help says where a name is looked up in a table, and not among words that never change."""
     return f"<{'|'.join(names)}>"
 
 
-def _complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
+def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    """What a shell offers for an option that takes one of some names."""
+
+    def offer(incomplete: str) -> list[str]:
         return [name for name in names() if name.startswith(incomplete)]
 
-    return complete
+    return offer
 
 
 def _complete_model(incomplete: str) -> list[str]:
@@ -61,14 +63,12 @@ Prefer = Annotated[WeightsCopy | None, typer.Option(help="Averaged or plain weig
 Target = Annotated[
     str,
     typer.Option(
-        "--target", metavar=_list_values(list_targets()), help="The engine it is for.", autocompletion=_complete(list_targets)
+        "--target", metavar=list_values(list_targets()), help="The engine it is for.", autocompletion=complete(list_targets)
     ),
 ]
 CompilingBackend = Annotated[
     str,
-    typer.Option(
-        "--backend", metavar=_list_values(list_compilers()), help="The engine.", autocompletion=_complete(list_compilers)
-    ),
+    typer.Option("--backend", metavar=list_values(list_compilers()), help="The engine.", autocompletion=complete(list_compilers)),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn.")]
 Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards or IDX files.")]

@@ -43,3 +43,7 @@ COSINE = 0.99
 
 CORRELATES = 0.99
 """Least correlation of numbers that goes without a warning: 2 % of their variance is unlike."""
+
+LOSES = 1.0
+"""Most points of top-1 that the artifact to deploy may be below the original: the answer to one image in a hundred. On a thousand
+images the interval of a difference is as wide."""

@@ -43,11 +43,12 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
     originals: dict[bytes, str] = {}
     notes: list[str] = []
     labels = _make_labels(artifacts)
+    originals_differ = len({key for key in map(_identify_original, artifacts) if key is not None}) > 1
     for artifact, label, names in zip(artifacts, labels, engines, strict=True):
         before = f"{label} / " if len(artifacts) > 1 else ""
         key = _identify_original(artifact)
         if key is not None and key not in originals and is_installed(REFERENCE):
-            originals[key] = f"{before}{REFERENCE}"
+            originals[key] = f"{before}{REFERENCE}" if originals_differ else REFERENCE
             subjects.append(Subject(originals[key], artifact, REFERENCE, originals[key]))
         reference = None if key is None else originals.get(key)
         if reference is None:
@@ -76,13 +77,9 @@ def _identify_original(artifact: Artifact) -> bytes | None:
 
 
 def _make_labels(artifacts: Sequence[Artifact]) -> list[str]:
-    """A name for each artifact, unique: the model's, or the path where two are alike."""
-    plain = [artifact.name for artifact in artifacts]
-    precisions = [f"{artifact.name} {artifact.record.precision}" for artifact in artifacts]
-    names = plain if len(set(plain)) == len(plain) else precisions
-    pairs = zip(names, artifacts, strict=True)
-    places = [
-        name if names.count(name) == 1 else str(artifact.folder if artifact.record.files else artifact.model)
-        for name, artifact in pairs
-    ]
-    return [place if places.count(place) == 1 else f"{place} #{index + 1}" for index, place in enumerate(places)]
+    """A name for each artifact, unique: the model's; its folder's where several are of one model; the path if need be."""
+    places = [artifact.folder if artifact.record.files else artifact.model for artifact in artifacts]
+    for names in ([artifact.name for artifact in artifacts], [place.resolve().name for place in places], list(map(str, places))):
+        if len(set(names)) == len(names):
+            return names
+    return [name if names.count(name) == 1 else f"{name} #{number}" for number, name in enumerate(names, 1)]

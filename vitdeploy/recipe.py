@@ -14,7 +14,17 @@ import msgspec
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputContract, ModelSpec
 from vitdeploy.tomlfile import read_toml
-from vitdeploy.words import FloatPrecision, Goal, Hint, InputTensor, InstructionSet, MoreOutput, QuantizedPrecision, WeightsCopy
+from vitdeploy.words import (
+    FloatPrecision,
+    Goal,
+    Hint,
+    InputTensor,
+    InstructionSet,
+    MoreOutput,
+    QuantizedPrecision,
+    Task,
+    WeightsCopy,
+)
 
 FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
 """Endings by which a model's source is a file, not a name."""
@@ -36,6 +46,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         trust_pickle: SHA-256 of a pickled checkpoint that may run code.
         prefer: Which weights to take from a checkpoint that has an averaged copy beside the plain ones; None takes the
             average when it is complete, and says so.
+        task: What the main output is, where the checkpoint does not say it or says it wrongly; None is what it says.
     """
 
     source: str
@@ -45,6 +56,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     contract: str | None = None
     trust_pickle: str | None = None
     prefer: WeightsCopy | None = None
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         """Refuse a seed that generators can't take."""

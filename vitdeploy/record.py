@@ -214,7 +214,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
         agreement: Share of images with the same class, of labels decided alike, or of images with the same nearest neighbour,
             with its 95 % interval; None for numbers.
         divergence: Mean Kullback-Leibler divergence from the reference, in nats, with its 95 % interval; None without classes.
-        cosine: Mean cosine of the outputs; None when nothing was compared.
+        cosine: Mean cosine of the outputs; None for numbers, or when nothing was compared.
         correlation: Of numbers over images; None for other tasks.
         difference: Mean |difference| of the outputs; None when nothing was compared.
         speedup: Source's latency over this one's, batch 1, with its interval; None when nothing was timed.

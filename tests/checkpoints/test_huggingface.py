@@ -233,6 +233,38 @@ def test_others_are_not_recognised(config: dict[str, Any]) -> None:
     assert not recognise(checkpoint({}, config))
 
 
+@pytest.mark.parametrize(
+    ("given", "classes", "problem", "task"),
+    [
+        (None, 3, "single_label", "single_label"),
+        ("single_label_classification", 3, "single_label", "single_label"),
+        ("multi_label_classification", 3, "multi_label", "multi_label"),
+        ("regression", 3, "regression", "regression"),
+        (None, 1, "single_label", "regression"),
+        ("multi_label_classification", 1, "multi_label", "multi_label"),
+        ("multi_label_classification", 0, "single_label", "embedding"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "siglip"])
+def test_what_the_head_says_is_read(kind: str, given: str | None, classes: int, problem: str, task: str) -> None:
+    state, config = plain(kind, problem_type=given)
+    if kind == "siglip":
+        config = {**config, "vision_config": {name: value for name, value in config.items() if name != "problem_type"}}
+    if classes:
+        state["classifier.weight"] = torch.zeros(classes, 32)
+    spec = SOURCE.spec(checkpoint(state, config), None)
+    assert (spec.problem, spec.task) == (problem, task)
+
+
+@pytest.mark.parametrize("given", ["ranking", 3, ["regression"]])
+def test_a_head_that_says_something_else_is_refused(given: object) -> None:
+    state, config = plain(problem_type=given)
+    state["classifier.weight"] = torch.zeros(3, 32)
+    with pytest.raises(InputError, match="problem_type") as caught:
+        SOURCE.spec(checkpoint(state, config), None)
+    assert caught.value.code == "VD3015"
+
+
 def test_labels_and_heads() -> None:
     state, config = plain()
     state |= {"classifier.weight": torch.zeros(3, 64), "classifier.bias": torch.zeros(3)}

@@ -78,7 +78,7 @@ def test_what_is_not_finite_shows(bad, side, when):
 
 
 def test_zero_rows():
-    parity = Parity("regression")
+    parity = Parity("embedding")
     parity.add(np.zeros((2, 3)), np.array([[0.0, 0, 0], [1, 0, 0]]))
     assert read_values(parity)["cosine_mean"] == 0.5
     assert read_values(parity)["sqnr"] == -math.inf

@@ -249,7 +249,7 @@ def test_other_tasks_are_never_compared_as_classes(tiny_artifact, untimed, task,
     artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
     found = worth(Comparison(artifact, artifact, "onnxruntime", OpenConfig(threads=1)), batches(artifact))
     assert (found.task, found.divergence, found.agreement is not None) == (task, None, agrees)
-    assert (found.correlation is None) == agrees
+    assert (found.correlation is None, found.cosine is None) == (agrees, not agrees)
     assert found.difference < 1e-6
 
 

@@ -369,7 +369,7 @@ def test_models_without_classes_class_token_and_bias(tiny_headless, tmp_path):
     for source in (tiny_headless, write_artifact(tmp_path / "fp32", spec)):
         found = quantize(source, config(calibration="random", split=None, limit=32), tmp_path / source.name)
         tensor = np.random.default_rng(0).normal(size=(40, 3, 16, 24)).astype(np.float32)
-        parity = Parity("regression")
+        parity = Parity("embedding")
         outputs = []
         for each in (source, found):
             with closing(load("onnxruntime").open(each, OpenConfig(threads=1))) as runner:

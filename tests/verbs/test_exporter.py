@@ -189,6 +189,20 @@ def test_a_projection_gives_an_embedding_and_no_top_k(tmp_path) -> None:
     assert not (tmp_path / "ranked").exists()
 
 
+@pytest.mark.parametrize(("task", "gives"), [("multi_label", "labels each on its own"), ("regression", "numbers as they are")])
+def test_other_tasks_have_no_top_k(small, tmp_path, task, gives) -> None:
+    with pytest.raises(UsageError, match=f"gives {gives}") as caught:
+        export(msgspec.structs.replace(small, task=task), ExportConfig(top_k=3), tmp_path / "ranked")
+    assert caught.value.code == "VD2011"
+    assert not (tmp_path / "ranked").exists()
+
+
+def test_a_task_that_the_user_names_is_the_files(small, tmp_path) -> None:
+    artifact = export(msgspec.structs.replace(small, task="embedding"), ExportConfig(prove_batches=(1, 2)), tmp_path / "out")
+    assert (artifact.spec.task, artifact.spec.output, artifact.spec.labels) == ("embedding", "embedding", ())
+    assert [output.name for output in session(artifact).get_outputs()] == ["embedding"]
+
+
 def test_large_weights_go_beside_the_model(small, artifact, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vitdeploy.graph.storage.LARGEST_INLINE", 1000)
     large = export(small, ExportConfig(), tmp_path / "large")

@@ -158,6 +158,7 @@ def test_google_npz_by_its_headers(tmp_path: Path) -> None:
     np.savez(path, **test_jax.arrays())
     inspection = looked(path)
     assert (inspection.facts["source"], inspection.facts["classes"], inspection.spec.name) == ("Google ViT (JAX)", 7, "B_8")
+    assert inspection.facts["task"] == "single_label"
     assert inspection.facts["parameters"] == sum(array.size for array in test_jax.arrays().values())
     assert inspection.sha256 == files.sha256(path)
 

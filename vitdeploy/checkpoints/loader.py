@@ -68,6 +68,7 @@ def load(model: ModelConfig, image_size: tuple[int, int] | None = None) -> Origi
         return _module(model, image_size)
     parts = _parts(model)
     spec = parts.spec if image_size is None else parts.spec.change_size(*image_size)
+    spec = spec if model.task is None else spec.change_task(model.task)
     spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor="float32-nchw"))
     net: VisionTransformer
     if parts.state is None:
@@ -154,6 +155,7 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
         head="linear" if loaded.classes else "none",
         classes=loaded.classes,
     )
+    spec = spec if model.task is None else spec.change_task(model.task)
     return Original(loaded.net, spec, {"module": model.source})
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitdeploy.checkpoints.conversion import Rule, State
+from vitdeploy.errors import InputError
 from vitdeploy.spec import ModelSpec
+from vitdeploy.words import Problem
+
+PROBLEMS: dict[str, Problem] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+"""`problem_type` of transformers' ``PreTrainedConfig`` to ours."""
 
 
 class Checkpoint(NamedTuple):
@@ -33,6 +42,20 @@ class Checkpoint(NamedTuple):
     def names(self) -> Sequence[str]:
         """Names of all tensors."""
         return tuple(self.state)
+
+
+def read_problem(checkpoint: Checkpoint) -> Problem:
+    """What a head's numbers are by `problem_type` of ``config.json``; one class of several where the file does not say.
+
+    Raises:
+        InputError: VD3015, it says something else.
+    """
+    given = checkpoint.config.get("problem_type") or "single_label_classification"
+    if not isinstance(given, str) or given not in PROBLEMS:
+        message = f"config.json says problem_type = {given!r:.80}, which is none of {', '.join(PROBLEMS)}"
+        fix = "correct it, or use --module with the model built by transformers"
+        raise InputError("VD3015", message, file=checkpoint.path, fix=fix)
+    return PROBLEMS[given]
 
 
 class Source(NamedTuple):

@@ -25,7 +25,7 @@ import msgspec
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.conversion import Rule, State, convert, has_matches
-from vitdeploy.checkpoints.source import Checkpoint, Source
+from vitdeploy.checkpoints.source import Checkpoint, Source, read_problem
 from vitdeploy.checkpoints.timm_names import ANY_MODULE, Architecture, understand
 from vitdeploy.errors import InputError
 from vitdeploy.spec import InputContract, Mlp, ModelSpec, Pool, SpecFields
@@ -178,6 +178,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
         "heads": heads,
         "head_width": inner // heads if inner and inner != read["width"] else None,
         "labels": _labels(checkpoint, read["classes"]),
+        "problem": read_problem(checkpoint) if read["classes"] else "single_label",
         **read,
         **placed,
         **facts,

@@ -53,6 +53,7 @@ def export(
     contract: Contract = None,
     trust_pickle: Trust = None,
     prefer: Prefer = None,
+    task: TaskOption = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set, 18 to 22; default 20.")] = None,
     batch: Annotated[int | None, typer.Option(help="The one batch size the file takes; default: any.")] = None,
     image_size: Annotated[str | None, typer.Option(help="N or HxW, in pixels; default: the model's own.")] = None,
@@ -72,7 +73,8 @@ def export(
         "outputs": outputs and outputs.split(","),
     }
     config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
-    source = choose_model(model, module, weights=weights, seed=seed, contract=contract, trust_pickle=trust_pickle, prefer=prefer)
+    given = {"weights": weights, "seed": seed, "contract": contract, "trust_pickle": trust_pickle, "prefer": prefer, "task": task}
+    source = choose_model(model, module, **given)
     artifact = vd.export(source, config, out, progress=progress)
     return answers.answer_artifact(artifact, [tables.tabulate_export(artifact)], "validate {}")
 

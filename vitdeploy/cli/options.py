@@ -56,7 +56,7 @@ Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS 
 Contract = Annotated[str | None, typer.Option(help="Input contract (.toml) of a --module.")]
 Output = Annotated[str | None, typer.Option(help="Main output of an .onnx made elsewhere; default: the first [N, K].")]
 TaskOption = Annotated[
-    Task | None, typer.Option("--task", help="What the output of an .onnx made elsewhere is; default: guessed.")
+    Task | None, typer.Option("--task", help="What the main output is; default: what the file says, or a guess.")
 ]
 Trust = Annotated[str | None, typer.Option(help="SHA-256 of a pickle that MAY RUN CODE; recorded.")]
 Prefer = Annotated[WeightsCopy | None, typer.Option(help="Averaged or plain weights, where a checkpoint has both.")]

@@ -28,6 +28,7 @@ class Parity:
     """
 
     def __init__(self, task: Task, *, probabilities: bool = False) -> None:
+        self.task = task
         self.answers = count_agreement(task, probabilities=probabilities)
         """What counts equal answers."""
         self.images = 0
@@ -69,16 +70,17 @@ class Parity:
         """The numbers so far; NaN before the first batch.
 
         ``max_abs_difference`` and ``mean_abs_difference`` in the output's own unit; ``cosine_mean`` and ``cosine_min`` over
-        images; ``sqnr`` in dB over all values; what `agreement` counts for the task; ``images``.
+        images, but for a regression; ``sqnr`` in dB over all values; what `agreement` counts for the task; ``images``.
         """
         nothing = math.nan if not self.images else 0.0
         metrics = {
             "max_abs_difference": Metric(self._largest + nothing),
             "mean_abs_difference": Metric(self._total / self._values if self._values else nothing),
-            "cosine_mean": Metric(self._cosines / self.images if self.images else nothing),
-            "cosine_min": Metric(self._smallest_cosine + nothing),
-            "sqnr": Metric(sqnr(self._signal, self._noise), "dB"),
         }
+        if self.task != "regression":  # of one number it is its sign
+            metrics["cosine_mean"] = Metric(self._cosines / self.images if self.images else nothing)
+            metrics["cosine_min"] = Metric(self._smallest_cosine + nothing)
+        metrics["sqnr"] = Metric(sqnr(self._signal, self._noise), "dB")
         metrics |= self.answers.metrics()
         metrics["images"] = Metric(self.images, "count")
         return metrics

@@ -100,7 +100,7 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[ND
     if not parity.images:
         return Worth(engine=engine, reference="", images=0, held_back=False, task=spec.task)
     metrics = parity.metrics()
-    agreement, correlation = metrics.get(parity.answers.name), metrics.get("correlation")
+    agreement, values = metrics.get(parity.answers.name), {name: float(metric.value) for name, metric in metrics.items()}
     return Worth(
         engine=engine,
         reference="",
@@ -109,9 +109,9 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[ND
         task=spec.task,
         agreement=None if agreement is None else _plain(agreement),
         divergence=_average(np.concatenate(parts)) if parts else None,
-        cosine=float(metrics["cosine_mean"].value),
-        correlation=None if correlation is None else float(correlation.value),
-        difference=float(metrics["mean_abs_difference"].value),
+        cosine=values.get("cosine_mean"),
+        correlation=values.get("correlation"),
+        difference=values["mean_abs_difference"],
     )
 
 

@@ -273,6 +273,8 @@ def _describe_cost(spec: ModelSpec) -> str:
 
 def _describe_output(spec: ModelSpec) -> str:
     what = "features" if spec.head == "none" else GIVES[spec.task].replace("an embedding", "numbers of an embedding")
+    if spec.task == "regression" and spec.output_size == 1:
+        what = "number as it is"
     return f"{spec.output}, {spec.output_size} {what}"
 
 

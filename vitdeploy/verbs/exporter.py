@@ -34,6 +34,7 @@ from vitdeploy.proof.exported import prove
 from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.record import Origin
 from vitdeploy.spec import ModelSpec
+from vitdeploy.words import GIVES
 
 MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
 STEPS = ("load", "trace", "write", "prove")
@@ -192,8 +193,8 @@ def metadata(spec: ModelSpec, origin: Origin) -> dict[str, str]:
 def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
     """The spec as the file takes its input, after checking options that depend on the model."""
     if config.top_k is not None and not spec.classifies:
-        why = "gives an embedding" if spec.head == "projection" else "has none"
-        raise UsageError("VD2011", f"top-k needs a classification head, {spec.name!r} {why}", fix="leave out --top-k")
+        message = f"top-k needs classes of which one is right, {spec.name!r} gives {GIVES[spec.task]}"
+        raise UsageError("VD2011", message, fix="leave out --top-k")
     if config.top_k is not None and config.top_k > spec.classes:
         raise UsageError("VD2011", f"top-k is {config.top_k}, the model has {spec.classes} classes", fix=f"use {spec.classes}")
     if config.outputs and spec.network == "module":

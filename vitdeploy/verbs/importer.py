@@ -7,6 +7,7 @@ where the guess from shapes, the last operators and names is wrong. Every guess 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vitdeploy.artifact import Artifact, Record
+from vitdeploy.artifact import Artifact, Record, sanitize
 from vitdeploy.backends.base import run_any
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, UsageError, nearest
@@ -125,8 +126,10 @@ def _measure(artifact: Artifact, wanted: Mapping[str, object]) -> dict[str, Size
     """The sizes of some outputs, by one run on a generated image."""
     contract = artifact.spec.input
     tensor = images.to_tensor(synthetic.pixels(1, contract), contract)
-    with closing(golden.open_first(artifact)) as runner:
-        outputs = run_any(runner, tensor)
+    with tempfile.TemporaryDirectory() as folder:
+        sane, _ = sanitize(artifact, Path(folder))
+        with closing(golden.open_first(sane)) as runner:
+            outputs = run_any(runner, tensor)
     return {name: outputs[name].shape[1:] for name in wanted if outputs[name].ndim}
 
 

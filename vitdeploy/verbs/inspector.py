@@ -280,6 +280,7 @@ def _model(spec: ModelSpec) -> dict[str, object]:
         "architecture": vit if spec.network == "vit" else "a network of the user's own code",
         "image": [spec.input.height, spec.input.width],
         "embedding" if spec.head == "projection" else "classes": spec.classes,
+        "task": spec.task,
     }
 
 

@@ -56,7 +56,7 @@ def model_digest(model: ModelConfig) -> str:
 
         source = msgspec.json.encode(find(model.source)).decode()
     others = [_digest(Path(name)) for name in (model.weights, model.contract) if name is not None]
-    return hashlib.sha256(json.dumps([source, *others, model.seed, model.prefer]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([source, *others, model.seed, model.prefer, model.task]).encode()).hexdigest()
 
 
 def data_digest(config: ValidateConfig | QuantizeConfig | None) -> str:

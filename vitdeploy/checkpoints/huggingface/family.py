@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vitdeploy.checkpoints.conversion import Rule
-from vitdeploy.checkpoints.source import Checkpoint
+from vitdeploy.checkpoints.source import Checkpoint, read_problem
 from vitdeploy.errors import InputError
 from vitdeploy.spec import Mlp, ModelSpec, SpecFields
 
@@ -144,7 +144,9 @@ class Options:
     def head(self, name: str = "classifier.weight") -> SpecFields:
         """Fields of a Linear head, or of none."""
         classes = self.classes(name)
-        return {"head": "linear" if classes else "none", "classes": classes, "labels": self.labels(classes)}
+        if not classes:
+            return {"head": "none", "classes": 0}
+        return {"head": "linear", "classes": classes, "labels": self.labels(classes), "problem": read_problem(self.checkpoint)}
 
 
 class Family(NamedTuple):

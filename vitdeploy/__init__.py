@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vitdeploy.errors import TrustError as TrustError
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
+    from vitdeploy.proof.gate import Thresholds as Thresholds
+    from vitdeploy.proof.gate import Verdict as Verdict
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import CompileConfig as CompileConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from vitdeploy.verbs.builder import build as build
     from vitdeploy.verbs.compiler import compile as compile
     from vitdeploy.verbs.exporter import export as export
+    from vitdeploy.verbs.gatekeeper import GateConfig as GateConfig
+    from vitdeploy.verbs.gatekeeper import gate as gate
     from vitdeploy.verbs.inspector import Inspection as Inspection
     from vitdeploy.verbs.inspector import inspect as inspect
     from vitdeploy.verbs.predictor import PredictConfig as PredictConfig
@@ -52,7 +56,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
-VERBS = ("export", "quantize", "compile", "validate", "bench", "build", "predict", "inspect")
+VERBS = ("export", "quantize", "compile", "validate", "bench", "gate", "build", "predict", "inspect")
 """The functions that do the work; each is a command of the same name."""
 
 _HOME = {
@@ -68,6 +72,9 @@ _HOME = {
     "CompileConfig": "recipe",
     "ValidateConfig": "recipe",
     "BenchConfig": "recipe",
+    "GateConfig": "verbs.gatekeeper",
+    "Thresholds": "proof.gate",
+    "Verdict": "proof.gate",
     "PredictConfig": "verbs.predictor",
     "Prediction": "verbs.predictor",
     "export": "verbs.exporter",
@@ -75,6 +82,7 @@ _HOME = {
     "compile": "verbs.compiler",
     "validate": "verbs.validator",
     "bench": "verbs.bencher",
+    "gate": "verbs.gatekeeper",
     "build": "verbs.builder",
     "predict": "verbs.predictor",
     "Inspection": "verbs.inspector",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from vitdeploy import machine
 from vitdeploy.backends.table import list_packages
+from vitdeploy.errors import InputError, first_line
 from vitdeploy.record import Metric as Metric
 
 SCHEMA = 1
@@ -64,6 +67,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine = msgspec.field(default_factory=lambda: this_machine())
     taken: str = msgspec.field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     parts: tuple[Report, ...] = ()
+
+
+def read_report(path: Path) -> Report:
+    """Read a report that `validate`, `bench` or `build` wrote as JSON.
+
+    Raises:
+        InputError: VD3001, it can't be read; VD3028, it is no report.
+    """
+    try:
+        return msgspec.convert(json.loads(path.read_bytes()), Report, strict=False)  # NaN and infinity are strings in it
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+    except (ValueError, RecursionError) as exc:
+        fix = "give the file that `vitdeploy validate -o FILE.json` or `bench` wrote"
+        raise InputError("VD3028", f"is no report: {first_line(exc)}", file=path, fix=fix) from exc
 
 
 def this_machine() -> Machine:

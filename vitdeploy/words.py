@@ -36,5 +36,7 @@ MoreOutput = Literal["tokens", "pooled"]
 """An output beside the main one."""
 WeightsCopy = Literal["ema", "plain"]
 """Which weights of a checkpoint that has an averaged copy beside the plain ones."""
+VerdictFormat = Literal["text", "json", "md", "junit", "github"]
+"""How a gate's verdict is printed."""
 PORTABLE = "portable"
 """The target of `quantize` that all engines read."""

@@ -219,10 +219,30 @@ class Corrections(msgspec.Struct, frozen=True):
     models: list[CorrectedModel]
 
 
+class PowerRow(msgspec.Struct, frozen=True):
+    """Shares of the verdicts on models that truly lose so many points of top-1."""
+
+    images: int
+    discordant: float
+    loss: float
+    passed: float
+    failed: float
+    inconclusive: float
+
+
+class GatePower(msgspec.Struct, frozen=True):
+    """Verdicts at a margin in points, of so many draws a row."""
+
+    margin: float
+    draws: int
+    rows: list[PowerRow]
+
+
 KINDS: dict[str, type] = {
     "demo": Demo,
     "quantization": Quantization,
     "engines": Engines,
+    "gate_power": GatePower,
     "calibration": Calibration,
     "corrections": Corrections,
     "export_time": ExportTime,

@@ -111,6 +111,21 @@ def isolation(measured: figures.Isolation) -> Iterator[str]:
     yield f"\nLimit: {measured.limit_s:g} s a command; the largest median is {max(middles):.2f} s."
 
 
+def gate_power(measured: figures.GatePower) -> Iterator[str]:
+    """A line for each number of images, a column for each loss and share of discordant images."""
+    cases = dict.fromkeys((row.loss, row.discordant) for row in measured.rows)
+    cells = {(row.images, row.loss, row.discordant): row for row in measured.rows}
+    yield f"Limit: {measured.margin:g} points; {measured.draws:,} draws a cell: passed / failed / undecided, %.\n"
+    headings = ("images", *(f"loses {loss:g}, {100 * discordant:g} % discordant" for loss, discordant in cases))
+    counts = sorted({row.images for row in measured.rows})
+    rows = [(f"{images:,}", *(_power_cell(cells[images, *case]) for case in cases)) for images in counts]
+    yield from grid(headings, rows)
+
+
+def _power_cell(row: figures.PowerRow) -> str:
+    return " / ".join(f"{100 * share:.1f}" for share in (row.passed, row.failed, row.inconclusive))
+
+
 def calibration(measured: figures.Calibration) -> Iterator[str]:
     """Ours beside the forward pass, then the peers."""
     promised = f"{measured.model_mib + PROMISED_MIB:.0f}"
@@ -272,6 +287,12 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
         "Each row in a process of its own, in interleaved rounds. `x eager` is PyTorch eager's time over the row's. The\n"
         "second table compares our figure with that of OpenVINO's own `benchmark_app` for the same file and settings, in turns.",
         engines,
+    ),
+    "gate_power": (
+        "How often the gate is right",
+        "A simulation of `vitdeploy gate --max-drop`: models that truly lose nothing, exactly the limit, or twice the limit, with\n"
+        "1 to 5 % of the images answered otherwise than by the reference. At the limit at most 5 % shall pass, or fail.",
+        gate_power,
     ),
     "calibration": (
         "What calibration costs",

@@ -31,6 +31,7 @@ METRICS = {"batch": Metric(1, "count"), "p50": Metric(2.345, "ms"), "throughput"
 FASTER = METRICS | {"speedup": Metric(1.5, "ratio", 1.25, 2.0)}
 MEASURED: dict[str, msgspec.Struct] = {
     "demo": figures.Demo(Report(title="build", parts=(Report(title="bench", rows=(Row("vit", METRICS),)),))),
+    "gate_power": figures.GatePower(0.5, 100, [figures.PowerRow(500, 0.02, 0.0, 0.25, 0.05, 0.7)]),
     "startup": figures.Startup({"python": [0.3, 0.1, 0.2]}),
     "load_time": figures.LoadTime("vit", [2.0, 4.0, 6.0], [1.0, 1.0, 1.0]),
     "export_time": figures.ExportTime({"vit": {"ours": [3.0, 1.0, 2.0]}}),
@@ -80,6 +81,7 @@ MEASURED: dict[str, msgspec.Struct] = {
 }
 EXPECTED = {
     "demo": "| vit | 1 | 2.35 ms | 400 images/s |",
+    "gate_power": "| 500 | 25.0 / 5.0 / 70.0 |",
     "startup": "| `python` | 200 | 100 |",
     "load_time": "| vit | 4.00 | 1.00 | 4.00 |",
     "export_time": "| vit | ours | 2.0 | 3.0, 1.0, 2.0 |",

@@ -14,9 +14,14 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.codes import Code
+    from vitdeploy.proof.gate import Verdict
     from vitdeploy.recipe import CompileConfig
     from vitdeploy.render.tables import Table
     from vitdeploy.report import Report
+    from vitdeploy.words import VerdictFormat
+
+GATE_FAILED = 1
+"""Exit status of a model that is not good enough: a result, and no error."""
 
 
 def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str) -> Outcome:
@@ -43,6 +48,38 @@ def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
         files.write(out, markdown.format_report(report) if out.suffix == ".md" else jsonfile.encode(report))
     wrote = "" if out is None else f"wrote {out}; "
     return Outcome(report, lambda: console.print_report(report), f"{wrote}next: {following}")
+
+
+def answer_verdict(verdict: Verdict, out: Sequence[Path], output_format: VerdictFormat) -> Outcome:
+    """Write the verdict where asked, and leave it for printing; a job's summary on GitHub comes by itself."""
+    from vitdeploy import files, jsonfile
+    from vitdeploy.render import console, github, junit, markdown
+
+    formats = {".json": jsonfile.encode, ".md": markdown.format_verdict, ".xml": junit.format_verdict}
+    for path in out:
+        files.write(path, formats[path.suffix](verdict))
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if output_format == "github" and summary:
+        with Path(summary).open("a", encoding="utf-8") as stream:
+            stream.write(github.format_summary(verdict))
+    texts = {"json": jsonfile.encode, "md": markdown.format_verdict, "junit": junit.format_verdict}
+    texts["github"] = github.format_annotations
+
+    def show() -> None:
+        if output_format == "text":
+            console.print_verdict(verdict)
+        else:
+            console.print_raw(texts[output_format](verdict))
+
+    return Outcome(verdict, show, f"wrote {', '.join(map(str, out))}" if out else "", 0 if verdict.passed else GATE_FAILED)
+
+
+def check_verdict_files(out: Sequence[Path]) -> None:
+    """Refuse files that can't be written, or of which nobody knows what to write, before anything is measured."""
+    for path in out:
+        if path.suffix not in (".json", ".md", ".xml"):
+            raise UsageError("VD2003", f"{path} is no file of a verdict", fix="use .json, .md, or .xml for JUnit")
+        check_report_file(path)
 
 
 def check_report_file(out: Path | None) -> None:

@@ -10,6 +10,7 @@ from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
+    from vitdeploy.proof.gate import Thresholds
     from vitdeploy.recipe import ModelConfig, Recipe
     from vitdeploy.words import Task
 
@@ -102,3 +103,16 @@ def open_source(path: Path, contract: Path | None = None, output: str | None = N
     from vitdeploy.verbs.importer import Outputs, open_foreign
 
     return open_foreign(path, contract, Outputs(output, task))
+
+
+def choose_thresholds(path: Path | None, given: Mapping[str, str | None]) -> Thresholds | None:
+    """Thresholds of a file, with those of the command line in their place; None where nothing is asked for."""
+    import msgspec
+
+    from vitdeploy.proof.gate import Thresholds
+    from vitdeploy.verbs.gatekeeper import read_thresholds
+
+    asked = {name: limit for name, limit in given.items() if limit is not None}
+    if path is None:
+        return msgspec.convert(asked, Thresholds) if asked else None
+    return msgspec.structs.replace(read_thresholds(path), **asked)

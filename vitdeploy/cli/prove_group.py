@@ -9,7 +9,7 @@ import typer
 
 from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
-from vitdeploy.cli.arguments import parse_number, read_settings
+from vitdeploy.cli.arguments import choose_thresholds, parse_number, read_settings
 from vitdeploy.cli.options import (
     ArtifactPath,
     Backends,
@@ -22,6 +22,7 @@ from vitdeploy.cli.options import (
 )
 from vitdeploy.cli.shell import PROVE, Outcome, command
 from vitdeploy.progress import Progress
+from vitdeploy.words import VerdictFormat
 
 
 @command(app, PROVE, "vitdeploy validate vit --data photos/ --limit 1000", "vitdeploy validate vit --json")
@@ -73,3 +74,47 @@ def bench(
     config = read_settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
     report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy predict {answers.quote(artifacts[0])} IMAGE")
+
+
+@command(
+    app,
+    PROVE,
+    "vitdeploy gate vit-int8 --data photos/ --max-drop '0.5 pt'",
+    "vitdeploy gate validate.json bench.json --config gate.toml -o gate.xml",
+    "vitdeploy gate run.json --output-format github",
+)
+def gate(
+    *,
+    subjects: Annotated[
+        list[Path], typer.Argument(metavar="REPORT|ARTIFACT...", help="Reports (.json), or artifacts, which are measured here.")
+    ],
+    config: Annotated[Path | None, typer.Option(help="Thresholds (.toml); default: max_drop 0.5 pt, min_agreement 98 %.")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Top-1 that may be lost, as '0.5 pt'.")] = None,
+    min_agreement: Annotated[str | None, typer.Option(help="Images with the reference's class, as '99 %'.")] = None,
+    min_speedup: Annotated[str | None, typer.Option(help="Reference's latency over the candidate's, as 2.0.")] = None,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    rounds: Annotated[int | None, typer.Option(help="Interleaved rounds of a measurement of latency.")] = None,
+    backend: Backends = None,
+    threads: Threads = None,
+    output_format: Annotated[VerdictFormat, typer.Option(help="What is printed.")] = "text",
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", "-o", help="Also write: .json, .md, or .xml as JUnit; repeat for more.")
+    ] = None,
+    progress: Progress,
+) -> Outcome:
+    """Judge a model by limits and the intervals of its numbers: exit 0 pass, 1 fail or inconclusive."""
+    import vitdeploy as vd
+
+    answers.check_verdict_files(out or ())
+    limits = {"max_drop": max_drop, "min_agreement": min_agreement, "min_speedup": min_speedup}
+    settings = vd.GateConfig(
+        thresholds=choose_thresholds(config, limits),
+        validate=read_settings(
+            vd.ValidateConfig, data=data, split=split, limit=limit, seed=seed, backends=backend, threads=threads
+        ),
+        bench=read_settings(vd.BenchConfig, rounds=rounds, backends=backend, threads=threads),
+    )
+    return answers.answer_verdict(vd.gate(subjects, settings, progress=progress), out or (), output_format)

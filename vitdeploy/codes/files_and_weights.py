@@ -150,4 +150,10 @@ CODES: dict[str, Code] = {
         "this name",
         "Copy the data file along, or export or download the model again.",
     ),
+    "VD3028": Code(
+        "The file is not a report of this tool, or is cut off: a gate reads what `validate`, `bench` or `build` wrote as JSON.",
+        "run.json: is no report: Object missing required field `title`; give the file that `vitdeploy validate -o FILE.json` "
+        "or `bench` wrote",
+        "Write the report again with `-o NAME.json`; Markdown is for people.",
+    ),
 }

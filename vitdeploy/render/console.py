@@ -7,7 +7,7 @@ folded number is read wrongly. Into a pipe or a file nothing is cut off or folde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -16,9 +16,12 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from vitdeploy.errors import printable
-from vitdeploy.render import tables
+from vitdeploy.render import tables, verdicts
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
+
+if TYPE_CHECKING:
+    from vitdeploy.proof.gate import Verdict
 
 _READABLE = 130  # columns; off a terminal a wider table is turned, if that makes it narrower
 _UNBOUNDED = 100_000  # columns; a pipe has no edge
@@ -46,6 +49,15 @@ def print_report(result: Report, stream: IO[str] | None = None) -> None:
     screen.print(_escape(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"), soft_wrap=True)
 
 
+def print_verdict(verdict: Verdict, stream: IO[str] | None = None) -> None:
+    """Print a gate's limits, and the reasons of those that do not hold."""
+    screen = open_console(stream)
+    _print_table(screen, verdicts.tabulate_verdict(verdict))
+    for gate in verdict.gates:
+        if gate.outcome != "pass":
+            screen.print(_escape(verdicts.format_gate(gate)), soft_wrap=True)
+
+
 def print_tables(content: Sequence[Table], stream: IO[str] | None = None) -> None:
     """Print tables."""
     screen = open_console(stream)
@@ -58,6 +70,12 @@ def print_text(content: str, stream: IO[str] | None = None) -> None:
     screen = open_console(stream)
     for line in content.split("\n"):
         screen.print(_escape(line), soft_wrap=True)
+
+
+def print_raw(content: str, stream: IO[str] | None = None) -> None:
+    """Print a document as it is; its writer has escaped what needs it."""
+    screen = open_console(stream)
+    screen.file.write(content)
 
 
 def _print_table(screen: Console, table: Table) -> None:

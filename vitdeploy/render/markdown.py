@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vitdeploy.errors import printable
-from vitdeploy.render import tables
+from vitdeploy.render import tables, verdicts
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
+
+if TYPE_CHECKING:
+    from vitdeploy.proof.gate import Verdict
 
 _COLUMNS = 8  # a page has no room for more
 _SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{c: "\\" + c for c in "\\|`*[]~"}}
@@ -30,6 +34,13 @@ def format_report(report: Report) -> str:
         lines += _format_part(part)
     lines += ["", "## machine", *_format_table(tables.tabulate_machine(report.machine))]
     return "\n".join(lines) + "\n"
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """A gate's verdict: the word, the limits, and the reasons of those that do not hold; ends with a line break."""
+    lines = [f"# Gate: {verdict.outcome}", *_format_table(verdicts.tabulate_verdict(verdict))]
+    reasons = [f"- {escape(verdicts.format_gate(gate))}" for gate in verdict.gates if gate.outcome != "pass"]
+    return "\n".join([*lines, *([""] if reasons else []), *reasons]) + "\n"
 
 
 def _format_part(report: Report) -> Iterator[str]:

@@ -1,0 +1,255 @@
+"""The gate: are the numbers good enough, decided by their intervals and never by their luck.
+
+A limit is met when the whole 95 % interval of a number lies on its good side, and missed when all of it lies on the bad side; in
+between the data can't tell. So a model that is exactly at its limit is failed in at most one run in forty, and passed in at most
+one in forty (`tests/benchmarks/gate_power.py` counts both), and a gate that can't tell says how many images would.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from vitdeploy.errors import UsageError
+from vitdeploy.report import Metric, Report, Row
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|[A-Za-z]*)\s*")
+_WORDS: dict[str, dict[str, float]] = {
+    "points": {"pt": 1.0, "points": 1.0},
+    "share": {"%": 0.01},
+    "ratio": {"x": 1.0, "": 1.0},
+    "ms": {"ms": 1.0, "s": 1000.0},
+    "MiB": {"MiB": 1.0, "GiB": 1024.0},
+    "dB": {"dB": 1.0},
+    "": {"": 1.0},
+}
+"""Unit of a metric to how a limit may be written, with its factor."""
+_EXAMPLES = {"points": "0.5", "share": "99", "ratio": "1.05", "ms": "2", "MiB": "800", "dB": "25", "": "0.999"}
+
+
+class Rule(NamedTuple):
+    """What one threshold is about.
+
+    Attributes:
+        metric: The number of a report's row.
+        unit: Of the metric.
+        least: Whether the limit is the least that passes; else it is the most.
+        negative: Whether the limit is told without the minus sign that the metric has.
+        inverse: Whether the limit is on one over the metric.
+    """
+
+    metric: str
+    unit: str
+    least: bool
+    negative: bool = False
+    inverse: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "max_drop": Rule("top1_difference", "points", least=True, negative=True),
+    "min_top1": Rule("top1", "share", least=True),
+    "min_agreement": Rule("top1_agreement", "share", least=True),
+    "min_cosine": Rule("cosine_min", "", least=True),
+    "min_sqnr": Rule("sqnr", "dB", least=True),
+    "max_difference": Rule("max_abs_difference", "", least=False),
+    "min_speedup": Rule("speedup", "ratio", least=True),
+    "max_latency_ratio": Rule("speedup", "ratio", least=False, inverse=True),
+    "max_load": Rule("load", "ms", least=False),
+    "max_memory": Rule("peak_memory", "MiB", least=False),
+}
+"""Threshold to what it is about; the names are the fields of `Thresholds`."""
+
+
+def read_limit(name: str, given: str | float) -> float:
+    """A threshold in the unit of its metric.
+
+    Args:
+        name: Of the threshold.
+        given: ``"0.5 pt"``, ``"99 %"``, ``1.05``.
+
+    Raises:
+        UsageError: VD2003, not a number with its unit.
+    """
+    unit = RULES[name].unit
+    number = _QUANTITY.fullmatch(given) if isinstance(given, str) else None
+    written = number[2] if number else ""
+    value = float(number[1]) if number else float("nan") if isinstance(given, str) else float(given)
+    if written not in _WORDS[unit] or not math.isfinite(value) or (RULES[name].negative and value < 0):
+        examples = " or ".join(f"'{_EXAMPLES[unit]} {word}'" if word else _EXAMPLES[unit] for word in _WORDS[unit])
+        raise UsageError("VD2003", f"{name} is {given!r}", fix=f"write it as {examples}")
+    return value * _WORDS[unit][written]
+
+
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a candidate must keep, as ``gate.toml`` says it. A number that has a unit is a string with that unit.
+
+    Attributes:
+        max_drop: Top-1 that may be lost against the reference on the same images: ``"0.5 pt"``.
+        min_top1: Top-1 itself: ``"75 %"``.
+        min_agreement: Images with the reference's class: ``"99 %"``.
+        min_cosine: Cosine of the worst image's outputs with the reference's.
+        min_sqnr: Signal to noise of the outputs: ``"25 dB"``.
+        max_difference: Largest difference of any output, in the outputs' unit.
+        min_speedup: Reference's latency over the candidate's, measured in the same rounds: ``2.0``.
+        max_latency_ratio: Candidate's latency over the reference's: ``1.05``.
+        max_load: Time to load, on the machine of the report: ``"2 s"``.
+        max_memory: Peak of the process's memory there: ``"800 MiB"``.
+        inconclusive: What a gate that can't tell comes to.
+    """
+
+    max_drop: str | float | None = None
+    min_top1: str | float | None = None
+    min_agreement: str | float | None = None
+    min_cosine: str | float | None = None
+    min_sqnr: str | float | None = None
+    max_difference: str | float | None = None
+    min_speedup: str | float | None = None
+    max_latency_ratio: str | float | None = None
+    max_load: str | float | None = None
+    max_memory: str | float | None = None
+    inconclusive: Literal["fail", "pass"] = "fail"
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a number with its unit."""
+        for name in RULES:
+            if getattr(self, name) is not None:
+                read_limit(name, getattr(self, name))
+
+    @property
+    def named(self) -> dict[str, str | float]:
+        """The thresholds that were given."""
+        return {name: getattr(self, name) for name in RULES if getattr(self, name) is not None}
+
+
+USUAL = Thresholds(max_drop="0.5 pt", min_agreement="98 %")
+"""Where nothing is asked for: each holds where its number was measured."""
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit, and what became of it.
+
+    Attributes:
+        about: The artifact, or what the report is about.
+        subject: The row of the report.
+        name: The threshold.
+        limit: As it was written.
+        metric: The number that was measured; None where it was not.
+        outcome: Whether it holds.
+        why: One sentence.
+        needed: Images (or rounds) that would decide an inconclusive one, if any would.
+    """
+
+    about: str
+    subject: str
+    name: str
+    limit: str
+    metric: Metric | None
+    outcome: Outcome
+    why: str
+    needed: int | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gate says.
+
+    Attributes:
+        schema_version: Version of this record.
+        outcome: ``fail`` if any limit was missed, else ``inconclusive`` if any could not be told, else ``pass``.
+        passed: Whether a job may go on: also where inconclusive ones count as passed.
+        thresholds: What was asked.
+        gates: One a limit and row.
+    """
+
+    schema_version: int = 1
+    outcome: Outcome
+    passed: bool
+    thresholds: Thresholds
+    gates: tuple[Gate, ...]
+
+
+def judge(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Verdict:
+    """Hold every candidate of these reports against limits.
+
+    Args:
+        reports: Of `validate`, `bench` or `build`; a row is a candidate unless it is the reference.
+        thresholds: What to ask; None is `USUAL`, each where its number was measured.
+
+    Returns:
+        The verdict. A limit that was asked for and whose number is in no report fails, and so does a NaN.
+
+    Raises:
+        UsageError: VD2010, no limit meets a number, so that nothing would be decided.
+    """
+    asked = USUAL if thresholds is None else thresholds
+    gates: list[Gate] = []
+    for name, limit in asked.named.items():
+        own = [_judge_row(part, row, name, limit) for part, row in _list_candidates(reports) if RULES[name].metric in row.metrics]
+        if not own and thresholds is not None:
+            why = f"no report has {RULES[name].metric}; {_explain_absence(RULES[name].metric)}"
+            own = [Gate(about="", subject="", name=name, limit=str(limit), metric=None, outcome="fail", why=why)]
+        gates += own
+    if not gates:
+        message = "nothing to decide: no report has a number that a threshold is about"
+        raise UsageError("VD2010", message, fix="give a report of `vitdeploy validate` or `bench`, and thresholds for it")
+    outcomes = {gate.outcome for gate in gates}
+    outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+    passed = outcome == "pass" or (outcome == "inconclusive" and asked.inconclusive == "pass")
+    return Verdict(outcome=outcome, passed=passed, thresholds=asked, gates=tuple(gates))
+
+
+def _list_candidates(reports: Sequence[Report]) -> Iterator[tuple[Report, Row]]:
+    for report in reports:
+        yield from ((report, row) for row in report.rows if row.subject != report.reference)
+        yield from _list_candidates(report.parts)
+
+
+def _judge_row(report: Report, row: Row, name: str, given: str | float) -> Gate:
+    rule, limit = RULES[name], read_limit(name, given)
+    metric = row.metrics[rule.metric]
+    sign = 1.0 if rule.least else -1.0  # so that more is better below
+    numbers = [metric.value, *(end for end in (metric.low, metric.high) if end is not None)]
+    estimate, *ends = (sign * (1 / number if rule.inverse and number else number) for number in numbers)
+    least = sign * (-limit if rule.negative else limit)
+    outcome, why, needed = _decide(report, row, sorted([estimate, *ends]), estimate, least)
+    about = str(report.settings.get("artifact", report.title))
+    batch = f" at batch {row.metrics['batch'].value:.0f}" if "batch" in row.metrics else ""
+    subject = f"{row.subject}{batch}"
+    gate = Gate(about=about, subject=subject, name=name, limit=str(given), metric=metric, outcome=outcome, why=why)
+    return msgspec.structs.replace(gate, needed=needed)
+
+
+def _decide(report: Report, row: Row, ends: list[float], estimate: float, least: float) -> tuple[Outcome, str, int | None]:
+    """What an interval and its estimate come to, where at least ``least`` is asked."""
+    worst, best = ends[0], ends[-1]
+    all_of_it = "" if worst == best else "the whole interval "
+    if any(map(math.isnan, ends)):
+        return "fail", "is not a number", None
+    if worst >= least:
+        return "pass", f"{all_of_it}keeps the limit", None
+    if best < least:
+        return "fail", f"{all_of_it}misses the limit", None
+    what = "rounds" if "rounds" in report.settings else "images"
+    if estimate <= least:
+        return "inconclusive", f"the interval holds the limit, the estimate misses it: more {what} would most likely fail", None
+    needed = math.ceil(_count_trials(report, row) * ((estimate - worst) / (estimate - least)) ** 2)
+    would = f": about {needed:,} {what} would decide at this estimate" if needed else ""
+    return "inconclusive", f"the interval reaches past the limit{would}", needed or None
+
+
+def _count_trials(report: Report, row: Row) -> int:
+    """Images or rounds; an interval narrows as their square root."""
+    if "images" in row.metrics:
+        return int(row.metrics["images"].value)
+    count = report.settings.get("images", report.settings.get("rounds", 0))
+    return count if isinstance(count, int) else 0
+
+
+def _explain_absence(metric: str) -> str:
+    if metric in ("top1_difference", "top1"):
+        return "give `validate` labelled images (--data)"
+    return "run `vitdeploy bench`" if metric in ("speedup", "load", "peak_memory") else "run `vitdeploy validate`"

@@ -1,0 +1,31 @@
+"""A gate's verdict in words and as a table, before anything decides how it looks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitdeploy.render.tables import Table, format_metric
+
+if TYPE_CHECKING:
+    from vitdeploy.proof.gate import Gate, Verdict
+
+
+def format_gate(gate: Gate) -> str:
+    """One limit in a sentence: ``vit, onnxruntime: max_drop 0.5 pt: fail at -1.20 points [-1.9, -0.6]: ...``."""
+    where = ", ".join(part for part in (gate.about, gate.subject) if part)
+    number = "" if gate.metric is None else f" at {format_metric(gate.metric)}"
+    return f"{where}{': ' if where else ''}{gate.name} {gate.limit}: {gate.outcome}{number}: {gate.why}"
+
+
+def tabulate_verdict(verdict: Verdict) -> Table:
+    """A gate's limits, a line each: what was asked, what was measured, and what became of it."""
+    rows = tuple(
+        (
+            ", ".join(part for part in (gate.about, gate.subject) if part),
+            f"{gate.name} {gate.limit}",
+            "" if gate.metric is None else format_metric(gate.metric),
+            gate.outcome,
+        )
+        for gate in verdict.gates
+    )
+    return Table(f"gate: {verdict.outcome}", ("subject", "limit", "measured", "outcome"), rows)

@@ -118,7 +118,7 @@ def gate_power(measured: figures.GatePower) -> Iterator[str]:
     yield f"Limit: {measured.margin:g} points; {measured.draws:,} draws a cell: passed / failed / undecided, %.\n"
     headings = ("images", *(f"loses {loss:g}, {100 * discordant:g} % discordant" for loss, discordant in cases))
     counts = sorted({row.images for row in measured.rows})
-    rows = [(f"{images:,}", *(_power_cell(cells[images, *case]) for case in cases)) for images in counts]
+    rows = [(f"{images:,}", *(_power_cell(cells[(images, *case)]) for case in cases)) for images in counts]
     yield from grid(headings, rows)
 
 
@@ -290,8 +290,8 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
     ),
     "gate_power": (
         "How often the gate is right",
-        "A simulation of `vitdeploy gate --max-drop`: models that truly lose nothing, exactly the limit, or twice the limit, with\n"
-        "1 to 5 % of the images answered otherwise than by the reference. At the limit at most 5 % shall pass, or fail.",
+        "A simulation of `vitdeploy gate --max-drop`: models that truly lose nothing, exactly the limit, or twice the limit,\n"
+        "with 1 to 5 % of the images answered otherwise than by the reference. At the limit at most 5 % shall pass, or fail.",
         gate_power,
     ),
     "calibration": (

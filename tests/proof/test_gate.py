@@ -57,7 +57,7 @@ def test_a_drop_is_judged_by_its_whole_interval(low, value, high, outcome) -> No
     ],
 )
 def test_each_limit_knows_its_side_and_unit(name, limit, metric, outcome) -> None:
-    gate = judge_one({RULES[name].metric: metric}, **{name: limit})
+    gate = judge_one({RULES[name].metrics[0]: metric}, **{name: limit})
     assert (gate.name, gate.limit, gate.metric, gate.outcome) == (name, str(limit), metric, outcome)
 
 
@@ -90,6 +90,11 @@ def test_the_reference_is_no_candidate_and_parts_are_looked_at() -> None:
     part = make_report({"top1": Metric(0.9, "share", 0.88, 0.92)})
     build = Report(title="build", parts=(part, part))
     assert [gate.subject for gate in judge([build], Thresholds(min_top1="80 %")).gates] == ["engine", "engine"]
+
+
+@pytest.mark.parametrize("name", ["top1_agreement", "label_agreement", "neighbour_agreement"])
+def test_agreement_is_that_of_what_the_model_gives(name) -> None:
+    assert judge_one({name: Metric(0.9, "share", 0.88, 0.92)}, min_agreement="95 %").outcome == "fail"
 
 
 def test_batches_are_told_apart() -> None:

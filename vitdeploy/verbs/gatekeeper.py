@@ -82,7 +82,7 @@ def read_thresholds(path: Path) -> Thresholds:
 
 
 def _measure(artifact: Artifact, config: GateConfig, progress: Progress) -> list[Report]:
-    metrics = {RULES[name].metric for name in config.thresholds.named} if config.thresholds else set()
+    metrics = {RULES[name].metrics[0] for name in config.thresholds.named} if config.thresholds else set()
     reports = []
     if not metrics or metrics - set(_OF_BENCH):
         reports.append(validate(artifact, config.validate, progress=progress))

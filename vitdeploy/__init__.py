@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vitdeploy.errors import TrustError as TrustError
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
-    from vitdeploy.proof.gate import Thresholds as Thresholds
-    from vitdeploy.proof.gate import Verdict as Verdict
+    from vitdeploy.proof.verdict import Thresholds as Thresholds
+    from vitdeploy.proof.verdict import Verdict as Verdict
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import CompileConfig as CompileConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
@@ -73,8 +73,8 @@ _HOME = {
     "ValidateConfig": "recipe",
     "BenchConfig": "recipe",
     "GateConfig": "verbs.gatekeeper",
-    "Thresholds": "proof.gate",
-    "Verdict": "proof.gate",
+    "Thresholds": "proof.verdict",
+    "Verdict": "proof.verdict",
     "PredictConfig": "verbs.predictor",
     "Prediction": "verbs.predictor",
     "export": "verbs.exporter",

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vitdeploy.proof.gate import Gate, Thresholds, Verdict
+from vitdeploy.proof.verdict import Gate, Thresholds, Verdict
 from vitdeploy.render import github, junit, markdown
 from vitdeploy.render.verdicts import format_gate, tabulate_verdict
 from vitdeploy.report import Metric

@@ -10,7 +10,7 @@ from vitdeploy import jsonfile
 from vitdeploy.artifact import Artifact
 from vitdeploy.cli.commands import main
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.proof.gate import Thresholds
+from vitdeploy.proof.verdict import Thresholds
 from vitdeploy.recipe import QuantizeConfig, ValidateConfig
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.verbs import gatekeeper

@@ -14,7 +14,7 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.codes import Code
-    from vitdeploy.proof.gate import Verdict
+    from vitdeploy.proof.verdict import Verdict
     from vitdeploy.recipe import CompileConfig
     from vitdeploy.render.tables import Table
     from vitdeploy.report import Report

@@ -21,7 +21,7 @@ from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
 if TYPE_CHECKING:
-    from vitdeploy.proof.gate import Verdict
+    from vitdeploy.proof.verdict import Verdict
 
 _READABLE = 130  # columns; off a terminal a wider table is turned, if that makes it narrower
 _UNBOUNDED = 100_000  # columns; a pipe has no edge

@@ -7,7 +7,7 @@ summary of more than 1 MiB is dropped).
 from __future__ import annotations
 
 from vitdeploy.errors import printable
-from vitdeploy.proof.gate import Verdict
+from vitdeploy.proof.verdict import Verdict
 from vitdeploy.render import markdown
 from vitdeploy.render.verdicts import format_gate
 

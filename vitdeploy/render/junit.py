@@ -8,7 +8,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from vitdeploy.errors import printable
-from vitdeploy.proof.gate import Gate, Verdict
+from vitdeploy.proof.verdict import Gate, Verdict
 from vitdeploy.render.verdicts import format_gate
 
 

@@ -12,7 +12,7 @@ from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
 if TYPE_CHECKING:
-    from vitdeploy.proof.gate import Verdict
+    from vitdeploy.proof.verdict import Verdict
 
 _COLUMNS = 8  # a page has no room for more
 _SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{c: "\\" + c for c in "\\|`*[]~"}}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vitdeploy.render.tables import Table, format_metric
 
 if TYPE_CHECKING:
-    from vitdeploy.proof.gate import Gate, Verdict
+    from vitdeploy.proof.verdict import Gate, Verdict
 
 
 def format_gate(gate: Gate) -> str:

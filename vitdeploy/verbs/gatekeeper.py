@@ -10,7 +10,7 @@ import msgspec
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import UsageError
 from vitdeploy.progress import Progress, silent
-from vitdeploy.proof.gate import RULES, Gate, Thresholds, Verdict, judge
+from vitdeploy.proof.verdict import RULES, Gate, Thresholds, Verdict, judge
 from vitdeploy.recipe import BenchConfig, QuantizeConfig, ValidateConfig
 from vitdeploy.report import Report, read_report
 from vitdeploy.tomlfile import read_toml
@@ -24,7 +24,7 @@ class GateConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How artifacts are measured before they are judged; reports are not measured again.
 
     Attributes:
-        thresholds: What to ask; None is `proof.gate.USUAL`.
+        thresholds: What to ask; None is `proof.verdict.USUAL`.
         validate: Images, engines.
         bench: Rounds, engines; used where a threshold is about latency or memory.
     """
@@ -43,7 +43,7 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
         progress: Hears of every step of measuring.
 
     Returns:
-        The verdict: pass, fail or inconclusive, with every limit, number and reason. See `proof.gate.judge`.
+        The verdict: pass, fail or inconclusive, with every limit, number and reason. See `proof.verdict.judge`.
 
     Raises:
         UsageError: VD2010, no subject, or nothing to decide; as `validate` and `bench`.

@@ -7,7 +7,7 @@ import pytest
 
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.statistics import paired_difference
-from vitdeploy.proof.gate import RULES, USUAL, Thresholds, judge, read_limit
+from vitdeploy.proof.verdict import RULES, USUAL, Thresholds, judge, read_limit
 from vitdeploy.report import Metric, Report, Row
 
 

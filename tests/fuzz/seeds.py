@@ -117,7 +117,7 @@ class _Vit:
         imports = [helper.make_opsetid("", 23 if self.form == "attention" else 20)]
         if self.form == "nbits":
             imports.append(helper.make_opsetid("com.microsoft", 1))
-        model = helper.make_model(graph, opset_imports=imports, ir_version=11 if self.form == "attention" else 10)
+        model = helper.make_model(graph, opset_imports=imports, ir_version=11 if self.form == "attention" else 9)
         import msgspec
 
         model.metadata_props.add(key=METADATA_SPEC, value=msgspec.json.encode(SPEC).decode())

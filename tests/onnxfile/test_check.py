@@ -137,7 +137,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
     ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])]
     graph = helper.make_graph(nodes, "g", ports, [], [weight], doc_string=draw(names("d")))
     imports = [helper.make_opsetid("", 20), helper.make_opsetid("mine", 1)]
-    return helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=10)
+    return helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=9)
 
 
 def strip(nodes) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vitdeploy.errors import library
+from vitdeploy.onnxfile import versions
 
 LARGEST_INLINE = 1900 << 20
 """Bytes of weights above which they go to ``<name>.data``: protobuf ends at 2 GiB."""
@@ -24,7 +25,7 @@ def read(path: Path) -> ir.Model:
 
 
 def write(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Serialise a graph; initializers that nothing uses are dropped from it.
+    """Serialise a graph, under the lowest IR version that it needs; initializers that nothing uses are dropped from it.
 
     Args:
         model: The graph; its metadata is replaced when some is given.
@@ -44,3 +45,4 @@ def write(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None
             ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
         else:
             path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    versions.settle(path)

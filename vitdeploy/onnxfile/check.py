@@ -10,18 +10,22 @@ beside the model stop onnxruntime's shape inference; links to data files are ref
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from vitdeploy import files
-from vitdeploy.onnxfile import external, reader, repair, rules
+from vitdeploy.errors import InputError
+from vitdeploy.onnxfile import external, reader, repair, rules, versions
 from vitdeploy.onnxfile.external import Beside, Range
 from vitdeploy.onnxfile.model import Model, Tensor
 from vitdeploy.onnxfile.reader import refuse
 
 TINY = 1024
 """Bytes below which a tensor belongs inside the model: engines need the numbers of shapes before they read any data."""
+READ_BY_ALL = 10
+"""The IR version that every engine of today reads; a file that says a higher one without need is repaired."""
 LARGEST = (1 << 31) - 1
 """Bytes of a protobuf message that its libraries read."""
 
@@ -47,6 +51,10 @@ class Checked:
 
     def _repairs(self) -> list[tuple[str, str]]:
         repairs = []
+        lowest = versions.find_lowest(self.model)
+        if self.model.version > max(lowest, READ_BY_ALL):
+            why = f"nothing in the file needs more than {lowest}, and older engines refuse it"
+            repairs.append((f"version {self.model.version} of the IR", why))
         stripped = Counter(node.operator for node in self.model.nodes if rules.count_trailing(node))
         for operator, count in sorted(stripped.items()):
             why = "it would crash ONNX Runtime" if operator == "LayerNormalization" else "engines disagree on it"
@@ -115,17 +123,43 @@ def sanitize(path: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
         MachineError: VD4002, the disk is full; VD4004, the file system failed.
     """
     checked = check_file(path)
-    repairs, model, beside = checked._repairs(), checked.model, checked.beside
+    repairs = checked._repairs()
     if not repairs:
         return path, ()
+    _copy(checked, folder / path.name)
+    return folder / path.name, tuple(f"{what} repaired: {why}" for what, why in repairs)
+
+
+def copy(path: Path, target: Path, *, taken: Collection[str] = ()) -> None:
+    """Copy a model with the files beside it that hold its data, repaired as `sanitize` repairs.
+
+    Args:
+        path: An ONNX file.
+        target: Where the copy goes; its folder is made when it is missing.
+        taken: Names in that folder which data must not have.
+
+    Raises:
+        InputError: As `check_file`; VD3026, a file beside the model has a name that is taken.
+        TrustError: As `check_file`.
+        UsageError: VD2008, the folder can't be written.
+        MachineError: VD4002, the disk is full; VD4004, the file system failed.
+    """
+    checked = check_file(path)
+    for location in checked.beside:
+        if Path(location).as_posix() in (target.name, *taken):
+            message = f"keeps data in a file named {location!r}"
+            raise InputError("VD3026", message, file=path, fix="save it with another name")
+    _copy(checked, target)
+
+
+def _copy(checked: Checked, target: Path) -> None:
+    model, beside = checked.model, checked.beside
     tiny = {tensor: place for tensor, place in checked.places.items() if place.length < TINY}
     large = {tensor: place for tensor, place in checked.places.items() if tensor not in tiny}
-    changes = [*repair.cut_trailing(model), *repair.cut_base(large), *repair.inline(model, tiny, beside)]
+    changes = [*versions.lower(model), *repair.cut_trailing(model), *repair.cut_base(large), *repair.inline(model, tiny, beside)]
     used = {place.location for place in large.values()}
     copied = {Path(location): file for location, file in beside.items() if location in used}  # once for all spellings
-    files.need_space(folder, model.size + sum(file.size for file in copied.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / path.name
-    repair.copy(copied, folder)
+    files.need_space(target.parent, model.size + sum(file.size for file in copied.values()))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    repair.copy(copied, target.parent)
     repair.write(model, changes, target)
-    return target, tuple(f"{what} repaired: {why}" for what, why in repairs)

@@ -18,12 +18,12 @@ _CHUNK = 1 << 20
 
 
 class Edit(NamedTuple):
-    """Bytes of the file from ``start`` to ``end``, inside ``message``, and what takes their place."""
+    """Bytes of the file from ``start`` to ``end``, inside ``message`` (None for the model itself), and what takes their place."""
 
     start: int
     end: int
     new: bytes
-    message: Message
+    message: Message | None
 
 
 def cut(message: Message, fields: Iterable[Field]) -> list[Edit]:
@@ -63,10 +63,11 @@ def _settle(edits: list[Edit]) -> list[Edit]:
     """The edits in order, with new lengths for the messages around them."""
     grown: dict[Message, int] = defaultdict(int)
     for edit in edits:
-        grown[edit.message] += len(edit.new) - (edit.end - edit.start)
+        if edit.message is not None:
+            grown[edit.message] += len(edit.new) - (edit.end - edit.start)
     around, lengths = set[Message](), list[Edit]()
     for edit in edits:
-        message: Message | None = edit.message
+        message = edit.message
         while message is not None and message not in around:
             around.add(message)
             message = message.parent

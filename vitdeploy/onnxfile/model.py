@@ -213,6 +213,7 @@ class Model:
         path: The file.
         size: Its size in bytes.
         version: Of the IR.
+        version_place: Where it is said; None when it is not.
         producer: Name and version of the writer.
         opsets: Domains and versions of operator sets, as they are listed.
         metadata: The file's free key-value pairs.
@@ -225,6 +226,7 @@ class Model:
     path: Path
     size: int
     version: int = 0
+    version_place: Field | None = None
     producer: str = ""
     opsets: list[tuple[str, int]] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)

@@ -114,7 +114,7 @@ class _Reader(Wire):
         model, names, functions = self.model, ["", ""], list[Message]()
         for part in self.fields(0, model.size):
             if part.number == 1 and part.value >= 0:
-                model.version = part.value
+                model.version, model.version_place = part.value, part
             if part.value >= 0:
                 continue
             if part.number in (2, 3):

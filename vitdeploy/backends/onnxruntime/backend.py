@@ -8,7 +8,6 @@ Executed here: the CPU. The providers of CUDA and TensorRT were never executed; 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from typing import Any
 import onnxruntime
 
 from vitdeploy import machine
-from vitdeploy.artifact import Artifact
+from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends import cache, settings
 from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_f32
 from vitdeploy.backends.onnxruntime.kernels import read_kernels
 from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest
 from vitdeploy.files import inside
-from vitdeploy.onnxfile import summary
+from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.nodes import read_nodes
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.recipe import CompileConfig
@@ -73,7 +72,7 @@ class OnnxRuntime:
         run = _merge_settings(artifact, run)
         providers = _require_providers(run.device or "cpu")
         axis = _batch_axis(artifact.model, config.batch)
-        _copy_source(artifact.model, folder)
+        check.copy(artifact.model, folder / _SOURCE, taken=(_OPTIMISED, _DATA, cache.NAME, RECORD))
         options = make_options(run, axis)
         keeps = run.device == "cpu"
         if keeps:
@@ -283,7 +282,7 @@ def _batch_axis(model: Path, batch: int | None) -> dict[str, int]:
     """
     if batch is None:
         return {}
-    inputs = summary.read_graph(model).inputs
+    inputs = read_graph(model).inputs
     axis = inputs[0].shape[0] if inputs and inputs[0].shape else ""
     if axis == batch:
         return {}
@@ -291,19 +290,3 @@ def _batch_axis(model: Path, batch: int | None) -> dict[str, int]:
         message = f"takes batches of {axis} only" if axis else "has a batch axis without a name, which can't be frozen"
         raise UsageError("VD2011", message, file=model, fix="leave the batch out, or export again with it")
     return {axis: batch}
-
-
-def _copy_source(model: Path, folder: Path) -> None:
-    """The source and its data files.
-
-    Raises:
-        InputError: VD3026, a data file has the name of one of ours.
-        TrustError: VD7001, a data file lies outside.
-    """
-    for name in summary.read_graph(model).external:
-        if name in (_SOURCE, _OPTIMISED, _DATA, cache.NAME, "artifact.json"):
-            raise InputError("VD3026", f"keeps data in a file named {name!r}", file=model, fix="save it with another name")
-        target = inside(folder, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(inside(model.parent, name), target)
-    shutil.copyfile(model, folder / _SOURCE)

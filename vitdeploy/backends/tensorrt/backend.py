@@ -7,14 +7,13 @@ An artifact of theirs holds ``model.plan``, the ONNX file that it was built from
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vitdeploy import files
-from vitdeploy.artifact import Artifact
+from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.settings import merge_settings
 from vitdeploy.backends.tensorrt import builder, library, rules
@@ -24,6 +23,7 @@ from vitdeploy.backends.tensorrt.profile import read_capability
 from vitdeploy.backends.tensorrt.timings import timing_cache
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.errors import library as seam
+from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.recipe import CompileConfig
 
@@ -100,7 +100,8 @@ class TensorRt:
         builder.require_supported(self._module, config, place)
         rtx = library.is_rtx(self._module)
         notes = rules.check(artifact.model, rules.Target(rtx, self._capabilities(config, place)))
-        source = _copy(artifact.model, folder)
+        source = folder / SOURCE
+        check.copy(artifact.model, source, taken=(PLAN, SHEET, RECORD))
         key = self._key(place, _digest(source), config)
         cache = None if rtx else timing_cache(key)
         if again and cache is not None:
@@ -219,21 +220,6 @@ class TensorRtRtx(TensorRt):
     """
 
     name = "tensorrt-rtx"
-
-
-def _copy(model: Path, folder: Path) -> Path:
-    """The ONNX file and what lies beside it, in the engine's folder."""
-    names = read_graph(model).external
-    sizes = [files.inside(model.parent, name).stat().st_size for name in names]
-    files.need_space(folder, model.stat().st_size + sum(sizes))
-    for name in names:
-        target = files.inside(folder, name)
-        if target.name in (PLAN, SOURCE, SHEET):
-            raise InputError("VD3027", f"keeps data in a file called {name!r}", file=model, fix="write it as one file")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(files.inside(model.parent, name), target)
-    shutil.copyfile(model, folder / SOURCE)
-    return folder / SOURCE
 
 
 def _digest(onnx: Path) -> str:

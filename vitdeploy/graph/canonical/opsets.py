@@ -26,7 +26,6 @@ OLDEST, NEWEST = 13, 25
 """Operator sets that are read; before 13, Softmax meant something else."""
 _CHANGED = {"GridSample": 20, "RoiAlign": 16, "GroupNormalization": 21, "BatchNormalization": 14, "DFT": 20}
 """Operators that mean something else from this operator set on, though nodes look the same."""
-_IR_VERSIONS = (9, 10)
 
 
 def check_opset(model: ir.Model) -> None:
@@ -91,7 +90,6 @@ def convert(editor: Editor) -> Iterator[tuple[str, ...]]:
         if _convert(editor, node, version):
             changed.append(str(node.name))
     graph.opset_imports[""] = TARGET
-    editor.model.ir_version = min(max(editor.model.ir_version, _IR_VERSIONS[0]), _IR_VERSIONS[1])
     yield tuple(changed)
 
 

@@ -292,6 +292,30 @@ def test_output_that_is_refused(tmp_path) -> None:
     files.check_output(tmp_path / "new" / "deep", ours="record")
 
 
+def test_a_folder_that_holds_a_source_is_no_output(tmp_path) -> None:
+    source, loose = tmp_path / "all" / "vit", tmp_path / "all" / "loose.onnx"
+    source.mkdir(parents=True)
+    for path in (source / "record", loose, tmp_path / "all" / "record"):
+        path.touch()
+    (tmp_path / "link").symlink_to(source)
+    for out, given, said in (
+        (source, source, "is the source"),
+        (tmp_path / "link", source, "is the source"),
+        (source, tmp_path / "link", "is the source"),
+        (source.parent, source, "holds the source"),
+        (source.parent, loose, "holds the source"),
+        (source / "a" / "b", source, "lies inside the source"),
+        (tmp_path / "link" / "new", source, "lies inside the source"),
+    ):
+        with pytest.raises(UsageError, match=said) as caught:
+            files.check_output(out, ours="record", sources=[Path("elsewhere"), given])
+        assert caught.value.code == "VD2008"
+    files.check_output(source.parent.parent / "new", ours="record", sources=[source])
+    files.check_output(source.parent / "new", ours="record", sources=[loose])
+    (source / "record").unlink()
+    files.check_output(source / "new", ours="record", sources=[source])  # a folder of somebody else's, which loses nothing
+
+
 def test_the_current_folder_is_no_output(tmp_path, monkeypatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -218,6 +219,32 @@ def sanitize(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...
         return artifact, notes
     record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={})
     return Artifact(path.parent, record), notes
+
+
+def check_place(out: Path, *, sources: Iterable[Path], replaces: Callable[[Record], bool], force: bool = False) -> None:
+    """Refuse a folder that a new artifact may not take, before any work is done.
+
+    Args:
+        out: The folder to be written.
+        sources: What the artifact is made from, on disk; see `files.check_output`.
+        replaces: Whether the new artifact is the next of one that lies there: made by the same verb, from the same source.
+        force: Replace any artifact that lies there, but never a source.
+
+    Raises:
+        UsageError: VD2008.
+    """
+    files.check_output(out, ours=RECORD, sources=sources)
+    if force or not (out / RECORD).is_file():
+        return
+    try:
+        old = read_record(out / RECORD)
+    except InputError:
+        what = "a damaged artifact"
+    else:
+        if replaces(old):
+            return
+        what = f"another artifact, made by {old.made_by!r} from {old.spec.name}"
+    raise UsageError("VD2008", f"holds {what}", file=out, fix="choose another folder, or replace it with --force")
 
 
 def set_key(artifact: Artifact, key: str) -> Artifact:

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -156,16 +156,27 @@ def cache_folder() -> Path:
     return (shared if shared.is_absolute() else Path("~/.cache").expanduser()) / "vitdeploy"
 
 
-def check_output(out: Path, *, ours: str) -> None:
+def check_output(out: Path, *, ours: str, sources: Iterable[Path] = ()) -> None:
     """Refuse an output folder that can't be written, before any work is done.
 
     Args:
         out: The folder to be written. It may exist when it is empty or holds a file named ``ours``.
         ours: The record that marks a folder as one that vitdeploy wrote and may replace.
+        sources: Files and folders that what is written is made from: ``out`` must not hold them, for it is replaced as a whole,
+            nor lie inside one that vitdeploy wrote.
 
     Raises:
         UsageError: VD2008.
     """
+    real = out.resolve()
+    for source in (source.resolve() for source in sources):
+        if real == source or real in source.parents:
+            message = f"{'is' if real == source else 'holds'} the source {source}, which would be destroyed"
+        elif source in real.parents and (source / ours).is_file():
+            message = f"lies inside the source {source}"
+        else:
+            continue
+        raise UsageError("VD2008", message, file=out, fix="name another folder")
     if out.is_dir():
         foreign = [path for path in out.iterdir() if not path.name.startswith(f".{ours}.tmp-")]  # a first write that was killed
         if foreign and not (out / ours).is_file():

@@ -10,6 +10,7 @@ OF_ALL = ("contract", "faults", "fuzz", "benchmarks")
 OF_SEVERAL = {
     "backends/test_contract.py": "what every backend promises",
     "backends/test_fake_engine.py": "an engine that is not shipped, through the whole line",
+    "backends/test_floors.py": "the oldest engines that pyproject allows",
     "backends/test_kernels.py": "what the engines say about the kernels that ran",
     "backends/tensorrt/test_contract_bindings.py": "the bindings of several TensorRT versions",
     "backends/tensorrt/test_gpu.py": "what needs a GPU",
@@ -21,6 +22,7 @@ OF_SEVERAL = {
     "graph/half/test_limits.py": "where FP16 ends: ranges, constants and what is summed inside",
     "quant/test_tensorrt.py": "what quantize writes for TensorRT",
     "render/test_sinks.py": "markdown, JSON and console of the same report",
+    "verbs/test_places.py": "where artifacts may be written, for every verb that writes one",
 }
 """Files that are about more than one module, each with what it is about."""
 FILES = sorted(path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py"))

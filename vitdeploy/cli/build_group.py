@@ -15,6 +15,7 @@ from vitdeploy.cli.options import (
     CompilingBackend,
     Contract,
     Data,
+    Force,
     InputKind,
     Limit,
     Model,
@@ -61,6 +62,7 @@ def export(
     top_k: Annotated[int | None, typer.Option(help="Also put out the K most probable classes.")] = None,
     outputs: Annotated[str | None, typer.Option(help="Also put out `tokens`, `pooled`, or both with a comma.")] = None,
     seed: Seed = 0,
+    force: Force = False,
     progress: Progress,
 ) -> Outcome:
     """Export a ViT to ONNX, and prove that the file computes the same."""
@@ -75,7 +77,7 @@ def export(
     config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
     given = {"weights": weights, "seed": seed, "contract": contract, "trust_pickle": trust_pickle, "prefer": prefer, "task": task}
     source = choose_model(model, module, **given)
-    artifact = vd.export(source, config, out, progress=progress)
+    artifact = vd.export(source, config, out, force=force, progress=progress)
     return answers.answer_artifact(artifact, [tables.tabulate_export(artifact)], "validate {}")
 
 
@@ -109,6 +111,7 @@ def quantize(
     max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
     seed: Seed = 0,
     threads: Threads = None,
+    force: Force = False,
     progress: Progress,
 ) -> Outcome:
     """Quantize to INT8 or FP16, and show that it runs as planned and was worth it."""
@@ -120,7 +123,7 @@ def quantize(
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
     config = read_settings(vd.QuantizeConfig, **given, threads=threads)
-    artifact = vd.quantize(open_source(source, contract, output, task), config, out, progress=progress)
+    artifact = vd.quantize(open_source(source, contract, output, task), config, out, force=force, progress=progress)
     following = f"compile {{}} --backend {artifact.engine}" if must_be_compiled(artifact) else "validate {} --data DIR"
     return answers.answer_artifact(artifact, tables.tabulate_quantized(artifact), following)
 
@@ -160,6 +163,7 @@ def compile(
     seconds: Annotated[float | None, typer.Option(help="Longest time of one build; default 3600.")] = None,
     print_trtexec: Annotated[bool, typer.Option("--print-trtexec", help="TensorRT: print trtexec's command; no build.")] = False,
     threads: Threads = None,
+    force: Force = False,
     progress: Progress,
 ) -> Outcome:
     """Compile an engine, and check that it is what was asked for."""
@@ -175,7 +179,7 @@ def compile(
     if print_trtexec:
         return answers.answer_command(open_source(source, *foreign), config, out)
     other = None if rival is None else open_source(rival, *(() if rival.is_dir() else foreign))
-    artifact = vd.compile(open_source(source, *foreign), config, out, rival=other, progress=progress)
+    artifact = vd.compile(open_source(source, *foreign), config, out, rival=other, force=force, progress=progress)
     following = "validate {}" if artifact.record.audited else "inspect {}"
     return answers.answer_artifact(artifact, tables.tabulate_compiled(artifact), following)
 

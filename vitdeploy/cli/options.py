@@ -49,6 +49,7 @@ Model = Annotated[
 ]
 ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that `export` wrote, or its .onnx file.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace another artifact that lies there.")]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="The checkpoint of a MODEL that is a name or a spec; else random.")
 ]

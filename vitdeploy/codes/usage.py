@@ -42,10 +42,11 @@ CODES: dict[str, Code] = {
         "Look at the line that is named: text needs quotes, and a key may stand only once.",
     ),
     "VD2008": Code(
-        "The output path can't be used: it is a file, it holds something that vitdeploy did not write, or it can't be "
-        "written. Nothing was changed.",
+        "The output path can't be used: it is a file, it holds the source, another artifact, or something that vitdeploy did not "
+        "write, or it can't be written. Nothing was changed.",
         "photos: exists and was not written by vitdeploy (no artifact.json in it); choose another folder",
-        "Name a new folder behind -o. Folders that vitdeploy wrote are replaced, others never.",
+        "Name a new folder behind -o. What the same command made from the same source is replaced, any other artifact with "
+        "--force, what vitdeploy did not write never.",
     ),
     "VD2009": Code(
         "The named backend does not exist.",

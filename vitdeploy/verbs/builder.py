@@ -85,7 +85,7 @@ def _export(line: Line, recipe: Recipe, model: str) -> Artifact:
     with needs("export"):
         from vitdeploy.verbs.exporter import export
 
-    artifact = export(recipe.model, recipe.export, line.result("export"), progress=line.progress)
+    artifact = export(recipe.model, recipe.export, line.result("export"), force=True, progress=line.progress)
     return line.keep(artifact, "export", key)
 
 
@@ -103,7 +103,7 @@ def _quantize(line: Line, recipe: Recipe, artifact: Artifact, digests: Mapping[s
             from vitdeploy.verbs.quantizer import quantize
 
         with _spare(line, stage, alone=len(recipe.quantizations) == 1):
-            result = quantize(artifact, config, line.result(stage), progress=line.progress)
+            result = quantize(artifact, config, line.result(stage), force=True, progress=line.progress)
             made.append(line.keep(result, stage, key))
     return made
 
@@ -122,7 +122,7 @@ def _compile(line: Line, recipe: Recipe, artifacts: list[Artifact]) -> list[Arti
         from vitdeploy.verbs.compiler import compile
 
         with _spare(line, stage, alone=len(recipe.compilations) == 1):
-            result = compile(source, config, line.result(stage), progress=line.progress)
+            result = compile(source, config, line.result(stage), force=True, progress=line.progress)
             made.append(line.keep(result, stage, key))
     return made
 

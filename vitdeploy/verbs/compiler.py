@@ -10,13 +10,14 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, Record, sanitize, seal
+from vitdeploy.artifact import RECORD, Artifact, Record, check_place, sanitize, seal
 from vitdeploy.backends import building
 from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.child import compute_memory_cap
@@ -47,12 +48,13 @@ _UNTRIED = (
 )
 
 
-def compile(
+def compile(  # noqa: PLR0913 (two sources, how, where, and the two that every verb that writes takes)
     artifact: Artifact,
     config: CompileConfig,
     out: Path,
     *,
     rival: Artifact | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Artifact:
     """Compile an engine, and check that it is what was asked for.
@@ -60,7 +62,8 @@ def compile(
     Args:
         artifact: An ONNX artifact, or a ViT's ONNX file with its input contract.
         config: Engine, device, settings.
-        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        out: Folder to write. What the same verb made there from the same source is replaced in one step.
+        force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
         rival: The same model in another precision: both are built, both are timed, the faster that passes is kept.
         progress: Hears of each step.
 
@@ -76,9 +79,10 @@ def compile(
         MachineError: VD4001 engine not installed; VD4010 device not usable; VD4009, VD4011 no engine that passes;
             VD4004, VD4006 to VD4008 the builder failed, crashed or hung.
     """
-    files.check_output(out, ours=RECORD)
-    for each in (artifact, rival):
-        if each is not None and each.record.kind != "onnx":
+    sources = [each for each in (artifact, rival) if each is not None]
+    check_place(out, sources=[each.folder for each in sources], replaces=partial(_is_next, sources), force=force)
+    for each in sources:
+        if each.record.kind != "onnx":
             message = f"is an engine of {each.record.kind} already"
             raise UsageError("VD2013", message, file=each.folder, fix="give the ONNX artifact that it was compiled from")
     require_compiler(config)
@@ -97,6 +101,10 @@ def compile(
         seal(folder, made.record)
     progress("compile", 1, 1)
     return Artifact.open(out, verify=False)
+
+
+def _is_next(sources: list[Artifact], old: Record) -> bool:
+    return old.made_by == "compile" and old.parent in [each.id for each in sources]
 
 
 class _Source:

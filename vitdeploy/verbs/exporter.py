@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitdeploy import files
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, seal
+from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, check_place, seal
 from vitdeploy.backends.table import PROVER, TABLE
-from vitdeploy.checkpoints.loader import load
+from vitdeploy.checkpoints.loader import Original, load
 from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
@@ -40,13 +41,14 @@ MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
 STEPS = ("load", "trace", "write", "prove")
 
 
-def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool = False, progress: Progress = silent) -> Artifact:
     """Export a ViT to ONNX and prove that the file computes the same.
 
     Args:
         model: Which model and weights.
         config: How.
-        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        out: Folder to write. What the same verb made there from the same source is replaced in one step.
+        force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
         progress: Hears of each step.
 
     Returns:
@@ -58,10 +60,12 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
         InputError: Weights that are damaged or do not fit.
         MachineError: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
     """
-    files.check_output(out, ours=RECORD)
+    named = [Path(name) for name in (model.source, model.weights, model.contract) if name]
+    check_place(out, sources=named, replaces=_is_export, force=force)
     progress("export: load", 0, len(STEPS))
     source = load(model, config.image_size)
     origin = msgspec.convert(source.origin, Origin)
+    check_place(out, sources=named, replaces=partial(_is_next, source, origin), force=force)
     spec = _as_exported(source.spec, config)
     progress("export: trace", 1, len(STEPS))
     graph = trace(source.net, spec, config)
@@ -87,6 +91,15 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, progress: Pro
         record = seal(folder, record)
     progress("export", len(STEPS), len(STEPS))
     return Artifact(out, record)
+
+
+def _is_export(old: Record) -> bool:
+    return old.made_by == "export"
+
+
+def _is_next(source: Original, origin: Origin, old: Record) -> bool:
+    known = msgspec.structs.replace(old.origin, state_sha256=origin.state_sha256)  # what was written, not what was read
+    return _is_export(old) and (known, old.parent, old.spec.name) == (origin, source.parent, source.spec.name)
 
 
 def _write_original(net: nn.Module, folder: Path) -> str | None:

@@ -11,13 +11,14 @@ that only the child needs.
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, Record
+from vitdeploy.artifact import RECORD, Artifact, Record, check_place
 from vitdeploy.backends.table import PROVER, TABLE, Engine, register
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import MachineError
@@ -29,13 +30,16 @@ _PATIENCE_S = 24 * 3600.0
 _FILE_MIB = 64 << 10
 
 
-def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress: Progress = silent) -> Artifact:
+def quantize(
+    artifact: Artifact, config: QuantizeConfig, out: Path, *, force: bool = False, progress: Progress = silent
+) -> Artifact:
     """Quantize an exported model. An interrupted calibration is kept: the same call goes on where it stopped.
 
     Args:
         artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
         config: Precision, target, calibration images.
-        out: Folder to write; an older artifact there is replaced in one step, anything else is refused.
+        out: Folder to write. What the same verb made there from the same source is replaced in one step.
+        force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
         progress: Hears of each step.
 
     Returns:
@@ -50,6 +54,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
     """
     config = settle_target(config)
     _require_packages()
+    check_place(out, sources=[artifact.folder], replaces=partial(_is_next, artifact), force=force)
     with files.folder(out, ours=RECORD) as folder:  # here, so that nothing is left of a child that is killed
         order = QuantizeOrder(
             source=str(artifact.folder),
@@ -69,6 +74,10 @@ def quantize(artifact: Artifact, config: QuantizeConfig, out: Path, *, progress:
         }
         isolate.run(f"{__name__}:quantize_as_told", msgspec.to_builtins(order), seconds=_PATIENCE_S, progress=progress, **limits)
     return Artifact.open(out, verify=False)
+
+
+def _is_next(artifact: Artifact, old: Record) -> bool:
+    return old.made_by == "quantize" and old.parent == artifact.id
 
 
 class QuantizeOrder(msgspec.Struct, frozen=True, kw_only=True):

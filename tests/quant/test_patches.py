@@ -106,6 +106,49 @@ def test_is_close_to_what_it_was(contract, between, zero):
     assert zero in [int(value) for name, value in constants(after).items() if name.endswith(".zero") and not value.ndim]
 
 
+def channels_last() -> ir.Model:
+    """The same convolution behind two moves of raw pixels [n, W, H, C]."""
+    proto = ir.to_proto(embedding())
+    del proto.graph.input[:]
+    size = ["n", 3 * WIDTH + 2, 2 * HEIGHT + 1, CHANNELS]
+    proto.graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.UINT8, size))
+    proto.graph.node[0].input[0] = "moved"
+    moves = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=1),
+        helper.make_node("Transpose", ["floats"], ["turned"], perm=[0, 3, 1, 2]),  # [n, C, W, H]
+        helper.make_node("Transpose", ["turned"], ["moved"], perm=[0, 1, 3, 2]),
+    ]
+    nodes = [*moves, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("contract", [RAW, ((0.0, 10.0, 20.0), (1.0, 0.5, 0.25))])
+def test_pixels_with_channels_last_are_quantized_before_they_are_moved(contract):
+    """OpenVINO runs the convolution in float when the pair stands behind the Transpose."""
+    images = pixels().transpose(0, 3, 2, 1)
+    before, after = channels_last(), channels_last()
+    assert quantize_patches(Editor(after), contract, [images], codes=127) == ["embed"]
+    kinds = [node.op_type for node in after.graph if node.op_type in ("QuantizeLinear", "Transpose", "Conv")]
+    assert kinds == ["QuantizeLinear", "Transpose", "Transpose", "Conv"]
+    factor = next(value for name, value in constants(after).items() if name.startswith("pixels.factor"))
+    assert factor.ravel().tolist() == list(contract[1])
+    assert factor.shape[-1] == CHANNELS
+    expected = run(before, images)
+    assert np.abs(run(after, images) - expected).max() < 0.05 * expected.std()
+
+
+def test_a_moved_image_that_somebody_else_reads_stays_as_it_is():
+    model = channels_last()
+    turned = next(node for node in model.graph if node.op_type == "Transpose").outputs[0]
+    model.graph.append(ir.node("Relu", [turned], name="other"))
+    quantize_patches(Editor(model), RAW, [], codes=127)
+    other = next(node for node in model.graph if node.name == "other")
+    assert other.inputs[0] is turned
+    assert turned.producer().inputs[0].producer().op_type == "Cast"
+
+
 @pytest.mark.parametrize("given", [{"pads": 1}, {"between": "Relu"}, {"channels": 4}])
 def test_what_is_no_patch_embedding_of_these_pixels_stays_float(given):
     model = embedding(**given)

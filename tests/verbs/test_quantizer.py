@@ -108,6 +108,16 @@ def test_int8_runs_as_planned_on_every_engine_of_the_target(tiny_artifact, tiny_
     onnx.checker.check_model(onnx.load(quantized.model), full_check=target != "onnxruntime")
 
 
+@pytest.mark.parametrize("target", [*ENGINES, "portable"])
+def test_bytes_with_channels_last_run_as_planned(tiny_bytes, config, target, tmp_path):
+    quantized = quantize(tiny_bytes, config(target=target, limit=32), tmp_path / "out")
+    for engine in ENGINES if target == "portable" else (target,):
+        counted = quantized.record.proof.census[engine]
+        assert counted.planned == counted.executed
+        assert counted.planned["gemms"] == (10 if target == "openvino" else 9)
+        assert ratio(tiny_bytes, quantized, engine) > 25
+
+
 @needs_vnni
 def test_openvino_multiplies_attention_in_int8(tiny_artifact, config, tmp_path):
     quantized = quantize(tiny_artifact, config(target="openvino", attention=True), tmp_path / "out")

@@ -25,7 +25,8 @@ def quantize_patches(editor: Editor, contract: Normalisation, pixels: Iterable[A
 
     A pixel has 256 values. So the input is brought back to them and rounded with a step of 1, which loses nothing, and the
     normalisation goes into the weights. The zero point is the mean pixel: what rounding does to the weights is multiplied by the
-    distance from it.
+    distance from it. All this stands before the axes are moved, where there are pixels with channels last: OpenVINO takes a
+    Transpose behind the Q/DQ pair into the convolution, and leaves a convolution float whose pair stands behind the Transpose.
 
     Args:
         editor: Of the graph.
@@ -45,14 +46,15 @@ def quantize_patches(editor: Editor, contract: Normalisation, pixels: Iterable[A
     if value is None or bias is None or not _from_pixels(value) or weight.shape[1] != len(mean):
         return []
     zero = int(np.clip(np.rint(mean.mean()), 0, 255)) if np.any(mean) else _MIDDLE
-    value = _scale(editor, conv, std, mean - zero)
+    reader, order = _find_reader(conv)
+    value = _scale(editor, reader, _move(std, order), _move(mean - zero, order))
     shifted = (bias - (weight * ((mean - zero) / std)).sum((1, 2, 3))).astype(np.float32)
     editor.own(conv, 2, shifted)
     flat = (weight / std).reshape(len(weight), -1).T  # [C kh kw, M]
     scale = rounding.steps(flat, codes=codes)
     second = _patch_moments(pixels, weight.shape, (std, mean - zero))
     rounded = rounding.compensate(flat, scale, second, codes=codes).T.reshape(weight.shape)
-    qdq.quantize(editor, value, qdq.Codes(1.0, zero, np.uint8), [(conv, 0)])
+    qdq.quantize(editor, value, qdq.Codes(1.0, zero, np.uint8), [(reader, 0)])
     qdq.quantize_convolution(editor, conv, np.ascontiguousarray(rounded), scale)
     return [str(conv.name)]
 
@@ -72,16 +74,33 @@ def _patch_moments(pixels: Iterable[Array], shape: tuple[int, ...], affine: tupl
     return total / count if count else np.eye(len(total))
 
 
-def _scale(editor: Editor, conv: ir.Node, factor: Array, offset: Array) -> ir.Value:
-    """The convolution's input times a factor plus an offset, which it takes from now on."""
-    value = conv.inputs[0]
+def _find_reader(conv: ir.Node) -> tuple[ir.Node, tuple[int, ...]]:
+    """The first node that moves the axes of the pixels, or the convolution; and which axis of its input each of the last is."""
+    reader, order = conv, tuple(range(4))
+    while (value := reader.inputs[0]) is not None and (node := value.producer()) is not None and node.op_type == "Transpose":
+        axes = whole(node, "perm")
+        if axes is None or axes[0] != 0 or len(list(value.uses())) > 1:
+            break
+        reader, order = node, tuple(axes[axis] for axis in order)
+    return reader, order
+
+
+def _move(numbers: Array, order: tuple[int, ...]) -> Array:
+    """Numbers for the convolution's input [C, 1, 1] as `_find_reader`'s input has its axes."""
+    moved: Array = np.transpose(numbers[None], np.argsort(order))[0]
+    return moved
+
+
+def _scale(editor: Editor, reader: ir.Node, factor: Array, offset: Array) -> ir.Value:
+    """A node's input times a factor plus an offset, which it takes from now on."""
+    value = reader.inputs[0]
     assert value is not None
     mul = ir.node("Mul", [value, editor.constant("pixels.factor", factor.astype(np.float32))], name="pixels/Mul")
     add = ir.node("Add", [mul.outputs[0], editor.constant("pixels.offset", offset.astype(np.float32))], name="pixels/Add")
     for node in (mul, add):
         declare(node.outputs[0], value.type, value.shape)
-    editor.insert([mul, add], conv)
-    editor.rewire(conv, 0, add.outputs[0])
+    editor.insert([mul, add], reader)
+    editor.rewire(reader, 0, add.outputs[0])
     return add.outputs[0]
 
 

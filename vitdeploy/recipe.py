@@ -115,7 +115,8 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             where FP16 would overflow. ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in
             INT8, activations by their own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine
             likes it.
-        target: The engine that the file is for; ``portable`` is read by all of them; None is the first that is a target.
+        target: The engine that the file is for; ``portable`` is read by all of them; None is what a recipe's `compile`
+            engine reads, else the first that is a target.
         calibration: Images that look like those of deployment (folder, manifest, tar shards or IDX), or ``random`` for
             generated ones: good for latency, not for accuracy.
         split: Which pair of an IDX folder holds the images.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,17 @@ class TestResults:
         status, out, _ = call("predict", "vit/model.onnx", "photos/cat/0.png", "-q")
         assert status == 0
         assert "dog|x" in out
+
+    def test_predict_with_an_engine_that_it_was_not_made_for(self, call, work, tmp_path):
+        made = shutil.copytree(work / "vit", tmp_path / "int8")
+        record = json.loads((made / "artifact.json").read_text())
+        record |= {"precision": "int8", "config": {"verb": "quantize", "target": "onnxruntime", "calibration": "random"}}
+        (made / "artifact.json").write_text(json.dumps(record))
+        for engine in ("openvino", "onnxruntime"):
+            status, _, err = call("predict", str(made), "photos/cat/0.png", "--backend", engine)
+            assert status == 0
+            assert (f"WARNING: {made}: its int8 was made for onnxruntime: openvino may" in err) == (engine == "openvino")
+        assert "onnxruntime" in next(line for line in call("inspect", str(made))[1].splitlines() if "made for" in line)
 
     def test_build_a_recipe_and_again(self, call, tmp_path):
         out = tmp_path / "out"

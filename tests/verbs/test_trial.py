@@ -67,6 +67,21 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
         validate(Artifact(tiny_artifact.folder, quantized), SHORT)
 
 
+def test_an_8_bit_file_says_in_which_engine_it_was_not_proven(tiny_artifact):
+    config = QuantizeConfig(target="onnxruntime", calibration="random")
+    record = msgspec.structs.replace(tiny_artifact.record, precision="int8", config=config)
+    made = Artifact(tiny_artifact.folder, record)
+    both = ("onnxruntime", "openvino")
+    for report in (
+        validate(made, msgspec.structs.replace(SHORT, backends=both)),
+        bench([made], msgspec.structs.replace(QUICK, backends=both)),
+    ):
+        said = [note for note in report.notes if "was made for" in note]
+        assert [note.partition(", and nothing")[0] for note in said] == [
+            "WARNING: tiny: its int8 was made for onnxruntime: openvino may run layers in float"
+        ]
+
+
 def test_an_engine_that_crashes_is_one_line(tiny_artifact, monkeypatch):
     """Nothing is left running, and this process lives."""
     monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(backend=f"{__name__}:Crashing"))

@@ -7,9 +7,19 @@ from pathlib import Path
 import msgspec
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.table import PROVER, TABLE, find_engine, find_named, find_target, list_compilers, list_targets
+from vitdeploy.backends.table import (
+    PROVER,
+    REFERENCE,
+    TABLE,
+    find_engine,
+    find_named,
+    find_target,
+    list_compilers,
+    list_targets,
+)
 from vitdeploy.errors import UsageError
 from vitdeploy.recipe import CompileConfig, QuantizeConfig, Recipe
+from vitdeploy.words import PORTABLE
 
 
 def settle_target(config: QuantizeConfig) -> QuantizeConfig:
@@ -61,25 +71,54 @@ def write_command(artifact: Artifact, config: CompileConfig, out: Path) -> list[
     return command
 
 
+def explain_misfit(name: str, artifact: Artifact) -> str:
+    """What an 8-bit file that was made for another engine comes to in this one; "" for a file that fits."""
+    made_for, precision = artifact.engine, artifact.record.precision
+    fits = made_for in (None, name, TABLE[name].quantize_target) or name == REFERENCE
+    if fits or artifact.record.kind != "onnx" or not precision.startswith(("int8", "fp8")):
+        return ""
+    return f"its {precision} was made for {made_for}: {name} may run layers in float, and nothing is proven of it there"
+
+
+def _fit_targets(recipe: Recipe) -> Recipe:
+    """The same recipe, where it compiles for one engine, with that engine's target where `quantize` names none.
+
+    Raises:
+        UsageError: VD2011, nothing that is quantized is for that engine.
+    """
+    engines = [TABLE[config.backend] for config in recipe.compilations.values()]
+    if len(engines) != 1 or recipe.quantize is None:
+        return recipe
+    name, target = engines[0].name, engines[0].quantize_target
+    quantize = recipe.map_quantize(lambda config: msgspec.structs.replace(config, target=config.target or target))
+    recipe = msgspec.structs.replace(recipe, quantize=quantize)
+    targets = [config.target for config in recipe.quantizations.values()]
+    if not {target, PORTABLE}.intersection(targets):
+        message = f"{name!r} does not compile what [quantize] makes for {', '.join(map(repr, targets))}"
+        raise UsageError("VD2011", message, fix=f'write target = "{target}" into [quantize]')
+    return recipe
+
+
 def settle_recipe(recipe: Recipe, file: Path | None = None) -> Recipe:
     """The same recipe with its target, if there are such engines and they have such settings.
 
     Args:
-        recipe: Any.
+        recipe: Any. Where it compiles and names no target, the target is what that engine reads.
         file: Where it was read from, for messages.
 
     Raises:
         UsageError: VD2009, VD2010, VD2011; names the section.
     """
-    section = "quantize"
+    section = "compile"
     try:
-        quantize = recipe.map_quantize(settle_target)
-        recipe = msgspec.structs.replace(recipe, quantize=quantize)
-        _refuse_twice(quantize, [str(config.target) for config in recipe.quantizations.values()])
-        section = "compile"
         for config in recipe.compilations.values():
             require_compiler(config)
         _refuse_twice(recipe.compile, [config.backend for config in recipe.compilations.values()])
+        recipe = _fit_targets(recipe)
+        section = "quantize"
+        quantize = recipe.map_quantize(settle_target)
+        recipe = msgspec.structs.replace(recipe, quantize=quantize)
+        _refuse_twice(quantize, [str(config.target) for config in recipe.quantizations.values()])
         for section in ("validate", "bench"):
             for name in getattr(getattr(recipe, section), "backends", ()):
                 find_engine(name)

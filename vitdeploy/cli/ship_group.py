@@ -39,6 +39,7 @@ def predict(
 ) -> Outcome:
     """Tell what a model says of image files: classes, labels, numbers or embeddings."""
     import vitdeploy as vd
+    from vitdeploy.backends.targets import explain_misfit
     from vitdeploy.render import console
     from vitdeploy.render.predictions import tabulate_predictions
     from vitdeploy.verbs import predictor
@@ -51,6 +52,7 @@ def predict(
     predictions = vd.predict(model, images, config, progress=progress)
     if out is not None:
         predictor.write_vectors(predictions, out)
-    hint = "" if out is None else f"wrote {out}"
+    misfit = explain_misfit(backend, model) if backend else ""
+    hint = "; ".join(filter(None, (misfit and f"WARNING: {artifact}: {misfit}", out and f"wrote {out}")))
     record = {"schema_version": 1, "predictions": predictions}
     return Outcome(record, lambda: console.print_tables([tabulate_predictions(predictions)]), hint)

@@ -17,7 +17,7 @@ from vitdeploy.measure.latency import Subject
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Report
-from vitdeploy.verbs.trial import choose_engines, explain_no_original
+from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 
 
 def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progress = silent) -> Report:
@@ -53,6 +53,7 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
         reference = None if key is None else originals.get(key)
         if reference is None:
             notes.append(f"{label}: no speed-up, {explain_no_original(artifact)}")
+        notes += note_misfits(names, artifact)
         subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in names]
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")

@@ -121,6 +121,7 @@ def _artifact(path: Path) -> Inspection:
         "id": artifact.id,
         "made_by": record.made_by,
         **({} if record.kind == "onnx" else {"engine": record.kind}),
+        **({"made_for": artifact.engine} if record.kind == "onnx" and artifact.engine else {}),
         "precision": record.precision,
         **(inner.facts if inner else {}),
         "files": record.files,

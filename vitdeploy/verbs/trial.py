@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.table import (
     PROVER,
@@ -13,12 +15,18 @@ from vitdeploy.backends.table import (
     require_installed,
     require_known,
 )
+from vitdeploy.backends.targets import explain_misfit
 from vitdeploy.errors import MachineError
 
 
 def explain_no_original(artifact: Artifact) -> str:
     """Why the PyTorch original of an artifact is not the reference."""
     return "the artifact does not carry its original's weights" if artifact.weights is None else "PyTorch is not installed"
+
+
+def note_misfits(engines: Iterable[str], artifact: Artifact) -> list[str]:
+    """A note for each engine that an 8-bit file was not made for."""
+    return [f"WARNING: {artifact.name}: {why}" for why in (explain_misfit(name, artifact) for name in engines) if why]
 
 
 def choose_engines(wanted: tuple[str, ...], artifact: Artifact) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import ValidateConfig
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.spec import InputContract
-from vitdeploy.verbs.trial import choose_engines, explain_no_original
+from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 from vitdeploy.words import GIVES
 
 GENERATED = 64
@@ -55,6 +55,7 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
             are all off by one.
     """
     names, notes = _choose_subjects(artifact, config.backends)
+    notes += note_misfits(names, artifact)
     data = None if config.data is None else open_dataset(Path(config.data), split=config.split)
     trial = _Trial(artifact, names, data)
     with ExitStack() as stack:

@@ -22,6 +22,7 @@ from vitdeploy import files, jsonfile
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.onnxfile import check
+from vitdeploy.onnxfile.precision import read_precision
 from vitdeploy.recipe import CompileConfig, ExportConfig, QuantizeConfig
 from vitdeploy.record import CompileProof, ExportProof, Origin, QuantizeProof
 from vitdeploy.spec import ModelSpec
@@ -137,7 +138,8 @@ class Artifact:
             return cls._open_folder(path, verify)
         if not path.exists():
             raise InputError("VD3001", "does not exist", file=path)
-        text = check.check_file(path).model.metadata.get(METADATA_SPEC)
+        model = check.check_file(path).model
+        text = model.metadata.get(METADATA_SPEC)
         if text is None:
             fix = "give an artifact folder, or write the file with `vitdeploy export`"
             raise InputError("VD3012", "carries no input contract", file=path, fix=fix)
@@ -145,7 +147,7 @@ class Artifact:
             spec = msgspec.json.decode(text, type=ModelSpec)
         except (msgspec.MsgspecError, RecursionError, UsageError) as exc:
             raise InputError("VD3012", f"carries a broken input contract: {exc}", file=path) from exc
-        return cls(path.parent, Record(entry=path.name, spec=spec, made_by="import"))
+        return cls(path.parent, Record(entry=path.name, spec=spec, made_by="import", precision=read_precision(model)))
 
     @classmethod
     def _open_folder(cls, folder: Path, verify: bool) -> Artifact:

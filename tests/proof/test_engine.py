@@ -153,6 +153,25 @@ def test_a_float_engine_for_an_int8_plan_is_wrong(tiny_artifact, batch, monkeypa
     assert "blocks.0.mlp.fc1/MatMul" in found.wrong
 
 
+def test_what_others_planned_is_a_remark_with_names(tiny_artifact, batch, monkeypatch):
+    as_kind(monkeypatch, "onnxruntime")
+    found = audit(tiny_artifact, batch, Plan(gemms=("blocks.0.mlp.fc1/MatMul",), ours=False))
+    assert not found.wrong
+    assert found.audit.distances
+    assert list(found.audit.census.missing) == ["blocks.0.mlp.fc1/MatMul"]
+    (note,) = found.notes
+    assert note.startswith("the file was made elsewhere: onnxruntime: 1 of 1 layers planned for 8 bits do not run in them")
+    assert "blocks.0.mlp.fc1/MatMul" in note
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8", "int4-weight-only"])
+def test_the_limit_is_that_of_the_file_where_the_engine_computes_finer(tiny_artifact, batch, monkeypatch, precision):
+    as_kind(monkeypatch, "openvino")  # which says fp32 of an FP16 file that it computes in fp32
+    artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, precision=precision))
+    limit = {"fp32": 1e-3, "fp16": 3e-2, "int8": 2e-1, "fp8": 3e-1, "int4-weight-only": 2e-1}[precision]
+    assert audit(artifact, batch, Plan()).audit.limit == limit
+
+
 @pytest.mark.parametrize(
     ("precision", "coarsest"),
     [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "int8"), ("int8+bf16", "int8"), ("int8-dynamic", "int8"), ("fp16", "fp16")],

@@ -54,7 +54,8 @@ class Verbs:
         if name in self.fails:
             raise self.fails[name]
 
-    def export(self, model, config, out, *, progress):
+    def export(self, model, config, out, *, force, progress):
+        assert force, "its own folder"
         self._call("export")
         with files.folder(out, ours=RECORD) as folder:
             text = f"{Path(model.source).read_text()} {model.seed} {config.opset}"
@@ -295,7 +296,7 @@ def test_calibration_images_and_tools_are_in_the_key_of_quantize(verbs, recipe, 
     """One changed pixel, or another version of an engine: quantized anew."""
     from vitdeploy.verbs import quantizer
 
-    def quantize(artifact, config, out, *, progress):
+    def quantize(artifact, config, out, *, force, progress):
         verbs._call("quantize")
         with files.folder(out, ours=RECORD) as folder:
             shutil.copy(artifact.model, folder / "model.onnx")
@@ -435,7 +436,7 @@ def compiling(verbs, monkeypatch):
     """A stand-in for `compile`, whose engine was tried (or not: its device is elsewhere)."""
 
     def make(*, tried=True):
-        def compile(artifact, config, out, *, progress):
+        def compile(artifact, config, out, *, force, progress):
             verbs._call("compile")
             with files.folder(out, ours=RECORD) as folder:
                 (folder / "model.xml").write_text(f"{artifact.id} {config.precision}")

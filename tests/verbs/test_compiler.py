@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import vitdeploy
+from tests.onnxfile.test_precision import quantize_elsewhere
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends.base import Compiled, OpenConfig, run_any
 from vitdeploy.backends.child import open_in_child
@@ -21,6 +22,7 @@ from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile import check
 from vitdeploy.proof import golden
+from vitdeploy.proof.census import Plan
 from vitdeploy.proof.engine import Findings, distance
 from vitdeploy.proof.thresholds import LIMITS, RIVAL
 from vitdeploy.recipe import BenchConfig, CompileConfig, QuantizeConfig, ValidateConfig
@@ -76,6 +78,37 @@ def test_int8_stays_int8(int8, tmp_path, engine):
     assert census.planned["gemms"] == census.executed["gemms"] >= 8
     assert not census.missing
     assert distance(logits(made, engine), logits(int8[engine], engine)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("engine", "how", "precision"),
+    [
+        ("onnxruntime", "QDQ", "int8"),
+        ("onnxruntime", "QOperator", "int8"),  # OpenVINO does not read these operators
+        ("onnxruntime", "dynamic", "int8-dynamic"),
+        ("openvino", "QDQ", "int8"),
+        ("openvino", "dynamic", "int8-dynamic"),
+    ],
+)
+def test_what_others_quantized_is_compiled_by_the_limits_of_its_arithmetic(tmp_path, engine, how, precision):
+    made = vitdeploy.compile(Artifact.open(quantize_elsewhere(tmp_path / "a.onnx", how)), config(engine), tmp_path / "out")
+    assert made.record.precision == precision
+    audit = made.record.proof.audit
+    assert audit.limit == LIMITS["int8"]
+    assert audit.census.planned["gemms"] + audit.census.planned["dynamic"] > 0
+    notes = [note for note in made.record.proof.notes if "the file was made elsewhere" in note]
+    assert bool(notes) == bool(audit.census.missing)
+    assert all(audit.census.missing[0] in note for note in notes)
+
+
+def test_advice_for_what_runs_in_float_can_be_followed(int8, tmp_path, monkeypatch):
+    """Never to quantize for the engine that the file was quantized for already."""
+    monkeypatch.setattr(compiler, "read_plan", lambda path: Plan(gemms=("nowhere",)))
+    for target, advice in (("onnxruntime", "a newer onnxruntime"), ("openvino", "--target onnxruntime")):
+        with pytest.raises(MachineError) as caught:
+            vitdeploy.compile(int8[target], config("onnxruntime"), tmp_path / "out")
+        assert caught.value.code == "VD4009"
+        assert advice in caught.value.fix
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -31,11 +31,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         gemms: Products with weights whose inputs are quantized beforehand.
         dynamic: Products with int8 weights whose input is quantized at run time (weight-only, the lane for outliers).
         attention: Products of two activations: queries with keys, probabilities with values.
+        ours: Whether it was made here, for an engine, so that what does not run as planned is a fault and not a remark.
     """
 
     gemms: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
+    ours: bool = True
 
 
 def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = True) -> Census:

@@ -60,7 +60,8 @@ def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | N
         seen = Audit(settings=runner.settings, batch=runner.batch, census=counted)
         if wrong:
             return Findings(seen, wrong, notes)
-        limit = LIMITS[arithmetic(str(runner.settings["precision"]))]
+        precisions = str(runner.settings["precision"]), artifact.record.precision  # an engine may compute an FP16 file in FP32
+        limit = max(LIMITS[arithmetic(each)] for each in precisions)
         distances = _distances(artifact, runner, golden)
     seen = msgspec.structs.replace(seen, golden=golden.engine, limit=limit, distances=distances)
     for words, apart in distances.items():
@@ -102,9 +103,10 @@ def _count(artifact: Artifact, runner: Runner, plan: Plan) -> tuple[Census | Non
         require(counted)
     except MachineError as error:
         config = artifact.record.config
-        if not isinstance(config, CompileConfig) or not config.weakly_typed:
+        free = isinstance(config, CompileConfig) and config.weakly_typed
+        if not free and plan.ours:
             return counted, error.message, tuple(notes)
-        notes.append(f"the builder was free to choose: {error.message}")
+        notes.append(f"{'the builder was free to choose' if free else 'the file was made elsewhere'}: {error.message}")
     return counted, "", tuple(notes)
 
 

@@ -34,7 +34,7 @@ def read_plan(path: Path) -> Plan:
     for node in graph.all:
         if part := _choose_part(node, graph):
             parts[part].append(node.name)
-    return Plan(**{part: tuple(names) for part, names in parts.items()})
+    return Plan(gemms=tuple(parts["gemms"]), dynamic=tuple(parts["dynamic"]), attention=tuple(parts["attention"]))
 
 
 def _choose_part(node: Node, graph: Nodes) -> str:

@@ -14,7 +14,7 @@ REWRITTEN = 1e-4
 """Largest difference of a rewritten float graph, as a share of the output's standard deviation: the rewrites are exact, so only
 the order of float32 sums differs, as between PyTorch and an export (`ExportConfig.tolerance`)."""
 
-LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 2e-1}
+LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 2e-1, "int4": 2e-1}
 """Largest distance of an engine's outputs from the golden ones, by arithmetic.
 
 Rounding of that arithmetic stays well below. Where the outputs have nothing in common with the golden ones but their size, the

@@ -124,7 +124,7 @@ class _Source:
         self.onnx, repairs = sanitize(artifact, work / "source")
         self.notes = (*(artifact.record.origin.notes if artifact.record.made_by == "import" else ()), *repairs)
         self.golden: Golden = golden.read(artifact) or golden.make(self.onnx, OpenConfig(threads=config.threads))
-        self.plan: Plan = read_plan(self.onnx.model)
+        self.plan: Plan = msgspec.structs.replace(read_plan(self.onnx.model), ours=artifact.record.made_by != "import")
 
 
 class _Passed(NamedTuple):
@@ -209,7 +209,10 @@ class _Job:
         times = "" if most == 1 else f" in {most} builds"
         message = f"{name}: the engine is not what was asked for{times}: {findings.wrong}"
         if findings.audit.census is not None and findings.audit.census.missing:
-            fix = f"quantize for this engine: --target {TABLE[name].quantize_target}"
+            target = TABLE[name].quantize_target
+            fix = f"quantize for this engine: --target {target}"
+            if self.source.given.engine == target:
+                fix = f"use another --precision of vitdeploy quantize, or a newer {TABLE[name].package}"
             raise MachineError("VD4009", message, file=self.source.given.model, fix=fix)
         raise MachineError("VD4011", message, file=self.source.given.model)
 

@@ -22,6 +22,7 @@ from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.model import Port
 from vitdeploy.onnxfile.nodes import Nodes
+from vitdeploy.onnxfile.precision import read_precision
 from vitdeploy.onnxfile.summary import summarize
 from vitdeploy.proof import golden
 from vitdeploy.recipe import read_contract
@@ -90,7 +91,13 @@ def open_foreign(path: Path, contract: Path, outputs: Outputs | None = None, *, 
         [f"the main output is {chosen!r}; say --output for another"] if outputs.name is None and len(graph.outputs) > 1 else []
     )
     notes += [f"{chosen!r} is taken for {GIVES[task]}: {why}; say --task for another"] if why else []
-    record = Record(entry=path.name, spec=spec.change_task(task), made_by="import", origin=Origin(notes=tuple(notes)))
+    record = Record(
+        precision=read_precision(model),
+        entry=path.name,
+        spec=spec.change_task(task),
+        made_by="import",
+        origin=Origin(notes=tuple(notes)),
+    )
     return Artifact(path.parent, record)
 
 

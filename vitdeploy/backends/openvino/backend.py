@@ -259,7 +259,7 @@ def _find_usual_precision(artifact: Artifact) -> FloatPrecision:
 
 def _name_arithmetic(made: str, floats: str) -> str:
     """Precision of a runner's settings: floats of a float model, else what it was quantized to and the floats beside it."""
-    if not made.startswith("int8"):
+    if not made.startswith("int"):
         return floats
     return made if floats == "fp32" else f"{made}+{floats}"
 

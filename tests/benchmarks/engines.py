@@ -44,9 +44,11 @@ from vitdeploy.backends.table import register
 from vitdeploy.errors import VitdeployError
 from vitdeploy.isolate import choose_environment
 from vitdeploy.measure import latency
-from vitdeploy.measure.latency import FEWEST_ROUNDS, PAUSE_S, Subject
-from vitdeploy.measure.statistics import median_ratio, percentiles, variation
+from vitdeploy.measure.latency import PAUSE_S, Subject
+from vitdeploy.measure.statistics import FEWEST_ROUNDS, median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
+from vitdeploy.proof.doubts import list_doubts
+from vitdeploy.proof.thresholds import NOISY
 
 MODELS = {"small": "vit_small_patch16_224", "clip": "vit_base_patch16_clip_quickgelu_224"}
 REAL = {"clip": "clip_vitb16"}
@@ -84,8 +86,8 @@ def collect(model: str, options: argparse.Namespace) -> EngineTable:
     kinds, notes = _usable(files, options)
     subjects = [Subject(kind.title, files[kind.file], kind.backend, REFERENCE, kind.config) for kind in kinds]
     config = vd.BenchConfig(batches=options.batches, rounds=options.rounds, seconds=options.seconds, threads=options.threads)
-    rows, more = latency.measure(subjects, config, progress=_said(model))
-    notes += more
+    measured = latency.measure(subjects, config, progress=_said(model))
+    notes += list_doubts(measured, config)
     checks: list[Check] = []
     if options.check_rounds and (reason := _no_benchmark_app()):
         notes.append(f"Not compared with benchmark_app: {reason}.")
@@ -97,7 +99,7 @@ def collect(model: str, options: argparse.Namespace) -> EngineTable:
         except RuntimeError as error:  # what was measured so far shall not be lost
             notes.append(f"WARNING: {error}")
         notes += _unsteady(checks)
-    return EngineTable(model, weights, list(rows), checks, notes)
+    return EngineTable(model, weights, list(measured.rows), checks, notes)
 
 
 def _source(model: str) -> tuple[str, str]:
@@ -228,7 +230,7 @@ def _unsteady(checks: list[Check]) -> list[str]:
         f"WARNING: {each.title} at batch {each.batch}, beside benchmark_app: rounds vary by {100 * worst:.0f} %; "
         "the machine was not quiet"
         for each in checks
-        if (worst := max(variation(each.ours), variation(each.theirs))) > latency.NOISY
+        if (worst := max(variation(each.ours), variation(each.theirs))) > NOISY
     ]
 
 

@@ -18,7 +18,7 @@ from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.isolate import ChildCrash
 from vitdeploy.measure import latency
 from vitdeploy.measure import worker as worker_module
-from vitdeploy.measure.latency import Subject, measure
+from vitdeploy.measure.latency import Goal, Subject, measure
 from vitdeploy.measure.worker import Worker
 from vitdeploy.recipe import BenchConfig
 
@@ -53,7 +53,7 @@ def test_rows_and_columns(tiny_artifact):
         Subject("tiny / onnxruntime", tiny_artifact, "onnxruntime", "tiny / pytorch"),
     ]
     config = BenchConfig(batches=(3, 1), rounds=5, seconds=0.02, warmup=1, threads=1)
-    rows, _ = measure(subjects, config, progress=lambda *news: heard.append(news))
+    rows = measure(subjects, config, progress=lambda *news: heard.append(news)).rows
     assert [(row.subject, row.settings["batch"]) for row in rows] == [
         ("tiny / pytorch", 1),
         ("tiny / onnxruntime", 1),
@@ -111,16 +111,72 @@ def test_a_row_of_known_times(tiny_artifact):
 
 
 def test_few_rounds_give_no_interval(tiny_artifact):
-    subject = Subject("t", tiny_artifact, "onnxruntime", None)
-    rows, notes = measure([subject], BenchConfig(rounds=2, seconds=0.01, warmup=0, threads=1))
-    assert "speedup" not in rows[0].metrics
-    assert any("too few for intervals" in note for note in notes)
+    subjects = [Subject(name, tiny_artifact, "onnxruntime", reference) for name, reference in (("a", None), ("b", "a"))]
+    measured = measure(subjects, BenchConfig(rounds=2, seconds=0.01, warmup=0, threads=1))
+    assert "speedup" not in measured.rows[0].metrics
+    assert measured.rows[1].metrics["speedup"].low is None
+    assert measured.rounds == 2
+    assert set(measured.variation) == {("a", 1), ("b", 1)}
+
+
+class Scripted:
+    """A worker whose rounds take what a script says, the last time for ever."""
+
+    def __init__(self, name, *_):
+        self.name, self.left = name, list(TIMES[name])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def open(self):
+        return SimpleNamespace(load_ms=1.0, settings={})
+
+    def prepare(self, batch, warmup):
+        return 1.0
+
+    def peak_mib(self):
+        return 1.0
+
+    def run(self, seconds):
+        return [self.left.pop(0) if len(self.left) > 1 else self.left[0]]
+
+
+TIMES = {
+    "source": [10.0],
+    "steady": [5.0],
+    "settling": [5.0, 2.0, 9.0, 2.0, 9.0, 2.0, 5.0],
+    "restless": [2.0, 9.0] * 100,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds"),
+    [("steady", 5), ("settling", range(7, 40)), ("restless", 40)],
+)
+def test_rounds_go_on_until_the_speedup_is_known(name, rounds, tiny_artifact, monkeypatch):
+    heard = []
+    monkeypatch.setattr(latency, "PAUSE_S", 0)
+    monkeypatch.setattr(latency, "Worker", Scripted)
+    monkeypatch.setattr(latency.machine, "load", lambda: 0.7)
+    subjects = [Subject(each, tiny_artifact, "onnxruntime", "source") for each in ("source", name)]
+    measured = measure(subjects, QUICK, goal=Goal(0.1, 40), progress=lambda *news: heard.append(news))
+    assert measured.rounds in (rounds if isinstance(rounds, range) else (rounds,))
+    assert measured.load == 0.7
+    speedup = measured.rows[1].metrics["speedup"]
+    assert (speedup.high - speedup.low <= 0.1 * speedup.value) == (name != "restless")
+    assert heard[0] == ("bench", 0, 80)
+    assert heard[-1] == ("bench", 80, 80)
+    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+    assert measure(subjects, QUICK).rounds == 5, "without a goal, what was asked for"
 
 
 def test_a_subjects_own_settings_go_before_the_benchmarks(tiny_artifact):
     given = {"plain": None, "two": OpenConfig(threads=2), "usual": OpenConfig()}
     subjects = [Subject(name, tiny_artifact, "onnxruntime", config=config) for name, config in given.items()]
-    rows, _ = measure(subjects, BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1))
+    rows = measure(subjects, BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1)).rows
     assert {row.subject: row.settings["threads"] for row in rows} == {"plain": 1, "two": 2, "usual": 1}
 
 
@@ -130,18 +186,6 @@ def test_an_artifact_of_another_engine_is_refused_before_anything_is_started(tin
     with pytest.raises(UsageError) as caught:
         measure([Subject("x", other, "onnxruntime")], QUICK)
     assert caught.value.code == "VD2013"
-
-
-def test_noise_and_load_are_noted(monkeypatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 2.0, 1.0))
-    monkeypatch.setattr(latency.machine, "logical_cores", lambda: 2)
-    assert latency._note_load(BenchConfig(threads=8)) == [
-        "WARNING: the machine was busy: load 3.1 on 2 cores before the first run",
-        "WARNING: 8 threads were asked for, this process may use 2 cores",
-    ]
-    steady, jumpy = latency._Times(0.0, rounds=[[1.0], [1.01]]), latency._Times(0.0, rounds=[[1.0], [2.0]])
-    (note,) = latency._note_noise(4, {"steady": steady, "jumpy": jumpy})
-    assert "jumpy at batch 4: round medians vary by 47 %" in note
 
 
 def test_worker_measures_its_own_peak(tiny_artifact, worker):

@@ -23,7 +23,9 @@ from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import UsageError
+from vitdeploy.measure.latency import Measured
 from vitdeploy.proof import worth as module
+from vitdeploy.proof.thresholds import MOST_ROUNDS, NARROW
 from vitdeploy.proof.worth import Comparison, Worth, divergence, verdict, worth
 from vitdeploy.report import Metric
 
@@ -65,7 +67,16 @@ def test_not_worth_it_for_speed(speed, words):
 
 def test_an_interval_that_holds_both_says_nothing():
     said = verdict("int8", "fp32", numbers(speedup=Metric(1.3, "x", 0.9, 1.7)))
-    assert said.endswith("not clear: the machine was not quiet, measure again with vitdeploy bench")
+    assert said.endswith("too noisy to say: measure again with vitdeploy bench when nothing else runs")
+
+
+def test_a_wide_interval_gives_no_number():
+    """That it is faster may be certain where how much is not."""
+    said = verdict("int8", "fp32", numbers(speedup=Metric(2.0, "x", 1.2, 5.9)))
+    assert said.startswith("INT8: between 1.20x and 5.90x the speed of FP32, agreement")
+    assert said.endswith(": worth it")
+    said = verdict("int8", "fp32", numbers(speedup=Metric(1.4, "x", 1.02, 2.0)))
+    assert said.endswith("too noisy to say: measure again with vitdeploy bench when nothing else runs")
 
 
 def test_the_lower_end_of_the_interval_decides():
@@ -291,12 +302,14 @@ def test_what_is_timed(tiny_artifact, monkeypatch, made, bf16, forms, size):
             raise UsageError("VD2011", "this CPU has no bf16")
         return SimpleNamespace(batch=size, close=lambda: None)
 
-    def measure(subjects, bench, progress):
+    def measure(subjects, bench, *, goal, progress):
+        assert goal == (NARROW, MOST_ROUNDS)
         given.append((subjects, bench))
         times = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp16": 3.0}
         speeds = {name: Metric(4 / each, "x", 3.9 / each, 4.1 / each) for name, each in times.items()}
         each = [subject.name for subject in subjects]
-        return [SimpleNamespace(subject=n, metrics={"p50": Metric(times[n], "ms"), "speedup": speeds[n]}) for n in each], ()
+        rows = [SimpleNamespace(subject=n, metrics={"p50": Metric(times[n], "ms"), "speedup": speeds[n]}) for n in each]
+        return Measured(tuple(rows), {}, 8, 0.0)
 
     monkeypatch.setattr(module, "open_in_child", open_it)
     monkeypatch.setattr(module.latency, "measure", measure)
@@ -321,6 +334,7 @@ def test_what_is_timed(tiny_artifact, monkeypatch, made, bf16, forms, size):
 def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):
     """Of one tiny model against itself, for a fixed batch: the numbers are there; how large they are is not for a test."""
     monkeypatch.setattr(module, "_BENCH", msgspec.structs.replace(module._BENCH, rounds=2, seconds=0.01, warmup=0))
+    monkeypatch.setattr(module, "MOST_ROUNDS", 3)
     other = Artifact(tiny_static.folder, msgspec.structs.replace(tiny_static.record, precision="int8"))
     heard = []
     found = worth(
@@ -328,4 +342,14 @@ def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):
     )
     assert set(found.latency_ms) == {"fp32", "int8"}
     assert found.speedup.value > 0
-    assert heard
+    assert dict.fromkeys(what for what, _, _ in heard) == dict.fromkeys(("compare", "bench"))
+    assert heard[-1] == ("bench", 6, 6)
+
+
+def test_every_batch_that_is_compared_is_heard(tiny_artifact, monkeypatch):
+    monkeypatch.setattr(module, "_time", lambda *_: {})
+    contract, heard = tiny_artifact.spec.input, []
+    batches = [images.to_tensor(synthetic.pixels(4, contract), contract)] * 3
+    comparison = Comparison(tiny_artifact, tiny_artifact, "onnxruntime", OpenConfig(threads=1), images=12)
+    worth(comparison, batches, progress=lambda *news: heard.append(news))
+    assert heard == [("compare", done, 12) for done in (0, 0, 4, 8, 12)]

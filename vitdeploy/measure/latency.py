@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from vitdeploy import machine
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.child import Opened
-from vitdeploy.measure.statistics import median_ratio, percentiles, variation
+from vitdeploy.measure.statistics import FEWEST_ROUNDS, median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig
@@ -30,12 +31,6 @@ from vitdeploy.report import Metric, Row
 
 PAUSE_S = 0.1
 """Pause between turns, in seconds."""
-
-NOISY = 0.10
-"""Coefficient of variation of a subject's round medians from which a note says that the machine was not quiet."""
-
-FEWEST_ROUNDS = 5
-"""Rounds from which a bootstrap interval is given; below, it would pretend to know."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,34 @@ class Subject:
     config: OpenConfig | None = None
 
 
+class Goal(NamedTuple):
+    """How well speed-ups shall be known.
+
+    Attributes:
+        width: Width of each interval, as a share of the speed-up, at which there are rounds enough.
+        most: Rounds after which it is given up.
+    """
+
+    width: float
+    most: int
+
+
+class Measured(NamedTuple):
+    """What was measured, and what tells how far to trust it.
+
+    Attributes:
+        rows: One for each subject and batch size.
+        variation: Subject and batch size to the coefficient of variation of its round medians.
+        rounds: The fewest rounds of any row.
+        load: Processes that wanted a core in the minute before.
+    """
+
+    rows: tuple[Row, ...]
+    variation: dict[tuple[str, int], float]
+    rounds: int
+    load: float
+
+
 @dataclass
 class _Times:
     """One subject at one batch size: a list of run times in ms for each round."""
@@ -71,8 +94,8 @@ class _Times:
 
 
 def measure(
-    subjects: Sequence[Subject], config: BenchConfig, *, progress: Progress = silent
-) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    subjects: Sequence[Subject], config: BenchConfig, *, goal: Goal | None = None, progress: Progress = silent
+) -> Measured:
     """Measure all subjects at all batch sizes.
 
     All models are in memory at once, each in its own process; they are loaded one after the other.
@@ -80,22 +103,24 @@ def measure(
     Args:
         subjects: At least one.
         config: Batch sizes, rounds, seconds, warm-up, threads. Its backends are not looked at.
+        goal: Go on beyond the rounds of ``config`` until speed-ups are known this well; None measures those rounds alone.
         progress: Hears of every turn.
 
     Returns:
         A row for each subject and batch size: ``p50``, ``p90``, ``p99``, ``mean`` in ms over all runs, ``throughput`` in
         images/s (batch / mean), ``speedup`` (the reference's median of round medians over the subject's own, with interval),
         ``load`` and ``first_run`` in ms, ``peak_memory`` in MiB (of the process so far, batch sizes ascending), ``runs``.
-        And notes on what makes the numbers doubtful.
 
     Raises:
         MachineError: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
         InputError: VD3107, a model does not take a batch size, and whatever its backend refuses.
     """
-    notes = _note_load(config)
+    load = machine.load()
     rows: list[Row] = []
+    variations: dict[tuple[str, int], float] = {}
     batches = sorted(set(config.batches))
-    turns = config.rounds * len(subjects)
+    turns = (config.rounds if goal is None else max(config.rounds, goal.most)) * len(subjects)
+    fewest = turns
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         opened: dict[str, Opened] = {}
@@ -108,13 +133,15 @@ def measure(
             heard(0)
             taken = {name: _Times(worker.prepare(batch, config.warmup)) for name, worker in workers.items()}
             _run_rounds(workers, taken, config, heard)
+            while goal is not None and len(taken[subjects[0].name].rounds) < goal.most and not _is_known(subjects, taken, goal):
+                _run_rounds(workers, taken, msgspec.structs.replace(config, rounds=1), heard)
+            heard(turns)
+            fewest = min(fewest, len(taken[subjects[0].name].rounds))
             for subject in subjects:
                 taken[subject.name].peak_mib = workers[subject.name].peak_mib()
             rows += [_make_row(subject, batch, taken, opened[subject.name]) for subject in subjects]
-            notes += _note_noise(batch, taken)
-    if config.rounds < FEWEST_ROUNDS:
-        notes.append(f"{config.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
-    return tuple(rows), tuple(notes)
+            variations |= {(name, batch): variation(times.medians) for name, times in taken.items()}
+    return Measured(tuple(rows), variations, fewest, load)
 
 
 def _choose_options(subject: Subject, config: BenchConfig) -> OpenConfig:
@@ -125,12 +152,22 @@ def _choose_options(subject: Subject, config: BenchConfig) -> OpenConfig:
 def _run_rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchConfig, heard: Callable[[int], None]) -> None:
     """All rounds at one batch size; each begins with the next subject."""
     names = list(workers)
-    for index in range(config.rounds):
+    before = len(taken[names[0]].rounds)
+    for index in range(before, before + config.rounds):
         start = index % len(names)
         for place, name in enumerate(names[start:] + names[:start]):
             time.sleep(PAUSE_S)
             taken[name].rounds.append(workers[name].run(config.seconds))
             heard(index * len(names) + place + 1)
+
+
+def _is_known(subjects: Sequence[Subject], taken: dict[str, _Times], goal: Goal) -> bool:
+    """Whether the intervals of all speed-ups are narrow enough."""
+    others = [each for each in subjects if each.reference not in (None, each.name)]
+    speedups = [_compare(taken[str(each.reference)].medians, taken[each.name].medians, same=False) for each in others]
+    return all(
+        each.low is not None and each.high is not None and each.high - each.low <= goal.width * each.value for each in speedups
+    )
 
 
 def _tell(progress: Progress, before: int, total: int, done: int) -> None:
@@ -165,25 +202,3 @@ def _compare(reference: list[float], own: list[float], same: bool) -> Metric:
     if same or len(own) < FEWEST_ROUNDS:
         return Metric(value, "ratio")
     return Metric(value, "ratio", *median_ratio(reference, own))
-
-
-def _note_load(config: BenchConfig) -> list[str]:
-    """A note if others used the machine in the minute before."""
-    load, cores = machine.load(), machine.logical_cores()
-    remarks = []
-    if load > cores / 2:
-        remarks.append(f"WARNING: the machine was busy: load {load:.1f} on {cores} cores before the first run")
-    if config.threads is not None and config.threads > cores:
-        remarks.append(f"WARNING: {config.threads} threads were asked for, this process may use {cores} cores")
-    return remarks
-
-
-def _note_noise(batch: int, taken: dict[str, _Times]) -> list[str]:
-    """A note for each subject whose rounds differ much."""
-    spread = {name: variation(times.medians) for name, times in taken.items()}
-    return [
-        f"WARNING: {name} at batch {batch}: round medians vary by {100 * value:.0f} % (coefficient of variation); "
-        "the machine was not quiet"
-        for name, value in spread.items()
-        if value > NOISY
-    ]

@@ -17,6 +17,8 @@ LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 """A normal variable lies within +-Z with probability `LEVEL`: 1.96."""
 RESAMPLES = 5000
+FEWEST_ROUNDS = 5
+"""Rounds from which a bootstrap interval means something: fewer have hardly any resamples that differ."""
 
 
 class Interval(NamedTuple):

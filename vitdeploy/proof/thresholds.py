@@ -31,6 +31,16 @@ FASTER = 1.05
 """Least speed-up, at the lower end of its interval, that is worth a conversion: below it, the next release of an engine or a
 busier machine takes it away."""
 
+NARROW, MOST_ROUNDS = 0.1, 32
+"""Width of a speed-up's interval, as a share of it, that is waited for, and the rounds after which it is waited for no longer:
+half a minute on a machine where others work."""
+
+VAGUE = 0.5
+"""Width from which a speed-up is no number any more, only faster or slower."""
+
+NOISY = 0.10
+"""Coefficient of variation of a subject's round medians from which a machine was not quiet."""
+
 AGREES = 0.95
 """Least agreement, at the lower end of its interval, that goes without a warning."""
 

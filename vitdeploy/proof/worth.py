@@ -17,11 +17,11 @@ from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import REFERENCE, TABLE, is_installed
 from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
-from vitdeploy.measure.latency import Subject
+from vitdeploy.measure.latency import Goal, Subject
 from vitdeploy.measure.parity import Parity
 from vitdeploy.onnxfile.summary import count_stored_bytes
 from vitdeploy.progress import Progress, silent
-from vitdeploy.proof.thresholds import AGREES, ALIKE, CORRELATES, COSINE, ENOUGH, FASTER
+from vitdeploy.proof.thresholds import AGREES, ALIKE, CORRELATES, COSINE, ENOUGH, FASTER, MOST_ROUNDS, NARROW, VAGUE
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.record import Worth
 from vitdeploy.report import Metric
@@ -47,6 +47,7 @@ class Comparison(NamedTuple):
         engine: Name of the backend.
         config: Threads.
         held_back: Whether the images set no range.
+        images: How many there are, for progress.
     """
 
     source: Artifact
@@ -54,6 +55,7 @@ class Comparison(NamedTuple):
     engine: str
     config: OpenConfig
     held_back: bool = True
+    images: int = 0
 
 
 def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: Progress = silent) -> Worth:
@@ -62,14 +64,14 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     Args:
         comparison: The two models and the engine.
         batches: Images as the contract says; none compares nothing.
-        progress: Hears of every turn.
+        progress: Hears of every batch and turn.
 
     Raises:
         MachineError: The engine failed.
     """
-    source, made, engine, _, held_back = comparison
+    source, made, engine, _, held_back, _ = comparison
     reference = REFERENCE if source.weights is not None and is_installed(REFERENCE) else engine
-    compared = _compare(comparison, reference, batches)
+    compared = _compare(comparison, reference, batches, progress)
     sizes = {
         name: count_stored_bytes(artifact.model) / 2**20
         for name, artifact in ((source.record.precision, source), (made.record.precision, made))
@@ -84,19 +86,22 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     return msgspec.structs.replace(whole, verdict=verdict(made.record.precision, source.record.precision, whole))
 
 
-def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]]) -> Worth:
-    source, made, engine, config, _ = comparison
-    spec = source.spec
+def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]], progress: Progress) -> Worth:
+    source, made, engine, config, *_ = comparison
+    spec, total = source.spec, max(1, comparison.images)
+    progress("compare", 0, total)
     parity = Parity(spec.task, probabilities=spec.probabilities)
     parts: list[NDArray[np.float64]] = []
     with ExitStack() as stack:
         reference = stack.enter_context(closing(open_in_child(reference_engine, source, config)))
         runner = stack.enter_context(closing(open_in_child(engine, made, config)))
         for batch in batches:
+            progress("compare", min(parity.images, total - 1), total)
             expected, got = (run_main(each, batch, spec) for each in (reference, runner))
             parity.add(expected, got)
             if spec.classifies:
                 parts.append(divergence(*(_to_logits(rows, spec) for rows in (expected, got))))
+    progress("compare", total, total)
     if not parity.images:
         return Worth(engine=engine, reference="", images=0, held_back=False, task=spec.task)
     metrics = parity.metrics()
@@ -150,15 +155,15 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _time(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     """Latency at batch 1 of the source, its bf16 form where the CPU has it, and the new model, in interleaved rounds."""
-    source, made, engine, config, _ = comparison
+    source, made, engine, config, *_ = comparison
     batch = _read_batch(made, engine, config)
     names = source.record.precision, made.record.precision
     subjects = [Subject(names[0], source, engine, names[0]), Subject(names[1], made, engine, names[0])]
     if names[1] not in ("bf16", "fp16") and _has_bf16(source, engine, config):
         subjects.append(Subject("bf16", source, engine, names[0], OpenConfig(precision="bf16")))
     bench = msgspec.structs.replace(_BENCH, batches=(batch,), threads=config.threads)
-    rows, _ = latency.measure(subjects, bench, progress=progress)
-    metrics = {row.subject: row.metrics for row in rows}
+    measured = latency.measure(subjects, bench, goal=Goal(NARROW, MOST_ROUNDS), progress=progress)
+    metrics = {row.subject: row.metrics for row in measured.rows}
     times = {name: float(each["p50"].value) for name, each in metrics.items()}
     return {
         "speedup": _plain(metrics[names[1]]["speedup"]),
@@ -192,14 +197,26 @@ def verdict(precision: str, source: str, worth: Worth) -> str:
     """The numbers in one sentence, and what to do."""
     if worth.speedup is None:
         return f"{precision.upper()}: not measured"
-    faster = "faster than" if worth.speedup.value >= 1 else "the speed of"
-    said = [f"{worth.speedup.value:.2f}x {faster} {source.upper()}{_interval(worth.speedup)}"]
+    said = [f"{_describe_speed(worth.speedup)} {source.upper()}"]
+    if not _is_vague(worth.speedup):
+        said[0] += _interval(worth.speedup)
     if worth.other is not None:
         said.append(f"bf16 {worth.other.value:.2f}x")
     if worth.images:
         held = "" if worth.held_back else " that also set the ranges"
         said.append(f"{_describe_sameness(worth)} on {worth.images} images{held}")
     return f"{precision.upper()}: {', '.join(said)}: {_advice(precision, source, worth)}"
+
+
+def _describe_speed(speedup: Metric) -> str:
+    if _is_vague(speedup):
+        return f"between {speedup.low:.2f}x and {speedup.high:.2f}x the speed of"
+    return f"{speedup.value:.2f}x {'faster than' if speedup.value >= 1 else 'the speed of'}"
+
+
+def _is_vague(speedup: Metric) -> bool:
+    """Whether the interval is so wide that the number in it says nothing."""
+    return speedup.low is not None and speedup.high is not None and speedup.high - speedup.low > VAGUE * speedup.value
 
 
 def _describe_sameness(worth: Worth) -> str:
@@ -227,8 +244,10 @@ def _advice(precision: str, source: str, worth: Worth) -> str:
     speed = worth.speedup.low if worth.speedup.low is not None else worth.speedup.value
     if worth.other is not None and worth.other.value >= worth.speedup.value:
         return "not worth it here: use --precision bf16, it is as fast and loses less"
-    if worth.speedup.low is not None and worth.speedup.low < 1 and (worth.speedup.high or 0) > FASTER:
-        return "not clear: the machine was not quiet, measure again with vitdeploy bench"
+    if worth.speedup.low is not None and worth.speedup.low < (FASTER if _is_vague(worth.speedup) else 1) < (
+        worth.speedup.high or 0
+    ):
+        return "too noisy to say: measure again with vitdeploy bench when nothing else runs"
     if speed < FASTER:
         sizes = list(worth.size_mib.values())
         smaller = f", but {sizes[0] / sizes[1]:.1f}x smaller" if len(sizes) == 2 and sizes[0] > 1.2 * sizes[1] else ""

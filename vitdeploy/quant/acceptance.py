@@ -68,5 +68,6 @@ def try_out(source: Artifact, made: Artifact, plan: Plan, pictures: Pictures | N
     batches: Iterator[NDArray[Any]] = iter(())
     if pictures is not None and pictures.data is not None:
         batches = pictures.tensors("held" if held else "ranges")
-    measured = worth(Comparison(source, made, engines[0], options, held), batches, progress=progress)
+    images = 0 if pictures is None else pictures.held if held else pictures.used
+    measured = worth(Comparison(source, made, engines[0], options, held, images), batches, progress=progress)
     return Acceptance(counts, measured, measured.verdict)

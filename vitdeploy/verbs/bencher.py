@@ -15,6 +15,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.progress import Progress, silent
+from vitdeploy.proof.doubts import list_doubts
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Report
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
@@ -57,7 +58,7 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
         subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in names]
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
-    rows, remarks = latency.measure(subjects, config, progress=progress)
+    measured = latency.measure(subjects, config, progress=progress)
     settings: dict[str, object] = {
         "artifact": ", ".join(labels),
         "rounds": config.rounds,
@@ -65,7 +66,13 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
         "warmup": config.warmup,
         "pause": latency.PAUSE_S,
     }
-    return Report(title="bench", reference=subjects[0].name, rows=rows, settings=settings, notes=(*notes, *remarks))
+    return Report(
+        title="bench",
+        reference=subjects[0].name,
+        rows=measured.rows,
+        settings=settings,
+        notes=(*notes, *list_doubts(measured, config)),
+    )
 
 
 def _identify_original(artifact: Artifact) -> bytes | None:

@@ -26,15 +26,16 @@ from vitdeploy.backends.targets import require_compiler
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.machine import find_versions
 from vitdeploy.measure import latency
-from vitdeploy.measure.latency import Subject
+from vitdeploy.measure.latency import Goal, Subject
 from vitdeploy.onnxfile.summary import count_stored_bytes
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
+from vitdeploy.proof.doubts import list_doubts
 from vitdeploy.proof.engine import Findings, audit, distance
 from vitdeploy.proof.golden import Golden
 from vitdeploy.proof.plan import read_plan
-from vitdeploy.proof.thresholds import LIMITS, RIVAL
+from vitdeploy.proof.thresholds import LIMITS, MOST_ROUNDS, NARROW, RIVAL
 from vitdeploy.recipe import BenchConfig, CompileConfig
 from vitdeploy.record import CompileProof, Optimisation, Rivalry
 
@@ -349,11 +350,13 @@ def _time(
     subjects: list[Subject], batch: int, progress: Progress
 ) -> tuple[dict[str, float], tuple[str, ...], dict[str, tuple[float, float | None, float | None]]]:
     """Median latency in ms by name, notes, and the speed-up over each subject's reference with its interval."""
-    rows, notes = latency.measure(subjects, msgspec.structs.replace(_BENCH, batches=(batch,)), progress=progress)
+    bench = msgspec.structs.replace(_BENCH, batches=(batch,))
+    measured = latency.measure(subjects, bench, goal=Goal(NARROW, MOST_ROUNDS), progress=progress)
+    rows = measured.rows
     times = {row.subject: float(row.metrics["p50"].value) for row in rows}
     speedups = {row.subject: row.metrics["speedup"] for row in rows if "speedup" in row.metrics}
     ratios = {name: (float(each.value), each.low, each.high) for name, each in speedups.items()}
-    return times, tuple(notes), ratios
+    return times, list_doubts(measured, bench), ratios
 
 
 def _proof(made: Artifact) -> CompileProof:

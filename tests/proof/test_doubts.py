@@ -1,0 +1,35 @@
+"""What makes latencies doubtful is said, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitdeploy.measure.latency import Measured
+from vitdeploy.proof import doubts
+from vitdeploy.proof.doubts import list_doubts
+from vitdeploy.recipe import BenchConfig
+
+QUIET = Measured((), {("steady", 1): 0.09}, rounds=5, load=0.9)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(doubts.machine, "logical_cores", lambda: 2)
+
+
+def test_a_quiet_machine_leaves_no_doubt():
+    assert list_doubts(QUIET, BenchConfig(threads=2)) == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "threads", "said"),
+    [
+        ({"load": 3.1}, 2, "WARNING: the machine was busy: load 3.1 on 2 cores before the first run"),
+        ({}, 8, "WARNING: 8 threads were asked for, this process may use 2 cores"),
+        ({"variation": {("steady", 4): 0.01, ("jumpy", 4): 0.47}}, 2, "WARNING: jumpy at batch 4: round medians vary by 47 %"),
+        ({"rounds": 4}, 2, "4 rounds are too few for intervals; 5 or more give them"),
+    ],
+)
+def test_each_doubt_is_one_line(more, threads, said):
+    (line,) = list_doubts(QUIET._replace(**more), BenchConfig(threads=threads))
+    assert line.startswith(said)

@@ -1,0 +1,32 @@
+"""What makes measured latencies doubtful, in words: a busy machine, too many threads, rounds that differ, too few rounds."""
+
+from __future__ import annotations
+
+from vitdeploy import machine
+from vitdeploy.measure.latency import Measured
+from vitdeploy.measure.statistics import FEWEST_ROUNDS
+from vitdeploy.proof.thresholds import NOISY
+from vitdeploy.recipe import BenchConfig
+
+
+def list_doubts(measured: Measured, config: BenchConfig) -> tuple[str, ...]:
+    """A line for each, none where there is nothing to doubt.
+
+    Args:
+        measured: What was measured.
+        config: How.
+    """
+    cores, doubts = machine.logical_cores(), []
+    if measured.load > cores / 2:
+        doubts.append(f"WARNING: the machine was busy: load {measured.load:.1f} on {cores} cores before the first run")
+    if config.threads is not None and config.threads > cores:
+        doubts.append(f"WARNING: {config.threads} threads were asked for, this process may use {cores} cores")
+    doubts += [
+        f"WARNING: {name} at batch {batch}: round medians vary by {100 * value:.0f} % (coefficient of variation); "
+        "the machine was not quiet"
+        for (name, batch), value in measured.variation.items()
+        if value > NOISY
+    ]
+    if measured.rounds < FEWEST_ROUNDS:
+        doubts.append(f"{measured.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
+    return tuple(doubts)

@@ -9,8 +9,10 @@ from typing import Literal
 
 QuantizedPrecision = Literal["int8", "fp8", "fp16", "bf16", "int8-dynamic", "int8-weight-only"]
 """What `quantize` makes."""
-RecordPrecision = Literal["fp32", QuantizedPrecision, "int4-weight-only"]
-"""The arithmetic that an artifact's weights were prepared for; the last is read, and not made here."""
+MadePrecision = Literal["fp32", QuantizedPrecision]
+"""The arithmetic of what is made here."""
+RecordPrecision = Literal[MadePrecision, "int4-weight-only"]
+"""The arithmetic that an artifact's weights were prepared for, here or elsewhere."""
 FloatPrecision = Literal["f32", "bf16", "f16"]
 """What float parts are computed in."""
 Hint = Literal["latency", "throughput"]

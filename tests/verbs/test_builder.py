@@ -516,7 +516,7 @@ def quantizing(verbs, monkeypatch):
     """A stand-in for `quantize`, which fails for the targets that are named."""
 
     def make(*fails: str):
-        def quantize(artifact, config, out, *, progress):
+        def quantize(artifact, config, out, *, force, progress):
             verbs._call(f"quantize {config.target}")
             if config.target in fails:
                 raise MachineError("VD4009", "the engine does not run what was planned")

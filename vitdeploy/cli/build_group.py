@@ -35,7 +35,7 @@ from vitdeploy.cli.options import (
 )
 from vitdeploy.cli.shell import BUILD, Outcome, command
 from vitdeploy.progress import Progress
-from vitdeploy.words import FloatPrecision, Goal, Hint, InstructionSet, QuantizedPrecision, RecordPrecision
+from vitdeploy.words import FloatPrecision, Goal, Hint, InstructionSet, MadePrecision, QuantizedPrecision
 
 
 @command(
@@ -200,7 +200,7 @@ def build(
     split: Split = None,
     limit: Limit = None,
     precision: Annotated[
-        RecordPrecision | None, typer.Option(help="What to quantize to; default: int8 where --data is given, else fp32.")
+        MadePrecision | None, typer.Option(help="What to quantize to; default: int8 where --data is given, else fp32.")
     ] = None,
     backend: Annotated[
         list[str] | None,

@@ -53,6 +53,7 @@ def predict(
     if out is not None:
         predictor.write_vectors(predictions, out)
     misfit = explain_misfit(backend, model) if backend else ""
-    hint = "; ".join(filter(None, (misfit and f"WARNING: {artifact}: {misfit}", out and f"wrote {out}")))
+    said = [f"WARNING: {artifact}: {misfit}"] if misfit else []
+    hint = "; ".join(said if out is None else [*said, f"wrote {out}"])
     record = {"schema_version": 1, "predictions": predictions}
     return Outcome(record, lambda: console.print_tables([tabulate_predictions(predictions)]), hint)

@@ -10,14 +10,14 @@ from vitdeploy.backends.table import TABLE, find_engine, find_target, is_install
 from vitdeploy.errors import UsageError
 from vitdeploy.recipe import BenchConfig, CompileConfig, ModelConfig, QuantizeConfig, Recipe, ValidateConfig
 from vitdeploy.verbs.doctor import examine
-from vitdeploy.words import RecordPrecision
+from vitdeploy.words import MadePrecision
 
 
 def plan(
     model: ModelConfig,
     validate: ValidateConfig,
     *,
-    precision: RecordPrecision | None = None,
+    precision: MadePrecision | None = None,
     backends: Sequence[str] = (),
 ) -> Recipe:
     """A whole job for a model: quantized and compiled for each engine, validated, measured.
@@ -52,7 +52,7 @@ def plan(
     )
 
 
-def _list_here(precision: RecordPrecision) -> tuple[str, ...]:
+def _list_here(precision: MadePrecision) -> tuple[str, ...]:
     """Engines that are installed, run on this machine, and read files of a precision."""
     names = [name for name in list_compilers() if is_installed(name)]
     on_devices = [name for name in names if TABLE[name].compiled_only]  # the others run on any CPU

@@ -46,6 +46,7 @@ SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"head": "none"}, "VD2006", "head is 'none' but classes is 5; set head = 'none' and classes = 0 together"),
     ({"classes": 0}, "VD2006", "head is 'linear' but classes is 0; set"),
     ({"classes": -1}, "VD2003", "classes is -1"),
+    ({"head": "projection", "problem": "regression"}, "VD2006", "problem is 'regression', but head = 'projection' gives an emb"),
     ({"head": "distilled"}, "VD2006", "distilled head needs a distillation token"),
     ({"head": "distilled", "distillation_token": True, "pool": "mean"}, "VD2006", "distilled head .* pool = 'cls'"),
     ({"labels": ("cat", "dog")}, "VD2003", "2 labels for 5 classes"),

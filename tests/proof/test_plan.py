@@ -35,6 +35,7 @@ def test_what_quantize_wrote_plans_every_linear_layer(tiny_artifact, tmp_path, p
     made = quantize(tiny_artifact, config, tmp_path / "made")
     parts = msgspec.structs.asdict(read_plan(made.model))
     names = parts.pop(part)
+    assert parts.pop("ours"), "unless somebody says otherwise"
     assert len(names) >= 4 * BLOCKS
     assert not any(parts.values())
     for engine, counted in made.record.proof.census.items():

@@ -1,21 +1,20 @@
 """ONNX Runtime compiled: the optimised graph computes the same, and is used only where it fits; devices are never guessed."""
 
 import json
-from contextlib import closing
+from functools import partial
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
 
-from tests.backends.compiled import compiled, copied, with_run, write_run
+from tests.backends.compiled import compile_all, compiled, copied, quantize_each, run_in, tensor, with_run, write_run
 from tests.backends.qdq import Quantizer
 from vitdeploy import machine
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import cache, table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.onnxruntime import backend
-from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
 from vitdeploy.onnxfile.nodes import read_nodes
 from vitdeploy.recipe import CompileConfig
@@ -26,26 +25,19 @@ KINDS = ("fp32", "int8", "int8 attention", "weights", "at run time", "static", "
 @pytest.fixture(scope="module")
 def sources(tiny_artifact, tiny_static, tiny_bytes, tmp_path_factory):
     """ONNX artifacts of every kind."""
-
-    def written(quantizer):
-        return quantizer.write(tmp_path_factory.mktemp("quantized"))
-
     return {
         "fp32": tiny_artifact,
         "static": tiny_static,
         "bytes": tiny_bytes,
-        "int8": written(Quantizer(tiny_artifact).static()),
-        "int8 attention": written(Quantizer(tiny_artifact).static().products()),
-        "weights": written(Quantizer(tiny_artifact).weights_only()),
-        "at run time": written(Quantizer(tiny_artifact).at_run_time()),
+        **quantize_each(tiny_artifact, partial(tmp_path_factory.mktemp, "quantized")),
+        "at run time": Quantizer(tiny_artifact).at_run_time().write(tmp_path_factory.mktemp("quantized")),
     }
 
 
 @pytest.fixture(scope="module")
 def engines(sources, tmp_path_factory):
     """The same, compiled."""
-    folder = tmp_path_factory.mktemp("engines")
-    return {kind: compiled(source, folder / kind, "onnxruntime", threads=1) for kind, source in sources.items()}
+    return compile_all(sources, tmp_path_factory.mktemp("engines"), "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +45,7 @@ def engine(engines):
     return engines["fp32"]
 
 
-def opened(artifact, **config):
-    return closing(table.load("onnxruntime").open(artifact, OpenConfig(**config)))
-
-
-def tensor(artifact, count=4):
-    return images.to_tensor(synthetic.pixels(count, artifact.spec.input), artifact.spec.input)
-
-
-def outputs(artifact, count=4, **config):
-    with opened(artifact, **config) as runner:
-        return runner.run(tensor(artifact, count)), runner.settings
+opened, outputs = run_in("onnxruntime")
 
 
 # The optimised graph
@@ -230,8 +212,8 @@ def test_a_data_file_with_a_taken_name_is_refused(tiny_artifact, name, tmp_path)
 def test_a_data_file_elsewhere_is_refused(tiny_artifact, tmp_path):
     source = beside(tiny_artifact, tmp_path / "source", "vit.data")
     model = onnx.load(source.model, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
+    for weight in model.graph.initializer:
+        for entry in weight.external_data:
             if entry.key == "location":
                 entry.value = "../vit.data"
     source.model.write_bytes(model.SerializeToString())

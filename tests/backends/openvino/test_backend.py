@@ -1,20 +1,18 @@
 """OpenVINO compiled: the model in its own form computes the same, and a kept engine is used only where it fits."""
 
 import hashlib
-from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 
-from tests.backends.compiled import compiled, copied, with_run, write_run
-from tests.backends.qdq import Quantizer
+from tests.backends.compiled import compile_all, compiled, copied, quantize_each, run_in, tensor, with_run, write_run
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import cache, table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.openvino import settings
-from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.recipe import CompileConfig
 
@@ -34,26 +32,19 @@ def half(tiny_artifact, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources(tiny_artifact, tiny_static, tiny_bytes, half, tmp_path_factory):
     """ONNX artifacts of every kind."""
-
-    def written(quantizer):
-        return quantizer.write(tmp_path_factory.mktemp("quantized"))
-
     return {
         "fp32": tiny_artifact,
         "static": tiny_static,
         "bytes": tiny_bytes,
         "fp16": half,
-        "int8": written(Quantizer(tiny_artifact).static()),
-        "int8 attention": written(Quantizer(tiny_artifact).static().products()),
-        "weights": written(Quantizer(tiny_artifact).weights_only()),
+        **quantize_each(tiny_artifact, partial(tmp_path_factory.mktemp, "quantized")),
     }
 
 
 @pytest.fixture(scope="module")
 def engines(sources, tmp_path_factory):
     """The same, compiled."""
-    folder = tmp_path_factory.mktemp("engines")
-    return {kind: compiled(source, folder / kind, "openvino", threads=1) for kind, source in sources.items()}
+    return compile_all(sources, tmp_path_factory.mktemp("engines"), "openvino")
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +52,7 @@ def engine(engines):
     return engines["fp32"]
 
 
-def opened(artifact, **config):
-    return closing(table.load("openvino").open(artifact, OpenConfig(**config)))
-
-
-def tensor(artifact, count=4):
-    return images.to_tensor(synthetic.pixels(count, artifact.spec.input), artifact.spec.input)
-
-
-def outputs(artifact, count=4, **config):
-    with opened(artifact, **config) as runner:
-        return runner.run(tensor(artifact, count)), runner.settings
+opened, outputs = run_in("openvino")
 
 
 # The model in OpenVINO's own form

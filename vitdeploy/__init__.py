@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact as Artifact
+    from vitdeploy.contract import InputContract as InputContract
     from vitdeploy.errors import InputError as InputError
     from vitdeploy.errors import MachineError as MachineError
     from vitdeploy.errors import TrustError as TrustError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from vitdeploy.recipe import Recipe as Recipe
     from vitdeploy.recipe import ValidateConfig as ValidateConfig
     from vitdeploy.report import Report as Report
-    from vitdeploy.spec import InputContract as InputContract
     from vitdeploy.spec import ModelSpec as ModelSpec
     from vitdeploy.verbs.bencher import bench as bench
     from vitdeploy.verbs.builder import build as build
@@ -61,7 +61,7 @@ VERBS = ("export", "quantize", "compile", "validate", "bench", "gate", "build", 
 
 _HOME = {
     "ModelSpec": "spec",
-    "InputContract": "spec",
+    "InputContract": "contract",
     "VARIANTS": "zoo.variants",
     "Artifact": "artifact",
     "Report": "report",

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from vitdeploy.amendments import Amendments
 from vitdeploy.errors import UsageError
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import ModelSpec
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.words import (
     FloatPrecision,
@@ -31,8 +32,8 @@ FILES = frozenset((".toml", ".json", ".onnx", ".safetensors", ".pth", ".pt", ".b
 OPSETS = (18, 19, 20, 21, 22)
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model.
+class ModelConfig(Amendments, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model, and what the user says of its input and its classes: the fields of `Amendments`.
 
     Attributes:
         source: A checkpoint that says what it is (a Hugging Face or timm folder, a file), an artifact, an architecture's
@@ -42,7 +43,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             random weights from `seed`.
         seed: Seed of random weights.
         module: Import `source` and run its code to get the network.
-        contract: File (.toml or .json) with the input contract, for a module.
+        contract: File (.toml or .json) with the input contract, or with those fields of it that the checkpoint does not say
+            or says wrongly. A module says none of them.
         trust_pickle: SHA-256 of a pickled checkpoint that may run code.
         prefer: Which weights to take from a checkpoint that has an averaged copy beside the plain ones; None takes the
             average when it is complete, and says so.
@@ -73,6 +75,10 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         input: What the file takes: normalised float32, or raw uint8 with the normalisation inside.
         top_k: Add outputs ``top_k_probabilities`` and ``top_k_indices`` [N, K].
         outputs: Outputs beside the main one: ``tokens`` [N, T, D], ``pooled`` [N, D].
+        data: Labelled images (folder, manifest, tar shards or IDX) on which the input contract is compared with others that are
+            plausible; None compares nothing.
+        split: Which part of them.
+        limit: Use at most this many of them.
         prove_batches: Batch sizes at which the file is run and compared before it is accepted.
         tolerance: Largest |difference| from PyTorch, as a share of the standard deviation of PyTorch's output.
     """
@@ -83,6 +89,9 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     input: InputTensor = "float32-nchw"
     top_k: int | None = None
     outputs: tuple[MoreOutput, ...] = ()
+    data: str | None = None
+    split: str | None = None
+    limit: int = 256
     prove_batches: tuple[int, ...] = (1, 2, 3, 7, 8)
     tolerance: float = 1e-4
 
@@ -92,6 +101,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2011", f"opset {self.opset} is not supported", fix=f"use {OPSETS[0]} to {OPSETS[-1]}")
         if self.batch is not None and self.batch < 1:
             raise UsageError("VD2011", f"batch is {self.batch}", fix="use 1 or more, or leave it out for a dynamic batch")
+        _positive(self, "limit")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("VD2011", f"top-k is {self.top_k}", fix="use 1 or more")
         if len(set(self.outputs)) < len(self.outputs):
@@ -306,7 +316,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     model: ModelConfig
-    export: ExportConfig = ExportConfig()
+    export: ExportConfig = msgspec.field(default_factory=ExportConfig)
     quantize: QuantizeConfig | tuple[QuantizeConfig, ...] | None = None
     compile: CompileConfig | tuple[CompileConfig, ...] | None = None
     validate: ValidateConfig | None = None
@@ -351,9 +361,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         validate = recipe.validate
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
-        model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
+        labels = recipe.model.labels
+        labels = str(beside / labels) if isinstance(labels, str) else labels
+        model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract, labels=labels)
+        export = recipe.export
+        if export.data is not None:
+            export = msgspec.structs.replace(export, data=str(beside / export.data))
         quantize = recipe.map_quantize(lambda config: config.map_paths(lambda name: str(beside / name)))
-        return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
+        return msgspec.structs.replace(recipe, model=model, export=export, quantize=quantize, validate=validate)
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -364,16 +379,6 @@ def read_spec(path: Path) -> ModelSpec:
         UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `ModelSpec` itself refuses.
     """
     return read_toml(path, ModelSpec)
-
-
-def read_contract(path: Path) -> InputContract:
-    """Read an `InputContract` from a TOML or JSON file.
-
-    Raises:
-        InputError: VD3001, unreadable.
-        UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `InputContract` itself refuses.
-    """
-    return read_toml(path, InputContract)
 
 
 def _positive(config: msgspec.Struct, *names: str) -> None:

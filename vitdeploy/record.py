@@ -27,6 +27,9 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         mapping_sha256: Digest of a mapping file.
         matched: The mapping file's patterns, and how many tensors each decided.
         notes: What a reader should know of the reading.
+        assumed: What was not read from the checkpoint of how images are prepared: an aspect (``mean``, ``std``, ``resize``,
+            ``interpolation``) to what it was taken to be.
+        assumed_from: What that was taken from.
         left_out: Tensors that were not used, and why.
         state_sha256: Digest of the state dict beside the model.
     """
@@ -41,8 +44,35 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mapping_sha256: str = ""
     matched: dict[str, int] = {}
     notes: tuple[str, ...] = ()
+    assumed: dict[str, str] = {}
+    assumed_from: str = ""
     left_out: dict[str, str] = {}
     state_sha256: str = ""
+
+    @property
+    def assumption(self) -> str:
+        """What was assumed, in a line; "" where all was read or said."""
+        if not self.assumed:
+            return ""
+        return f"{', '.join(f'{aspect} {value}' for aspect, value in self.assumed.items())}, from {self.assumed_from}"
+
+
+class ContractTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """The input contract beside other usual ones, on labelled images.
+
+    Attributes:
+        data: Name of the data set.
+        images: How many images.
+        top1: Share of them that the model recognises with its own contract.
+        others: Each other contract that was tried, in words, to its top-1 minus that one, in percentage points.
+        warning: Which one is better, and how to ask for it; "" when none is.
+    """
+
+    data: str
+    images: int
+    top1: float
+    others: dict[str, Metric] = {}
+    warning: str = ""
 
 
 class ExportProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", tag="export"):
@@ -54,6 +84,7 @@ class ExportProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", t
         difference: Largest |difference| from PyTorch, over all rows and outputs.
         relative: The same as a share of the standard deviation of PyTorch's output.
         company: Largest |difference| of a row from the same row in other company.
+        contract: What labelled images say of the input contract; None where none were given.
     """
 
     batches: tuple[int, ...]
@@ -61,6 +92,7 @@ class ExportProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", t
     difference: float
     relative: float
     company: float
+    contract: ContractTrial | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -19,13 +20,41 @@ else:  # JetPack 6 has Python 3.10
 T = TypeVar("T")
 
 
-def read_toml(path: Path, kind: type[T]) -> T:
+def read_toml(path: Path, kind: type[T], under: Mapping[str, object] | None = None) -> T:
     """Read a TOML (or, by its name, JSON) file as ``kind``, strictly.
+
+    Args:
+        path: The file.
+        kind: What it is.
+        under: What holds where the file says nothing, in place of the defaults.
 
     Raises:
         InputError: VD3001, unreadable.
         UsageError: VD2007 not TOML; VD2002 unknown key; VD2003 bad value.
     """
+    text, table = _read(path)
+    _check_keys(table, kind, text, path, ())
+    try:
+        return msgspec.convert({**under, **table} if under and isinstance(table, dict) else table, kind)
+    except msgspec.ValidationError as exc:
+        raise UsageError("VD2003", str(exc).replace("`$", "`").replace("`.", "`"), file=path) from exc
+    except UsageError as exc:
+        raise type(exc)(exc.code, exc.message, file=path, fix=exc.fix) from exc
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The file as it is written, without a check of its keys; nothing where it is no table.
+
+    Raises:
+        InputError: VD3001, unreadable.
+        UsageError: VD2007, not TOML.
+    """
+    table = _read(path)[1]
+    return table if isinstance(table, dict) else {}
+
+
+def _read(path: Path) -> tuple[str, object]:
+    """Text and content."""
     try:
         text = path.read_bytes().decode()
     except OSError as exc:
@@ -33,16 +62,9 @@ def read_toml(path: Path, kind: type[T]) -> T:
     except UnicodeDecodeError as exc:
         raise UsageError("VD2007", "is not text in UTF-8", file=path) from exc
     try:
-        table = msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
+        return text, msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, msgspec.DecodeError, RecursionError) as exc:
         raise UsageError("VD2007", f"is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}", file=path) from exc
-    _check_keys(table, kind, text, path, ())
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as exc:
-        raise UsageError("VD2003", str(exc).replace("`$", "`").replace("`.", "`"), file=path) from exc
-    except UsageError as exc:
-        raise type(exc)(exc.code, exc.message, file=path, fix=exc.fix) from exc
 
 
 def _check_keys(table: object, kind: object, text: str, path: Path, above: tuple[str, ...]) -> None:

@@ -36,6 +36,12 @@ GIVES: dict[Task, str] = {
 """What a model's main output is, in words, by its task."""
 MoreOutput = Literal["tokens", "pooled"]
 """An output beside the main one."""
+Filter = Literal["bilinear", "bicubic"]
+"""How images are resampled."""
+Exif = Literal["apply", "ignore"]
+"""Whether the orientation tag of a photo counts."""
+Alpha = Literal["drop", "white"]
+"""What becomes of transparency: the colours behind it are shown, or the image is laid on white."""
 WeightsCopy = Literal["ema", "plain"]
 """Which weights of a checkpoint that has an averaged copy beside the plain ones."""
 VerdictFormat = Literal["text", "json", "md", "junit", "github"]

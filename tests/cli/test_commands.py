@@ -92,6 +92,25 @@ class TestResults:
         assert err.splitlines()[-1] == f"wrote {tmp_path / 'v'}; next: vitdeploy validate {tmp_path / 'v'}"
         assert vitdeploy.Artifact.open(tmp_path / "v").record.config.outputs == ("tokens", "pooled")
 
+    def test_export_with_the_input_as_told(self, call, tmp_path):
+        options = ("--mean", "0.1,0.2,0.3", "--std", "0.5", "--resize", "20", "--crop", "24", "--interpolation", "bilinear")
+        options += ("--resize", "30", "--exif", "apply", "--alpha", "drop", "--labels", "ant,bee,cat")
+        status, out, _ = call("export", "tiny.toml", "-o", str(tmp_path / "v"), "-q", *options)
+        assert status == 0
+        told = "shortest to 30, bilinear; mean 0.1, 0.2, 0.3; std 0.5, 0.5, 0.5; EXIF apply, alpha drop"
+        assert told in " ".join(out.split())
+        assert vitdeploy.Artifact.open(tmp_path / "v").spec.labels == ("ant", "bee", "cat")
+
+    def test_export_compares_its_contract_on_data(self, call, tmp_path):
+        (tmp_path / "names.txt").write_text("cat\ndog|x\n<b>\n")
+        data = ("--data", "photos", "--limit", "5", "--labels", str(tmp_path / "names.txt"))
+        status, out, err = call("export", "tiny.toml", "-o", str(tmp_path / "v"), *data)
+        assert status == 0
+        assert "export: contract" in err
+        assert "top-1 on 5 images of photos; none of" in " ".join(out.split())
+        proof = vitdeploy.Artifact.open(tmp_path / "v").record.proof
+        assert proof.contract.images == 5 and "channels reversed (BGR)" in proof.contract.others
+
     def test_export_json(self, call, tmp_path):
         status, out, _ = call(
             "export", "tiny.toml", "-o", str(tmp_path / "v"), "--json", "-q", "--image-size", "32x24", "--top-k", "2"
@@ -225,6 +244,15 @@ class TestErrors:
             (["export", "tiny.toml", "-o", "photos"], 2, "error[VD2008] photos: exists and was not written by vitdeploy"),
             (["export", "tiny.toml", "-o", "new", "--opset", "3"], 2, "error[VD2011] opset 3 is not supported; use 18 to 22"),
             (["export", "tiny.toml", "-o", "new", "--image-size", "15"], 2, "error[VD2004]"),
+            (["export", "tiny.toml", "-o", "new", "--mean", "half"], 2, "error[VD2003] --mean: 'half' is no list of numbers"),
+            (["export", "tiny.toml", "-o", "new", "--resize", "most"], 2, "error[VD2003] resize is 'most'"),
+            (["export", "tiny.toml", "-o", "new", "--labels", "a,b"], 2, "error[VD2003] 2 labels for 3 classes"),
+            (
+                ["export", "tiny.toml", "-o", "new", "--labels", "none.txt"],
+                3,
+                "error[VD3001] none.txt: is no file",
+            ),
+            (["export", "tiny.toml", "-o", "new", "--data", "none"], 3, "error[VD3001] none"),
             (["export", "tiny.toml", "-o", "new", "--image-size", "1x2x3"], 2, "error[VD2003]"),
             (["export", "tiny.toml", "-o", "new", "--image-size", "0"], 2, "error[VD2003]"),
             (["export", "tiny.toml", "-o", "new", "--outputs", "tokns"], 2, "error[VD2003] Invalid enum value 'tokns'"),

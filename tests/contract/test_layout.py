@@ -14,6 +14,7 @@ OF_SEVERAL = {
     "backends/test_kernels.py": "what the engines say about the kernels that ran",
     "backends/tensorrt/test_contract_bindings.py": "the bindings of several TensorRT versions",
     "backends/tensorrt/test_gpu.py": "what needs a GPU",
+    "checkpoints/test_input.py": "what is read, said and assumed of the input, for every kind of source",
     "checkpoints/test_peers.py": "models and checkpoints against timm and transformers",
     "graph/canonical/test_parts.py": "one foreign form a test, many rewrites",
     "graph/canonical/test_tolerances.py": "how near to the book a form must be, and 16 bits, in every rewrite",

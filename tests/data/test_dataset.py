@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitdeploy import data
 from vitdeploy.data import LoadConfig, classes, idx, open_dataset, sources
+from vitdeploy.data.images import Picture
 from vitdeploy.data.wordnet import number_synsets
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
@@ -321,6 +322,15 @@ def test_limit_is_a_seeded_sample(tmp_path: Path) -> None:
     assert len(values(tmp_path, LoadConfig(limit=999))) == 40
 
 
+def test_turned_photos_are_counted(tmp_path: Path) -> None:
+    turn = Image.Exif()
+    turn[0x0112] = 3
+    for index in range(5):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{index}.jpg", exif=turn if index < 2 else Image.Exif())
+    batches = open_dataset(tmp_path).batches(CONTRACT)
+    assert sum(len(batch.pixels) for batch in batches) == 5 and batches.counts.turned == 2
+
+
 def test_memory_is_bounded_and_threads_end(tmp_path: Path) -> None:
     """The reader is never more than two images a thread ahead, and leaving the loop stops it."""
     for index in range(60):
@@ -328,10 +338,10 @@ def test_memory_is_bounded_and_threads_end(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     lock, read = threading.Lock(), []
 
-    def counting(index: int, contract: InputContract) -> np.ndarray:
+    def counting(index: int, contract: InputContract) -> Picture:
         with lock:
             read.append(index)
-        return np.zeros((4, 4, 3), np.uint8)
+        return Picture(np.zeros((4, 4, 3), np.uint8))
 
     listing = sources.Listing(names=dataset.listing.names, labels=None, classes=None, digest="", read=counting)
     watched = data.Dataset(tmp_path, "watched", listing)
@@ -436,7 +446,7 @@ def test_class_map(tmp_path: Path) -> None:
     assert folder_map(tmp_path, (), 2) == [0, 1], "the model has no names, and as many classes: in order"
     with pytest.raises(InputError, match=r"2 classes \(cat, dog, ...\), the model 3 without names") as caught:
         folder_map(tmp_path, (), 3)
-    assert caught.value.code == "VD3106" and caught.value.fix == "name each folder by its class's number, from 0"
+    assert caught.value.code == "VD3106" and "(--labels FILE), or name each folder by its class's number" in caught.value.fix
     assert folder_map(tmp_path, ("cat", "CAT", "dog"), 3) == [0, 2], "the exact name wins"
     with pytest.raises(InputError, match="'dog'") as caught:
         folder_map(tmp_path, ("cat", "bird"), 2)

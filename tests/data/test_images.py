@@ -8,6 +8,7 @@ import struct
 import warnings
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -188,6 +189,34 @@ def test_transparency_lies_on_white() -> None:
     assert one_pixel(encoded(palette, transparency=0)) == [255, 255, 255]
     assert one_pixel(encoded(palette, transparency=b"\x00\xff")) == [255, 255, 255]
     assert one_pixel(encoded(Image.new("RGBA", (2, 2), clear), "WEBP", lossless=True)) == [255, 255, 255]
+
+
+def test_transparency_is_dropped_as_pillow_drops_it() -> None:
+    """timm and torchvision show the colours behind it: ``convert("RGB")``."""
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([200, 10, 10, 0, 0, 0])
+    for image, options in (
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 0)), {}),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 128)), {}),
+        (Image.new("LA", (2, 2), (9, 0)), {}),
+        (palette, {"transparency": 0}),
+    ):
+        data = encoded(image, **options)
+        with Image.open(io.BytesIO(data)) as opened:
+            expected = np.array(opened.convert("RGB"))[0, 0].tolist()
+        assert one_pixel(data, alpha="drop") == expected
+        assert one_pixel(data) != expected, "and not on white"
+
+
+def test_a_picture_says_whether_it_was_turned() -> None:
+    contract = InputContract(height=4, width=4)
+    for tag, turned in ((None, False), (1, False), (6, True), (9, False)):
+        exif = Image.Exif()
+        if tag is not None:
+            exif[0x0112] = tag
+        data = encoded(Image.new("RGB", (4, 4)), "JPEG", exif=exif)
+        assert images.read(data, contract).turned is turned
+        assert images.read(data, msgspec.structs.replace(contract, exif="apply")).turned is turned
 
 
 @pytest.mark.parametrize("value", [0, 128, 129, 257, 300, 32768, 65406, 65407, 65535])

@@ -16,6 +16,7 @@ from vitdeploy.data import synthetic
 from vitdeploy.data.images import load, to_tensor
 from vitdeploy.errors import InputError
 from vitdeploy.recipe import ValidateConfig
+from vitdeploy.record import Origin
 from vitdeploy.verbs import validator
 from vitdeploy.verbs.validator import validate
 
@@ -134,6 +135,28 @@ def test_names_of_classes_are_mapped(tiny_artifact, answers):
     assert report.rows[0].metrics["top1"].value == 1
     held = len(set(answers[1].values()))
     assert report.notes == (f"The data have {held} of the model's 12 classes; it chooses among all of them.",)
+
+
+def test_photos_that_are_not_turned_are_told(tiny_artifact, tmp_path):
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    for index in range(4):
+        Image.new("RGB", (24, 16)).save(tmp_path / f"{index}.jpg", exif=turn if index else Image.Exif())
+    settings = config(str(tmp_path), backends=("onnxruntime",))
+    note = "3 images are not upright: their EXIF orientation counts only after export with --exif apply."
+    assert note in validate(tiny_artifact, settings).notes
+    spec = msgspec.structs.replace(tiny_artifact.spec, input=msgspec.structs.replace(tiny_artifact.spec.input, exif="apply"))
+    upright = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, spec=spec))
+    assert note not in validate(upright, settings).notes
+
+
+def test_what_was_assumed_is_told(tiny_artifact):
+    origin = Origin(assumed={"mean": "0.5", "resize": "stretch"}, assumed_from="what timm does for vit_tiny_patch16_224")
+    known = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, origin=origin))
+    (note,) = [note for note in validate(known, config(limit=2)).notes if note.startswith("Assumed")]
+    assert note == (
+        "Assumed, not read from the checkpoint: mean 0.5, resize stretch, from what timm does for vit_tiny_patch16_224."
+    )
 
 
 def test_too_many_classes_are_refused(tiny_artifact, answers):

@@ -216,7 +216,7 @@ def _image(vision: dict[str, Any], patches: int, patch: tuple[int, int], path: P
 
 
 def _contract(checkpoint: Checkpoint, config: dict[str, Any], size: tuple[int, int], channels: int) -> InputContract:
-    """openai/CLIP, clip.py: Resize(n, bicubic), CenterCrop(n); open_clip's preprocess_cfg where there is one."""
+    """openai/CLIP, clip.py: Resize(n, bicubic), CenterCrop(n), convert("RGB"); open_clip's preprocess_cfg where there is one."""
     given = config.get("preprocess_cfg") or {}
     mode, filter_name = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
     ways: dict[str, Any] = {"shortest": "shortest", "squash": "stretch"}
@@ -225,7 +225,14 @@ def _contract(checkpoint: Checkpoint, config: dict[str, Any], size: tuple[int, i
         raise InputError("VD3015", message, file=checkpoint.path, fix="give the input contract yourself")
     mean, std = (tuple(map(float, given.get(key, usual))) for key, usual in (("mean", MEAN), ("std", STD)))
     return InputContract(
-        height=size[0], width=size[1], channels=channels, resize=ways[mode], interpolation=filter_name, mean=mean, std=std
+        height=size[0],
+        width=size[1],
+        channels=channels,
+        resize=ways[mode],
+        interpolation=filter_name,
+        mean=mean,
+        std=std,
+        alpha="drop",
     )
 
 
@@ -252,4 +259,11 @@ def _check_name(architecture: str | None, patch: int, path: Path) -> None:
         raise InputError("VD3009", message, file=path, fix="check that name and file belong together")
 
 
-SOURCE = Source("CLIP", recognise, spec, rules, grid)
+def read_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What open_clip's preprocess_cfg says."""
+    given = _config(checkpoint).get("preprocess_cfg") or {}
+    names = {"mean": "mean", "std": "std", "resize_mode": "resize", "interpolation": "interpolation"}
+    return tuple(field for key, field in names.items() if key in given)
+
+
+SOURCE = Source("CLIP", recognise, spec, rules, grid, read_fields=read_fields)

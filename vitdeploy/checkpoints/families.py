@@ -44,7 +44,7 @@ def load(path: Path, architecture: str | None = None, *, trust: str | None = Non
         "left_out": converted.left_out,
         "architecture": architecture or spec.name,
     }
-    return Loaded(spec, converted.state, source.grid(checkpoint), origin)
+    return Loaded(spec, converted.state, source.grid(checkpoint), origin, source.read_fields(checkpoint))
 
 
 def recognise(checkpoint: Checkpoint) -> Source:

@@ -247,6 +247,7 @@ def _contract(height: int, width: int, channels: int, siglip: bool) -> InputCont
         resize_to=crop,
         mean=half,
         std=half,
+        alpha="drop",  # TensorFlow decodes three channels
     )
 
 

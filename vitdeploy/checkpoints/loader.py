@@ -11,13 +11,15 @@ import msgspec
 from torch import nn
 
 from vitdeploy import files
+from vitdeploy.amendments import ASPECTS, describe_aspects, list_unsaid, read_contract, read_labels
 from vitdeploy.artifact import Artifact
 from vitdeploy.checkpoints import families, mapping, safetensors
 from vitdeploy.checkpoints.checkpoint import read
 from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer, build
-from vitdeploy.recipe import ModelConfig, read_contract, read_spec
-from vitdeploy.spec import ModelSpec
+from vitdeploy.recipe import ModelConfig, read_spec
+from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.tomlfile import read_table
 from vitdeploy.zoo.variants import VARIANTS, find
 
 CHECKPOINTS = frozenset((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
@@ -42,13 +44,18 @@ class Original(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """A spec with weights that are not built yet; no state means random ones."""
+    """A spec with weights that are not built yet; no state means random ones.
+
+    What was not read of the input is named by `unsaid`, and where it was taken from by `custom`.
+    """
 
     spec: ModelSpec
     state: safetensors.State | None
     origin: Mapping[str, object]
     grid: tuple[int, int] | None = None
     parent: str | None = None
+    unsaid: tuple[str, ...] = ()
+    custom: str = ""
 
 
 def load(model: ModelConfig, image_size: tuple[int, int] | None = None) -> Original:
@@ -68,14 +75,31 @@ def load(model: ModelConfig, image_size: tuple[int, int] | None = None) -> Origi
         return _module(model, image_size)
     parts = _parts(model)
     spec = parts.spec if image_size is None else parts.spec.change_size(*image_size)
+    spec, said = _change_contract(spec, model)
     spec = spec if model.task is None else spec.change_task(model.task)
     spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor="float32-nchw"))
+    assumed = describe_aspects(spec.input, [name for name in parts.unsaid if name not in said])
+    origin = {**parts.origin, "assumed": assumed, "assumed_from": parts.custom} if assumed else parts.origin
     net: VisionTransformer
     if parts.state is None:
         net = build(spec, seed=model.seed)
     else:
         net = safetensors.assemble(spec, parts.state, parts.grid or parts.spec.grid, file=Path(model.weights or model.source))
-    return Original(net, spec, parts.origin, parts.parent)
+    return Original(net, spec, origin, parts.parent)
+
+
+def _change_contract(spec: ModelSpec, model: ModelConfig) -> tuple[ModelSpec, frozenset[str]]:
+    """The spec with what the user says of its input and classes, and which aspects were said."""
+    contract, said = spec.input, model.list_said()
+    if model.contract is not None:
+        path = Path(model.contract)
+        contract = read_contract(path, contract)
+        said |= set(ASPECTS) - set(list_unsaid(read_table(path)))
+        if contract.channels != spec.input.channels:
+            message = f"has {contract.channels} channels, the model takes {spec.input.channels}"
+            raise UsageError("VD2003", message, file=path, fix="correct channels, mean and std")
+    labels = spec.labels if model.labels is None else read_labels(model.labels)
+    return msgspec.structs.replace(spec, input=model.apply(contract), labels=labels), said
 
 
 def _parts(model: ModelConfig) -> _Parts:
@@ -105,8 +129,8 @@ def _artifact(path: Path, given: Path | None) -> _Parts:
     if file is None:
         fix = "export again with --module" if artifact.spec.network == "module" else "give --weights, or the artifact's folder"
         raise UsageError("VD2010", "has no weights to build the PyTorch original from", file=path, fix=fix)
-    state = safetensors.read(file)
-    return _Parts(artifact.spec, state, _digest(file), artifact.spec.grid, artifact.id)
+    state, known = safetensors.read(file), artifact.record.origin
+    return _Parts(artifact.spec, state, _digest(file), artifact.spec.grid, artifact.id, tuple(known.assumed), known.assumed_from)
 
 
 def _describe(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
@@ -118,12 +142,23 @@ def _describe(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
         mapped = mapping.load(path, checkpoint.state)
         origin = {"source": "mapping file", "mapping_sha256": files.sha256(path), "files": checkpoint.files}
         origin |= {"notes": list(checkpoint.notes), "left_out": mapped.converted.left_out, "matched": mapped.matched}
-        return _Parts(mapped.spec, mapped.converted.state, origin)
+        unsaid, custom = _find_unsaid(path, read_table(path).get("spec"))
+        return _Parts(mapped.spec, mapped.converted.state, origin, unsaid=unsaid, custom=custom)
     spec = read_spec(path)
     if given is None:
         return _Parts(spec, None, {"random_seed": model.seed})
     state = safetensors.read(given)
-    return _Parts(spec, state, _digest(given))
+    unsaid, custom = _find_unsaid(path, read_table(path))
+    return _Parts(spec, state, _digest(given), unsaid=unsaid, custom=custom)
+
+
+def _find_unsaid(path: Path, spec: object) -> tuple[tuple[str, ...], str]:
+    """What a spec as it is written does not say of its input, and what holds in its place; a mapping may name one."""
+    if isinstance(spec, str) and not spec.endswith((".toml", ".json")):
+        return tuple(ASPECTS), f"the known model {spec}"
+    written = read_table(path.absolute().parent / spec) if isinstance(spec, str) else spec
+    given = written.get("input") if isinstance(written, dict) else None
+    return list_unsaid(given if isinstance(given, dict) else ()), "the defaults of a spec (ImageNet)"
 
 
 def _digest(file: Path) -> dict[str, object]:
@@ -132,21 +167,17 @@ def _digest(file: Path) -> dict[str, object]:
 
 def _foreign(path: Path, architecture: str | None, model: ModelConfig) -> _Parts:
     loaded = families.load(path, architecture, trust=model.trust_pickle, prefer=model.prefer)
-    return _Parts(loaded.spec, loaded.state, loaded.origin, loaded.grid)
+    custom = f"what {loaded.origin['source']} does for {loaded.spec.name}"
+    return _Parts(loaded.spec, loaded.state, loaded.origin, loaded.grid, None, list_unsaid(loaded.read_fields), custom)
 
 
 def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
     """A network of the user's own code: imported and run. Nothing of it is checked but what it returns."""
     from vitdeploy.models.modules import load_module
 
-    if model.contract is None:
-        fix = "give --contract FILE: a TOML file with height, width, mean, std (vitdeploy explain VD3012)"
-        raise UsageError("VD2010", f"the module {model.source!r} says nothing of how images are prepared", fix=fix)
     if model.weights is not None:
         raise UsageError("VD2010", "a module loads its weights itself", fix="leave out --weights")
-    contract = read_contract(Path(model.contract))
-    if image_size is not None:
-        contract = contract.change_size(*image_size)
+    contract, unsaid = _describe_input(model, image_size)
     loaded = load_module(model.source, contract)
     spec = ModelSpec(
         name=model.source,
@@ -155,8 +186,28 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
         head="linear" if loaded.classes else "none",
         classes=loaded.classes,
     )
+    if model.labels is not None:
+        spec = msgspec.structs.replace(spec, labels=read_labels(model.labels))
     spec = spec if model.task is None else spec.change_task(model.task)
-    return Original(loaded.net, spec, {"module": model.source})
+    assumed = describe_aspects(contract, unsaid)
+    return Original(loaded.net, spec, {"module": model.source, "assumed": assumed, "assumed_from": "ImageNet's custom"})
+
+
+def _describe_input(model: ModelConfig, image_size: tuple[int, int] | None) -> tuple[InputContract, tuple[str, ...]]:
+    """The contract of a module, all of it the user's words, and what nothing was said of."""
+    said = model.list_said()
+    if model.contract is not None:
+        path = Path(model.contract)
+        contract, said = read_contract(path), said | (set(ASPECTS) - set(list_unsaid(read_table(path))))
+    elif model.mean is None or model.std is None or image_size is None:
+        fix = "give --contract FILE, a TOML file with height, width, mean, std; or --image-size, --mean and --std"
+        raise UsageError("VD2010", f"the module {model.source!r} says nothing of how images are prepared", fix=fix)
+    else:
+        channels = max(len(model.mean), len(model.std))
+        channels = 3 if channels == 1 else channels
+        contract = InputContract(channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    contract = contract if image_size is None else contract.change_size(*image_size)
+    return model.apply(contract), tuple(name for name in ASPECTS if name not in said)
 
 
 def _is_mapping(path: Path) -> bool:

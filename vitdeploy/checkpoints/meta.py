@@ -30,7 +30,7 @@ class Family(NamedTuple):
     Attributes:
         name: As its checkpoints are called.
         signs: Patterns of names; each alone is enough.
-        input: Preparation of its evaluation, at any size.
+        input: Amendments of its evaluation, at any size.
         source: The paper.
         facts: Fields of `ModelSpec` that shapes can't tell.
     """

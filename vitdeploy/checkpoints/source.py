@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +69,8 @@ class Source(NamedTuple):
         rules: The table for a checkpoint that `spec` understood.
         grid: Rows and columns of the learned position table, or None for the model's own or a square.
         notes: What is unusual about a checkpoint that `spec` understood, a sentence each; see `Checkpoint.notes`.
+        read_fields: Fields of the input contract that the checkpoint itself says; all others are what the library does for such
+            a network.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Source(NamedTuple):
     rules: Callable[[Checkpoint, ModelSpec], tuple[Rule, ...]]
     grid: Callable[[Checkpoint], tuple[int, int] | None] = lambda _: None
     notes: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = lambda _, __: ()
+    read_fields: Callable[[Checkpoint], Collection[str]] = lambda _: ()
 
 
 class Loaded(NamedTuple):
@@ -86,6 +89,7 @@ class Loaded(NamedTuple):
         spec: The model.
         state: Tensors by our names.
         grid: See `Source.grid`.
+        read_fields: See `Source.read_fields`.
         origin: For the record: source library, files and digests, what was stripped and what was left out, and why.
     """
 
@@ -93,3 +97,4 @@ class Loaded(NamedTuple):
     state: State
     grid: tuple[int, int] | None
     origin: Mapping[str, object]
+    read_fields: Collection[str] = ()

@@ -27,6 +27,7 @@ from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.conversion import Rule, State, convert, has_matches
 from vitdeploy.checkpoints.source import Checkpoint, Source, read_problem
 from vitdeploy.checkpoints.timm_names import ANY_MODULE, Architecture, understand
+from vitdeploy.contract import SMALLEST_WITH_MARGIN
 from vitdeploy.errors import InputError
 from vitdeploy.spec import InputContract, Mlp, ModelSpec, Pool, SpecFields
 from vitdeploy.zoo.variants import VARIANTS
@@ -234,6 +235,7 @@ def contract(side: tuple[int, int], prepared: Prepared, checkpoint: Checkpoint) 
         interpolation=interpolation,
         mean=_spread(prepared.mean or (0.0,), channels),
         std=_spread(prepared.std or (1.0,), channels),
+        alpha="drop",  # timm, data/dataset.py: convert("RGB")
     )
 
 
@@ -325,10 +327,11 @@ def _grid(checkpoint: Checkpoint, side: int) -> tuple[tuple[int, int], SpecField
 
 def _contract(checkpoint: Checkpoint, known: Architecture, side: tuple[int, int]) -> InputContract:
     family, given = known.family, _read_preparation(checkpoint)
+    small = max(side) < min(SMALLEST_WITH_MARGIN, family.side)
     named = Prepared(
         mean=family.statistics[0],
         std=family.statistics[1],
-        crop_pct=family.crop,
+        crop_pct=1.0 if small else family.crop,
         crop_mode="squash" if family.squash else "center",
         interpolation=family.interpolation,
     )
@@ -354,4 +357,16 @@ def _spread(values: Iterable[float], channels: int) -> tuple[float, ...]:
     return given if len(given) == channels else (sum(given) / len(given),) * channels
 
 
-SOURCE = Source("timm", recognise, spec, rules, grid, notes)
+def read_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What config.json says of the preparation."""
+    given = _read_preparation(checkpoint)
+    said = {
+        "mean": given.mean,
+        "std": given.std,
+        "resize": given.crop_pct or given.crop_mode,
+        "interpolation": given.interpolation,
+    }
+    return tuple(name for name, value in said.items() if value is not None)
+
+
+SOURCE = Source("timm", recognise, spec, rules, grid, notes, read_fields)

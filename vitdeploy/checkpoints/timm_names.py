@@ -40,7 +40,7 @@ class Family(NamedTuple):
         crop: Share of the resized image that is cropped.
         facts: Fields of `ModelSpec` that differ from its defaults.
         squash: Whether the image is stretched instead of cropped.
-        side: Image side in pixels, for networks without a position table.
+        side: Image side in pixels of the published weights, where it is not in the name.
         interpolation: Resampling filter.
         refused: Why vitdeploy can't run them, or nothing.
     """
@@ -137,7 +137,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(r"vit_{size}_patch{n}_siglip(_gap)?_{n}"),
     # supervised, and DINO's S/8, which has no other weights
     Family(r"vit_small_patch8_224", IMAGENET),
-    Family(r"flexivit_{size}|test_vit2?", HALF, 0.95),
+    Family(r"flexivit_{size}", HALF, 0.95),
+    Family(r"test_vit2?", HALF, 0.95, side=160),
     Family(r"vit_betwixt_patch{n}_rope_reg{n}_gap_{n}", CLIP, 0.95, _EVA02, side=256),
     Family(r"vit_{size}_patch{n}_rope_reg{n}_gap_{n}", HALF, 0.95, _EVA02, side=256),
     Family(r"vit_{size}_patch{n}_224_miil", UNIT, 0.875, interpolation="bilinear"),

@@ -122,8 +122,11 @@ def _other(given: str, name: str) -> None:
 
 
 def _contract(name: str, side: int, channels: int, *, swag: bool) -> InputContract:
-    """SWAG's end-to-end weights (384, 512, 518 pixels; all of H/14) resize bicubically and cut nothing more; the others crop."""
-    contract = InputContract(height=side, width=side, resize_to=side, interpolation="bicubic")
+    """Transparency is dropped as by torchvision's ``pil_loader``.
+
+    SWAG's end-to-end weights (384, 512, 518 pixels; all of H/14) resize bicubically and cut nothing more; the others crop.
+    """
+    contract = InputContract(height=side, width=side, resize_to=side, interpolation="bicubic", alpha="drop")
     if side == 224 and name != "vit_h_14" and not swag:
         contract = msgspec.structs.replace(contract, resize_to=_SHORTER.get(name, 256), interpolation="bilinear")
     if channels != 3:

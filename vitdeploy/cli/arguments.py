@@ -46,6 +46,29 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
+def parse_amendments(
+    mean: str | None, std: str | None, resize: str | None, labels: str | None, **more: object
+) -> dict[str, object]:
+    """What was said of a model's input and its classes, as fields of `vitdeploy.amendments.Amendments`."""
+    listed = labels is not None and "," in labels and not Path(labels).exists()
+    return {
+        "mean": parse_floats(mean, "mean"),
+        "std": parse_floats(std, "std"),
+        "resize": int(resize) if resize is not None and resize.isdecimal() else resize,
+        "labels": [name.strip() for name in labels.split(",")] if labels is not None and listed else labels,
+        **more,
+    }
+
+
+def parse_floats(text: str | None, option: str) -> list[float] | None:
+    """Numbers with commas between them."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        message = f"--{option}: {text!r} is no list of numbers"
+        raise UsageError("VD2003", message, fix=f"use --{option} 0.5, or --{option} 0.485,0.456,0.406") from None
+
+
 def parse_number(text: str, option: str) -> int:
     """Digits as a number; an option's name for the message."""
     try:

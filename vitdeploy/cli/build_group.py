@@ -10,21 +10,36 @@ import typer
 from vitdeploy.backends.table import PROVER, list_compilers, must_be_compiled
 from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
-from vitdeploy.cli.arguments import choose_model, choose_recipe, open_source, parse_image_size, read_settings
+from vitdeploy.cli.arguments import (
+    choose_model,
+    choose_recipe,
+    open_source,
+    parse_amendments,
+    parse_image_size,
+    read_settings,
+)
 from vitdeploy.cli.options import (
+    AlphaRule,
     CompilingBackend,
     Contract,
+    Crop,
     Data,
+    ExifRule,
     Force,
     InputKind,
+    Interpolation,
+    Labels,
     Limit,
+    Mean,
     Model,
     Module,
     Out,
     Output,
     Prefer,
+    Resize,
     Seed,
     Split,
+    Std,
     Target,
     TaskOption,
     Threads,
@@ -52,6 +67,17 @@ def export(
     weights: Weights = None,
     module: Module = None,
     contract: Contract = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
+    exif: ExifRule = None,
+    alpha: AlphaRule = None,
+    labels: Labels = None,
+    data: Annotated[str | None, typer.Option(help="Labelled images: compare the input contract with other usual ones.")] = None,
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many of them; default 256.")] = None,
     trust_pickle: Trust = None,
     prefer: Prefer = None,
     task: TaskOption = None,
@@ -73,10 +99,14 @@ def export(
         "input": "uint8-nhwc" if input == "uint8" else input,
         "image_size": parse_image_size(image_size),
         "outputs": outputs and outputs.split(","),
+        "data": data,
+        "split": split,
+        "limit": limit,
     }
+    said = parse_amendments(mean, std, resize, labels, crop=crop, interpolation=interpolation, exif=exif, alpha=alpha)
     config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
     given = {"weights": weights, "seed": seed, "contract": contract, "trust_pickle": trust_pickle, "prefer": prefer, "task": task}
-    source = choose_model(model, module, **given)
+    source = choose_model(model, module, **given, **said)
     artifact = vd.export(source, config, out, force=force, progress=progress)
     return answers.answer_artifact(artifact, [tables.tabulate_export(artifact)], "validate {}")
 

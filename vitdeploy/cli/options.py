@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from vitdeploy.backends.table import list_compilers, list_targets
-from vitdeploy.words import InputTensor, Task, WeightsCopy
+from vitdeploy.words import Alpha, Exif, Filter, InputTensor, Task, WeightsCopy
 
 InputKind = Literal[InputTensor, "uint8"]
 """Values of ``--input``; ``uint8`` is short for ``uint8-nhwc``, what a decoder gives."""
@@ -54,7 +54,15 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="The checkpoint of a MODEL that is a name or a spec; else random.")
 ]
 Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
-Contract = Annotated[str | None, typer.Option(help="Input contract (.toml) of a --module.")]
+Contract = Annotated[str | None, typer.Option(help="Input contract (.toml), or what it says of it.")]
+Labels = Annotated[str | None, typer.Option(help="Class names in output order: a file (text, JSON), or with commas.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of [0, 1] pixels: one number, or one a channel with commas.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation, likewise.")]
+Resize = Annotated[str | None, typer.Option(help="shortest, stretch, none, or the shorter side in pixels.")]
+Crop = Annotated[float | None, typer.Option(help="Share of the resized image that the crop keeps, such as 0.875.")]
+Interpolation = Annotated[Filter | None, typer.Option(help="Resampling filter.")]
+ExifRule = Annotated[Exif | None, typer.Option("--exif", help="Whether photos are turned by their EXIF tag.")]
+AlphaRule = Annotated[Alpha | None, typer.Option("--alpha", help="Transparency: dropped, or laid on white.")]
 Output = Annotated[str | None, typer.Option(help="Main output of an .onnx made elsewhere; default: the first [N, K].")]
 TaskOption = Annotated[
     Task | None, typer.Option("--task", help="What the main output is; default: what the file says, or a guess.")

@@ -49,7 +49,7 @@ def align(classes: Sequence[str] | int, labels: Sequence[str], outputs: int, pat
     if len(classes) < outputs:
         names = ", ".join(classes[:3])
         message = f"has {len(classes)} classes ({names}, ...), the model {outputs} without names: which are which can't be told"
-        fix = "name each folder by its class's number, from 0"
+        fix = "export the model with its class names (--labels FILE), or name each folder by its class's number, from 0"
         raise InputError("VD3106", message, file=path, fix=fix)
     return np.arange(len(classes), dtype=np.int64)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.data import idx, shards, sources
 from vitdeploy.data.classes import align
-from vitdeploy.data.images import Pixels
+from vitdeploy.data.images import Picture, Pixels
 from vitdeploy.data.sources import Listing
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
@@ -94,13 +94,20 @@ class Counts(msgspec.Struct, kw_only=True):
         listed: Images in the data set.
         used: Images given out in batches.
         bad: Images passed over because they can't be read.
+        turned: Images given out whose orientation tag says that they were not stored upright.
         examples: The first five bad ones, each with its reason.
     """
 
     listed: int
     used: int = 0
     bad: int = 0
+    turned: int = 0
     examples: list[str] = msgspec.field(default_factory=list)
+
+
+def explain_turned(count: int) -> str:
+    """What a reader should know of photos whose orientation tag the input contract ignores."""
+    return f"{count:,} images are not upright: their EXIF orientation counts only after export with --exif apply."
 
 
 class Batches(Iterator[Batch]):
@@ -170,7 +177,7 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         """Image number ``index``."""
         label = None if self.labels is None else int(self.labels[index])
-        return Sample(self.listing.names[index], label, partial(self.listing.read, index))
+        return Sample(self.listing.names[index], label, lambda contract: self.listing.read(index, contract).pixels)
 
     def chosen(self, config: LoadConfig) -> Sequence[int]:
         """Numbers of the images that a pass reads, ascending."""
@@ -238,7 +245,8 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
                 continue
             if not taken:
                 pixels = np.empty((size, contract.height, contract.width, contract.channels), np.uint8)
-            pixels[len(taken)] = result
+            pixels[len(taken)] = result.pixels
+            counts.turned += result.turned
             taken.append(index)
             if len(taken) == size:
                 counts.used += len(taken)
@@ -272,7 +280,7 @@ def _count_bad(dataset: Dataset, index: int, error: InputError, config: LoadConf
 
 def _decode_ahead(
     dataset: Dataset, contract: InputContract, config: LoadConfig, numbers: Sequence[int]
-) -> Generator[tuple[int, Pixels | InputError], None, None]:
+) -> Generator[tuple[int, Picture | InputError], None, None]:
     """Number and pixels of every image in ``numbers``, in order; an unreadable image is its error."""
     read = partial(_read_or_error, dataset.listing.read, contract)
     chosen = iter(numbers)
@@ -282,7 +290,7 @@ def _decode_ahead(
         return
     pool = ThreadPoolExecutor(config.workers, thread_name_prefix="vitdeploy-images")
     try:
-        ahead: deque[tuple[int, Future[Pixels | InputError]]] = deque()
+        ahead: deque[tuple[int, Future[Picture | InputError]]] = deque()
         for index in islice(chosen, 2 * config.workers):
             ahead.append((index, pool.submit(read, index)))
         while ahead:
@@ -296,7 +304,7 @@ def _decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _read_or_error(read: Callable[[int, InputContract], Pixels], contract: InputContract, index: int) -> Pixels | InputError:
+def _read_or_error(read: Callable[[int, InputContract], Picture], contract: InputContract, index: int) -> Picture | InputError:
     try:
         return read(index, contract)
     except InputError as exc:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.data import images
-from vitdeploy.data.images import Pixels
+from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import Listing, check_numbers, digest_rows, read_class_names
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
@@ -171,8 +171,8 @@ def _labels_beside(path: Path) -> Path | None:
     return next((file for file in both if file.is_file()), None)
 
 
-def _read_image(pixels: NDArray[np.uint8], index: int, contract: InputContract) -> Pixels:
+def _read_image(pixels: NDArray[np.uint8], index: int, contract: InputContract) -> Picture:
     if contract.channels not in (1, 3):
         raise InputError("VD3107", f"images have 1 or 3 channels, the model takes {contract.channels}")
     grey = np.ascontiguousarray(pixels[index])[:, :, None]  # [H, W, 1]
-    return images.resize_and_crop(np.repeat(grey, contract.channels, axis=2), contract)
+    return Picture(images.resize_and_crop(np.repeat(grey, contract.channels, axis=2), contract))

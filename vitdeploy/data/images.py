@@ -14,7 +14,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +95,30 @@ def load(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pi
     Raises:
         InputError: VD3001, VD3102, VD3103, VD3107 (see `decode`), or VD3108 (see `resize_and_crop`).
     """
+    return read(source, contract, name=name).pixels
+
+
+class Picture(NamedTuple):
+    """An image file that was read.
+
+    Attributes:
+        pixels: uint8 [height, width, channels].
+        turned: Whether its orientation tag says that it was not stored upright.
+    """
+
+    pixels: Pixels
+    turned: bool = False
+
+
+def read(source: Path | bytes, contract: InputContract, *, name: str = "") -> Picture:
+    """As `load`, with what the file said of itself.
+
+    Raises:
+        InputError: As `load`.
+    """
     try:
-        return resize_and_crop(decode(source, contract, name=name), contract)
+        picture = _open(source, contract, name)
+        return picture._replace(pixels=resize_and_crop(picture.pixels, contract))
     except InputError as exc:
         exc.file = exc.file or name or (None if isinstance(source, bytes) else str(source))
         raise
@@ -105,13 +127,13 @@ def load(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pi
 def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pixels:
     """A JPEG, PNG, WebP or BMP file as pixels, in the file's own size.
 
-    Transparent images are laid on white; 16-bit grey is scaled to 8 bits (v / 257, rounded), 16-bit colour keeps its
-    high bytes (all that Pillow gives); of an animation the first frame is taken. The orientation tag counts when
-    ``contract.exif`` says so. Grey is ITU-R 601-2 luma, as Pillow and torchvision compute it.
+    Transparency is dropped or laid on white, as ``contract.alpha`` says; 16-bit grey is scaled to 8 bits
+    (v / 257, rounded), 16-bit colour keeps its high bytes (all that Pillow gives); of an animation the first frame is taken. The
+    orientation tag counts when ``contract.exif`` says so. Grey is ITU-R 601-2 luma, as Pillow and torchvision compute it.
 
     Args:
         source: A file, or a file's contents.
-        contract: Channels and orientation are taken from it.
+        contract: Channels, orientation and transparency are taken from it.
         name: What to call contents in errors.
 
     Returns:
@@ -121,6 +143,10 @@ def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> 
         InputError: VD3001, no such file; VD3102, it can't be decoded; VD3103, it has more than `MAX_PIXELS`; VD3107,
             the contract has other than 1 or 3 channels.
     """
+    return _open(source, contract, name).pixels
+
+
+def _open(source: Path | bytes, contract: InputContract, name: str) -> Picture:
     if contract.channels not in (1, 3):
         message = f"images have 1 or 3 channels, the model takes {contract.channels}"
         raise InputError("VD3107", message, file=name or None, fix="give such data as arrays")
@@ -135,7 +161,7 @@ def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> 
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=source) from exc
 
 
-def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Pixels:
+def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Picture:
     reader = _reader(stream, name)
     try:
         with reader(stream) as image:
@@ -143,14 +169,15 @@ def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Pixels:
             if width * height > MAX_PIXELS:
                 raise _refuse_size(width, height, name)
             image.load()
-            upright = _orient(image) if contract.exif == "apply" else image
-            pixels = np.array(_colour(upright, contract.channels), dtype=np.uint8)
+            turn = _TURNS.get(orientation(image.info.get("exif")))
+            upright = image if turn is None or contract.exif == "ignore" else image.transpose(turn)
+            pixels = np.array(_colour(upright, contract), dtype=np.uint8)
     except Image.DecompressionBombError as exc:
         raise InputError("VD3103", first_line(exc), file=name or None, fix="shrink or leave out the image") from exc
     except _BAD_BYTES as exc:
         fix = "replace the file, or leave it out"
         raise InputError("VD3102", f"can't be decoded: {first_line(exc)}", file=name or None, fix=fix) from exc
-    return pixels.reshape(*pixels.shape[:2], contract.channels)
+    return Picture(pixels.reshape(*pixels.shape[:2], contract.channels), turn is not None)
 
 
 def _reader(stream: IO[bytes], name: str) -> type[ImageFile]:
@@ -187,11 +214,6 @@ def _refuse_size(width: int, height: int, name: str, what: str = "is") -> InputE
     return InputError("VD3103", message, file=name or None, fix="shrink or leave out the image")
 
 
-def _orient(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(orientation(image.info.get("exif")))
-    return image if turn is None else image.transpose(turn)
-
-
 def orientation(exif: object) -> int:
     """The orientation tag in raw EXIF bytes; damaged or absent EXIF is 1, upright.
 
@@ -217,15 +239,15 @@ def orientation(exif: object) -> int:
     return 1
 
 
-def _colour(image: Image.Image, channels: int) -> Image.Image:
+def _colour(image: Image.Image, contract: InputContract) -> Image.Image:
     """Any of Pillow's modes as 8-bit L (1 channel) or RGB (3 channels)."""
     if image.mode.startswith("I"):  # 16-bit grey PNG: I;16, I;16B, and I in older Pillow
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # = round(v / 257): 65535 / 257 = 255
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    elif contract.alpha == "white" and (image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info):
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert("L" if contract.channels == 1 else "RGB")
 
 
 def resize_and_crop(image: Pixels, contract: InputContract) -> Pixels:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from vitdeploy.data import images
-from vitdeploy.data.images import Pixels
+from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import (
     IMAGE_SUFFIXES,
     MAX_DIGITS,
@@ -74,7 +74,7 @@ def list_samples(shards: Sequence[Path]) -> Listing:
     return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read, places, names))
 
 
-def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: InputContract) -> Pixels:
+def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: InputContract) -> Picture:
     place = places[index]
     try:
         with place.shard.open("rb") as stream:
@@ -82,7 +82,7 @@ def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: 
             data = stream.read(place.size)
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=place.shard) from exc
-    return images.load(data, contract, name=names[index])
+    return images.read(data, contract, name=names[index])
 
 
 def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.data import images
-from vitdeploy.data.images import Pixels
+from vitdeploy.data.images import Picture
 from vitdeploy.errors import InputError, UsageError, first_line
 from vitdeploy.spec import InputContract
 
@@ -61,14 +61,14 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         labels: int64 [N], class numbers, or None when the source has no labels.
         classes: Class names by number, or None when the source has only numbers.
         digest: SHA-256, in hex, that changes when the source does.
-        read: Gives the pixels of image number i as `images.load` does: uint8 [height, width, channels].
+        read: Gives image number i as `images.read` does.
     """
 
     names: Sequence[str]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] | None
     digest: str
-    read: Callable[[int, InputContract], Pixels]
+    read: Callable[[int, InputContract], Picture]
 
 
 def list_folder(root: Path) -> Listing:
@@ -183,8 +183,8 @@ def digest_rows(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: 
     return digest.hexdigest()
 
 
-def _read_file(paths: Sequence[Path], index: int, contract: InputContract) -> Pixels:
-    return images.load(paths[index], contract)
+def _read_file(paths: Sequence[Path], index: int, contract: InputContract) -> Picture:
+    return images.read(paths[index], contract)
 
 
 class _Line(msgspec.Struct):

@@ -63,7 +63,9 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
             if config.top_k is not None:
                 _check_top_k(artifact, rows, config.top_k)
     golden = Golden(pixels[:IMAGES], alone[artifact.spec.output][:IMAGES], PROVER)
-    return ExportProof(batches=batches, images=len(pixels), **worst), golden
+    difference, relative, company = worst["difference"], worst["relative"], worst["company"]
+    proof = ExportProof(batches=batches, images=len(pixels), difference=difference, relative=relative, company=company)
+    return proof, golden
 
 
 def _reference(source: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:

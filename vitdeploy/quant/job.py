@@ -88,7 +88,9 @@ def write(
     )
     accepted = try_out(source, Artifact(folder, record), plan, pictures, progress)
     guessed = artifact.record.origin.notes if artifact.record.made_by == "import" else ()
-    job.add(notes=(*repairs, *guessed, *job.proof.notes), census=accepted.census, worth=accepted.worth, verdict=accepted.verdict)
+    seen = () if pictures is None else pictures.notes
+    notes = (*repairs, *guessed, *seen, *job.proof.notes)
+    job.add(notes=notes, census=accepted.census, worth=accepted.worth, verdict=accepted.verdict)
     shutil.rmtree(work)
     seal(folder, msgspec.structs.replace(record, proof=job.proof))
     job.forget()

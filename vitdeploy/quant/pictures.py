@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.data import Dataset, LoadConfig, images, open_dataset, synthetic
+from vitdeploy.data import Counts, Dataset, LoadConfig, images, open_dataset, synthetic
+from vitdeploy.data.dataset import explain_turned
 from vitdeploy.recipe import QuantizeConfig
 
 BATCH = 8
@@ -31,6 +32,7 @@ class Pictures:
         used: Images in all.
         held: How many of them are held back.
         config: Seed, tolerance.
+        seen: What the last pass has counted.
     """
 
     data: Dataset | None
@@ -38,6 +40,13 @@ class Pictures:
     used: int
     held: int
     config: QuantizeConfig
+    seen: Counts = field(default_factory=lambda: Counts(listed=0))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the images that were read."""
+        ignored = self.seen.turned and self.artifact.spec.input.exif == "ignore"
+        return (explain_turned(self.seen.turned),) if ignored else ()
 
     @property
     def name(self) -> str:
@@ -85,6 +94,7 @@ class Pictures:
         with self.data.batches(contract, load) as batches:
             for batch in batches:
                 yield batch.pixels, batch.names
+            self.seen.turned = batches.counts.turned
 
 
 def open_pictures(artifact: Artifact, config: QuantizeConfig) -> Pictures | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from vitdeploy.record import Calibration, CompileProof, ExportProof, Origin, QuantizeProof, SiteChoice
+from vitdeploy.render.contracts import describe_assumption, describe_contract, describe_trial
 from vitdeploy.report import Machine, Metric, Report
 from vitdeploy.words import GIVES
 from vitdeploy.zoo import cost
@@ -21,7 +22,7 @@ from vitdeploy.zoo import cost
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.onnxfile.model import Port
-    from vitdeploy.spec import InputContract, ModelSpec
+    from vitdeploy.spec import ModelSpec
     from vitdeploy.verbs.doctor import Checkup
     from vitdeploy.verbs.inspector import Inspection
     from vitdeploy.zoo.variants import Variant
@@ -173,15 +174,17 @@ def tabulate_export(artifact: Artifact) -> Table:
         "model": spec.name,
         "cost": _describe_cost(spec),
         "file": f"{record.entry}, {size:,.1f} MiB, {record.precision}",
-        "input": _describe_contract(spec.input),
+        "input": describe_contract(spec.input),
+        "assumed": describe_assumption(record.origin),
         "output": _describe_output(spec),
         "weights": _describe_weights(record.origin),
         "proof": _describe_proof(record.proof),
+        "contract": describe_trial(record.proof),
     }
     rows |= {f"note {number}": note for number, note in enumerate(record.origin.notes, 1)}
     if left_out := record.origin.left_out:
         rows["left out"] = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) + "; ..." * (len(left_out) > 3)
-    return tabulate_pairs("", rows)
+    return tabulate_pairs("", {name: text for name, text in rows.items() if text})
 
 
 def tabulate_quantized(artifact: Artifact) -> list[Table]:
@@ -311,7 +314,7 @@ def tabulate_inspection(inspection: Inspection) -> list[Table]:
         else:
             rows.setdefault(name.replace("_", " "), format_setting(fact))
     if inspection.contract is not None:
-        rows["input"] = _describe_contract(inspection.contract)
+        rows["input"] = describe_contract(inspection.contract)
     rows |= {f"note {number}": note for number, note in enumerate(inspection.notes, 1)}
     return [tabulate_pairs("", rows)]
 
@@ -319,13 +322,6 @@ def tabulate_inspection(inspection: Inspection) -> list[Table]:
 def _describe_port(port: Port) -> str:
     shape = "unknown shape" if port.shape is None else f"[{', '.join(str(side) or '?' for side in port.shape)}]"
     return f"{port.dtype or 'unknown type'} {shape}"
-
-
-def _describe_contract(contract: InputContract) -> str:
-    size = f"{contract.channels} x {contract.height} x {contract.width}"
-    to = f" to {contract.shorter}" if contract.resize == "shortest" else ""
-    how = "no resize" if contract.resize == "none" else f"{contract.resize}{to}, {contract.interpolation}"
-    return f"{contract.tensor}, {size}; {how}; mean {format_setting(contract.mean)}; std {format_setting(contract.std)}"
 
 
 def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, object]]:

@@ -56,12 +56,13 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
     """
     recipe = locate(settle_recipe(recipe))
     # before any work: a typo must not cost minutes
-    model, data = model_digest(recipe.model), data_digest(recipe.validate)
+    exported = {"model": model_digest(recipe.model), "data": data_digest(recipe.export)}
+    data = data_digest(recipe.validate)
     calibration = {stage: data_digest(config) for stage, config in recipe.quantizations.items()}
     line = Line(out, force, progress)
     line.keep_only(_list_stages(recipe))
     files.write(out / RECIPE, to_toml(recipe))
-    artifacts = [_export(line, recipe, model)]
+    artifacts = [_export(line, recipe, exported)]
     artifacts += _quantize(line, recipe, artifacts[0], calibration)
     artifacts += _compile(line, recipe, artifacts)
     parts = _measure_stages(line, recipe, artifacts, data)
@@ -77,9 +78,9 @@ def _list_stages(recipe: Recipe) -> list[str]:
     return ["export", *recipe.quantizations, *recipe.compilations, *measuring]
 
 
-def _export(line: Line, recipe: Recipe, model: str) -> Artifact:
+def _export(line: Line, recipe: Recipe, inputs: dict[str, str]) -> Artifact:
     tools = find_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package)
-    key = key_of("export", recipe.export, {"model": model, "tools": tools})
+    key = key_of("export", recipe.export, {**inputs, "tools": tools})
     if line.is_done("export", key):
         return Artifact.open(line.result("export"), verify=False)
     with needs("export"):
@@ -228,13 +229,15 @@ def locate(recipe: Recipe) -> Recipe:
         return str(Path(name).absolute()) if Path(name).exists() else name
 
     weights, contract = (name and whole(name) for name in (recipe.model.weights, recipe.model.contract))
+    labels = whole(recipe.model.labels) if isinstance(recipe.model.labels, str) else recipe.model.labels
     source = recipe.model.source if recipe.model.module else whole(recipe.model.source)
-    model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract)
+    model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract, labels=labels)
+    export = msgspec.structs.replace(recipe.export, data=recipe.export.data and whole(recipe.export.data))
     validate = recipe.validate
     if validate is not None:
         validate = msgspec.structs.replace(validate, data=validate.data and whole(validate.data))
     quantize = recipe.map_quantize(lambda config: config.map_paths(whole))
-    return msgspec.structs.replace(recipe, model=model, quantize=quantize, validate=validate)
+    return msgspec.structs.replace(recipe, model=model, export=export, quantize=quantize, validate=validate)
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, check_place, seal
 from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.checkpoints.loader import Original, load
+from vitdeploy.data import LoadConfig, open_dataset
 from vitdeploy.errors import MachineError, UsageError, library
 from vitdeploy.graph import storage
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
@@ -31,9 +34,10 @@ from vitdeploy.machine import find_versions
 from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.progress import Progress, silent
+from vitdeploy.proof.contest import try_contract
 from vitdeploy.proof.exported import prove
 from vitdeploy.recipe import ExportConfig, ModelConfig
-from vitdeploy.record import Origin
+from vitdeploy.record import ContractTrial, Origin
 from vitdeploy.spec import ModelSpec
 from vitdeploy.words import GIVES
 
@@ -57,7 +61,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool =
 
     Raises:
         UsageError: Unknown model, impossible options, unusable ``out``.
-        InputError: Weights that are damaged or do not fit.
+        InputError: Weights that are damaged or do not fit; labelled images that can't be read.
         MachineError: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
     """
     named = [Path(name) for name in (model.source, model.weights, model.contract) if name]
@@ -67,6 +71,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool =
     origin = msgspec.convert(source.origin, Origin)
     check_place(out, sources=named, replaces=partial(_is_next, source, origin), force=force)
     spec = _as_exported(source.spec, config)
+    trial = _try_contract(source, config, progress)
     progress("export: trace", 1, len(STEPS))
     graph = trace(source.net, spec, config)
     with files.folder(out, ours=RECORD) as folder:
@@ -78,6 +83,7 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool =
         progress("export: prove", 3, len(STEPS))
         proof, golden = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
         golden.write(folder)
+        proof = msgspec.structs.replace(proof, contract=trial)
         record = Record(
             spec=spec,
             weights=weights,
@@ -98,8 +104,26 @@ def _is_export(old: Record) -> bool:
 
 
 def _is_next(source: Original, origin: Origin, old: Record) -> bool:
-    known = msgspec.structs.replace(old.origin, state_sha256=origin.state_sha256)  # what was written, not what was read
+    said = {name: getattr(origin, name) for name in ("state_sha256", "assumed", "assumed_from")}  # not what was read
+    known = msgspec.structs.replace(old.origin, **said)
     return _is_export(old) and (known, old.parent, old.spec.name) == (origin, source.parent, source.spec.name)
+
+
+def _try_contract(source: Original, config: ExportConfig, progress: Progress) -> ContractTrial | None:
+    """The input contract beside other usual ones, where labelled images were given."""
+    if config.data is None:
+        return None
+    if not source.spec.classifies:
+        message = f"{source.spec.name!r} gives no classes, so labelled images say nothing of its input"
+        raise UsageError("VD2011", message, fix="leave out --data")
+
+    def predict(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = source.net(torch.from_numpy(pixels)).numpy()
+        return logits
+
+    data = open_dataset(Path(config.data), split=config.split)
+    return try_contract(predict, source.spec, data, LoadConfig(limit=config.limit), progress=progress)
 
 
 def _write_original(net: nn.Module, folder: Path) -> str | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from vitdeploy.amendments import read_contract
 from vitdeploy.artifact import Artifact, Record, sanitize
 from vitdeploy.backends.base import run_any
 from vitdeploy.data import images, synthetic
@@ -25,7 +26,6 @@ from vitdeploy.onnxfile.nodes import Nodes
 from vitdeploy.onnxfile.precision import read_precision
 from vitdeploy.onnxfile.summary import summarize
 from vitdeploy.proof import golden
-from vitdeploy.recipe import read_contract
 from vitdeploy.record import Origin
 from vitdeploy.spec import ModelSpec
 from vitdeploy.words import GIVES, Task
@@ -66,7 +66,7 @@ def open_foreign(path: Path, contract: Path, outputs: Outputs | None = None, *, 
 
     Raises:
         InputError: VD3011 not ONNX; VD3027 it would crash an engine; VD3107 its input does not fit the contract.
-        UsageError: As `recipe.read_contract`; VD2003 no such output; VD2010 no output of floats.
+        UsageError: As `amendments.read_contract`; VD2003 no such output; VD2010 no output of floats.
         TrustError: VD7001, VD7005 it reaches outside itself.
         MachineError: VD4001, VD4004, VD4007, VD4008: it had to be run, and could not be.
     """

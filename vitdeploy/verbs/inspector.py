@@ -15,13 +15,14 @@ from typing import Any, Literal
 import msgspec
 
 from vitdeploy import files
+from vitdeploy.amendments import read_contract
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record
 from vitdeploy.checkpoints.headers import Outline, is_npz, read_npz, read_safetensors
 from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.reader import read
 from vitdeploy.onnxfile.summary import OnnxGraph, summarize
-from vitdeploy.recipe import Recipe, read_contract, read_spec
+from vitdeploy.recipe import Recipe, read_spec
 from vitdeploy.report import Report
 from vitdeploy.spec import InputContract, ModelSpec
 
@@ -125,6 +126,7 @@ def _artifact(path: Path) -> Inspection:
         "precision": record.precision,
         **(inner.facts if inner else {}),
         "files": record.files,
+        **({"assumed": record.origin.assumption} if record.origin.assumed else {}),
         "origin": msgspec.to_builtins(record.origin),
         "tools": record.tools,
         "parent": record.parent,

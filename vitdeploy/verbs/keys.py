@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 
 from vitdeploy import __version__, files
+from vitdeploy.amendments import Amendments, read_labels
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.jsonfile import encode
-from vitdeploy.recipe import FILES, RANDOM, ModelConfig, QuantizeConfig, ValidateConfig
+from vitdeploy.recipe import FILES, RANDOM, ExportConfig, ModelConfig, QuantizeConfig, ValidateConfig
 
 
 def key_of(stage: str, config: msgspec.Struct, inputs: Mapping[str, object]) -> str:
@@ -55,11 +56,14 @@ def model_digest(model: ModelConfig) -> str:
         from vitdeploy.zoo.variants import find
 
         source = msgspec.json.encode(find(model.source)).decode()
+    labels = None if model.labels is None else read_labels(model.labels)
     others = [_digest(Path(name)) for name in (model.weights, model.contract) if name is not None]
-    return hashlib.sha256(json.dumps([source, *others, model.seed, model.prefer, model.task]).encode()).hexdigest()
+    said = [getattr(model, name) for name in Amendments.__struct_fields__ if name != "labels"]
+    settings = [model.seed, model.prefer, model.task, said, labels]
+    return hashlib.sha256(json.dumps([source, *others, *settings]).encode()).hexdigest()
 
 
-def data_digest(config: ValidateConfig | QuantizeConfig | None) -> str:
+def data_digest(config: ExportConfig | ValidateConfig | QuantizeConfig | None) -> str:
     """Digest of the images that a stage will read; "" when it reads none.
 
     Raises:

@@ -18,6 +18,7 @@ from vitdeploy.backends.table import (
     is_installed,
 )
 from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
+from vitdeploy.data.dataset import explain_turned
 from vitdeploy.errors import InputError
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.parity import Parity
@@ -73,6 +74,8 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
     rows = tuple(Row(name, trial.metrics(name), settings[name]) for name in names)
     facts, remarks = _describe_data(data, batches.counts, config, trial)
     facts = {"artifact": artifact.name, **facts}
+    if assumption := artifact.record.origin.assumption:
+        notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
     notes += [*remarks, *trial.warnings()]
     return Report(title="validate", reference=rows[0].subject, rows=rows, settings=facts, notes=tuple(notes))
 
@@ -192,6 +195,8 @@ def _describe_data(
     if counts.bad:
         more = f" and {counts.bad - len(counts.examples)} more" if counts.bad > len(counts.examples) else ""
         notes.append(f"WARNING: {counts.bad} images could not be read: {'; '.join(counts.examples)}{more}")
+    if counts.turned and trial.spec.input.exif == "ignore":
+        notes.append(explain_turned(counts.turned))
     if trial.class_map is not None and len(data.classes or ()) not in (0, trial.spec.classes):
         notes.append(
             f"The data have {len(trial.class_map):,} of the model's {trial.spec.classes:,} classes; it chooses among all of them."

@@ -70,7 +70,7 @@ class _Family(msgspec.Struct, frozen=True, kw_only=True):
         assert match is not None, name
         width, depth, heads = _SIZES[match["size"]]
         side, patch = int(match["image"] or self.input.height), int(match["patch"])
-        contract = msgspec.structs.replace(self.input, height=side, width=side)
+        contract = msgspec.structs.replace(self.input, height=side, width=side, alpha="drop")  # all convert files to RGB
         fields: SpecFields = {
             "name": name,
             "source": self.source,

@@ -131,4 +131,9 @@ def _name(path: Path) -> str:
     return folder.name.split("--")[-1] or "huggingface"
 
 
-SOURCE = Source("Hugging Face transformers", recognise, spec, rules, grid)
+def read_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """All, where there is a preprocessor_config.json: what it leaves out is its class's."""
+    return ("mean", "std", "resize", "interpolation") if checkpoint.preprocessor else ()
+
+
+SOURCE = Source("Hugging Face transformers", recognise, spec, rules, grid, read_fields=read_fields)

@@ -4,6 +4,9 @@ An option that the file leaves out has the default of the processor's class, whi
 belongs to the family's class. Without any file, the family's class prepares images for the size that the network was saved
 for. Those defaults are not always what the weights were trained with, so keep the file with the weights.
 
+An image file is turned as its orientation tag says (``load_image``). Transparency lies on white where the processor converts
+to RGB (``do_convert_rgb``, the default of some classes); where it does not, images must be RGB before, which drops it.
+
 The order is resize, crop, rescale, normalise, on 8-bit pixels, as in transformers' Pillow backend. Its torchvision backend
 and DINOv3's processor resize in floating point, which differs from this by less than one of 255 steps.
 """
@@ -27,6 +30,7 @@ _CLIP = {
     "size": {"shortest_edge": 224},
     "crop_size": 224,
     "do_center_crop": True,
+    "do_convert_rgb": True,
     "square": False,
 }
 _SQUARE: dict[str, object] = {
@@ -42,7 +46,7 @@ PROCESSORS: dict[str, dict[str, object]] = {
     "ViT": _SQUARE,
     "DeiT": {**_SQUARE, "resample": 3, "size": 256, "do_center_crop": True},
     "Beit": {**_SQUARE, "resample": 3},
-    "Siglip": {**_SQUARE, "resample": 3, "square": False},
+    "Siglip": {**_SQUARE, "resample": 3, "square": False, "do_convert_rgb": True},
     "DINOv3ViT": {**_SQUARE, **_IMAGENET},
     "CLIP": _CLIP,
     "Bit": _CLIP,
@@ -81,6 +85,8 @@ def contract(options: Options) -> InputContract:
         channels=options.integer("num_channels"),
         interpolation=_filter(given, options),
         crop_rounding="floor",
+        exif="apply",
+        alpha="white" if given.get("do_convert_rgb") else "drop",
         mean=mean,
         std=std,
     )

@@ -112,6 +112,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2003", f"tolerance is {self.tolerance}", fix="use a share between 0 and 1, such as 1e-4")
 
 
+CALIBRATION_IMAGES = 256
+"""Images that set ranges, at most, where nobody says how many."""
 RANDOM = "random"
 """What `QuantizeConfig.calibration` says for generated images."""
 
@@ -153,7 +155,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     split: str | None = None
     statistics: str | None = None
     save_statistics: str | None = None
-    limit: int = 256
+    limit: int = CALIBRATION_IMAGES
     seed: int = 0
     max_bad: int = 0
     keep_fp32: tuple[str, ...] = ()

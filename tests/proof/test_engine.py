@@ -10,6 +10,7 @@ import pytest
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.onnxruntime.backend import OnnxRuntime
 from vitdeploy.data import images
+from vitdeploy.errors import MachineError
 from vitdeploy.proof import engine as module
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan
@@ -188,3 +189,30 @@ def test_distance():
     assert distance(generator.normal(size=(4, 50)).astype(np.float32), rows) > 1
     assert distance(rows[:2], rows) == float("inf")
     assert distance(1.001 * rows, rows) == pytest.approx(1e-3, rel=0.1)
+
+
+class Silent(Wrong):
+    """An engine whose inspector fails, by the name of another."""
+
+    def __init__(self, name):
+        super().__init__(lambda rows: rows)
+        self.name = name
+
+    def open(self, artifact, config):
+        def fail():
+            raise MachineError("VD4004", "the inspector gives nothing")
+
+        runner = super().open(artifact, config)
+        runner.settings = runner.settings | {"backend": self.name}
+        runner.kernels = fail
+        return runner
+
+
+def test_only_an_engine_that_is_built_on_its_device_may_say_nothing_of_its_kernels(tiny_artifact, batch, monkeypatch):
+    as_kind(monkeypatch, "", Silent("tensorrt"))
+    found = audit(tiny_artifact, batch, Plan())
+    assert (found.wrong, found.audit.census) == ("", None)
+    assert found.notes == ("the engine does not tell what it runs: the inspector gives nothing",)
+    as_kind(monkeypatch, "", Silent("onnxruntime"))
+    with pytest.raises(MachineError, match="the inspector gives nothing"):
+        audit(tiny_artifact, batch, Plan())

@@ -111,6 +111,8 @@ HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u8', 'fortran_order': False, 's
         ("keys.npy", b"garbage", "magic"),
         ("keys.npy", member(np.arange(9)), "int64"),
         ("keys.npy", member(np.arange(9, dtype=np.uint64)[::-1]), "ascending"),
+        ("keys.npy", member(np.array([0, 1, 2, 4, 3, 5, 6, 7, 8], np.uint64)), "ascending"),
+        ("keys.npy", member(np.array([0, 1, 2, 3, 3, 5, 6, 7, 8], np.uint64)), "ascending"),
         ("keys.npy", member(np.arange(8, dtype=np.uint64)), "different numbers"),
         ("0.sums.npy", member(np.zeros((2, 5), np.int64)), "2, 5"),
         ("0.sums.npy", member(np.full((2, 6), 1 << 40, np.int64)), "sums"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from vitdeploy.graph import storage
+from vitdeploy.graph.exact import rotate
+from vitdeploy.graph.structure import recognise
+from vitdeploy.quant import preparation
 from vitdeploy.quant.preparation import Layout, prepare
 
 BLOCKS = 2
@@ -30,3 +33,19 @@ def test_what_is_skipped_is_not_done(tiny_artifact, skip):
     assert whole[skip] > 0
     gone = {skip, "rotation"} if skip == "norm-affine" else {skip}
     assert {name for name in whole if not found[name]} == gone
+
+
+@pytest.mark.parametrize("refused", ["the stream", "a norm"])
+def test_a_stream_that_can_not_be_turned_is_not_counted_as_turned(tiny_artifact, monkeypatch, refused):
+    """Nor is a model turned in part: where one norm has another reader than linear layers, all stay."""
+    if refused == "the stream":
+        monkeypatch.setattr(rotate, "rotate_stream", lambda *_: False)
+    else:
+        monkeypatch.setattr(preparation, "recognise", lambda model: mark_shared(recognise(model)))
+    assert rewrites(tiny_artifact)["rotation"] == 0
+
+
+def mark_shared(structure):
+    norm = next(site for site in structure.sites if site.kind == "norm")
+    norm.only = False
+    return structure

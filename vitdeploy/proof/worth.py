@@ -69,25 +69,20 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     Raises:
         MachineError: The engine failed.
     """
-    source, made, engine, _, held_back, _ = comparison
+    source, made, engine, *_ = comparison
     reference = REFERENCE if source.weights is not None and is_installed(REFERENCE) else engine
     compared = _compare(comparison, reference, batches, progress)
     sizes = {
         name: count_stored_bytes(artifact.model) / 2**20
         for name, artifact in ((source.record.precision, source), (made.record.precision, made))
     }
-    whole = msgspec.structs.replace(
-        compared,
-        reference=REFERENCE if reference == REFERENCE else "source",
-        held_back=held_back,
-        size_mib=sizes,
-        **_time(comparison, progress),
-    )
+    whole = msgspec.structs.replace(compared, size_mib=sizes, **_time(comparison, progress))
     return msgspec.structs.replace(whole, verdict=verdict(made.record.precision, source.record.precision, whole))
 
 
 def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]], progress: Progress) -> Worth:
-    source, made, engine, config, *_ = comparison
+    source, made, engine, config, held_back, _ = comparison
+    name = REFERENCE if reference_engine == REFERENCE else "source"
     spec, total = source.spec, max(1, comparison.images)
     progress("compare", 0, total)
     parity = Parity(spec.task, probabilities=spec.probabilities)
@@ -103,14 +98,14 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[ND
                 parts.append(divergence(*(_to_logits(rows, spec) for rows in (expected, got))))
     progress("compare", total, total)
     if not parity.images:
-        return Worth(engine=engine, reference="", images=0, held_back=False, task=spec.task)
+        return Worth(engine=engine, reference=name, images=0, held_back=held_back, task=spec.task)
     metrics = parity.metrics()
     agreement, values = metrics.get(parity.answers.name), {name: float(metric.value) for name, metric in metrics.items()}
     return Worth(
         engine=engine,
-        reference="",
+        reference=name,
         images=parity.images,
-        held_back=True,
+        held_back=held_back,
         task=spec.task,
         agreement=None if agreement is None else _plain(agreement),
         divergence=_average(np.concatenate(parts)) if parts else None,

@@ -26,6 +26,7 @@ from vitdeploy.machine import logical_cores
 from vitdeploy.progress import Progress, silent
 from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.sketch import MOST_ROWS, Sketch, image_key
+from vitdeploy.recipe import CALIBRATION_IMAGES
 
 Images = tuple[NDArray[Any], tuple[str, ...]]
 """Some images: the model's input tensor [n, ...] as its contract says, and n names, each unique in the data set."""
@@ -71,7 +72,7 @@ class CalibrateConfig(msgspec.Struct, frozen=True, kw_only=True):
             model, wants and source goes on from there. The caller removes it. None saves nothing.
     """
 
-    limit: int = 256
+    limit: int = CALIBRATION_IMAGES
     minimum: int = 32
     batch: int = 8
     threads: int | None = None

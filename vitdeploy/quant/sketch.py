@@ -79,7 +79,7 @@ class Sketch:
     @property
     def rows(self) -> Values:
         """Token rows kept whole, a uniform sample of all: float32 [r, C], r <= limit, in the order of their hashes."""
-        return self.kept[np.argsort(self.keys, kind="stable")]
+        return self.kept[np.argsort(self.keys)]
 
     @property
     def kept(self) -> Values:

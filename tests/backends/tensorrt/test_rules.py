@@ -201,6 +201,13 @@ def test_arithmetic_that_a_device_has(dtype, rtx, capability, fine, tiny_static,
         refused(file, f"the device has {capability[0]}.{capability[1]}", "needs compute capability 8.", target=target)
 
 
+def test_a_product_of_two_computed_tensors_is_not_taken_for_a_quantized_one(tmp_path):
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        agraph (float[1, 4, 4] x) => (float[1, 4, 4] y) { a = Relu(x)  b = Neg(x)  y = MatMul(a, b) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "product.onnx")
+    refused(tmp_path / "product.onnx", "MatMul", "is in float32", target=Target(True, ((7, 5), (12, 0))))
+
+
 def test_attention_in_half_is_fine(tmp_path):
     assert check(graphs.attention(tmp_path, TensorProto.FLOAT16), Target()) == ()
 

@@ -31,6 +31,16 @@ def test_fused_operators_of_onnx_runtime(form):
     assert rewritten(after)[1] == []
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4])
+def test_a_skip_norm_may_give_its_sum_or_not(outputs):
+    """Its second and third output are for training: a file may name them and never read them."""
+    sketch = Sketch(17, com_microsoft=1)
+    weights = [sketch.weight(16) for _ in range(2)]
+    norm = sketch.add("SkipLayerNormalization", "x", "x", *weights, outputs=outputs, domain="com.microsoft")
+    counted, done = sketched(sketch, norm if outputs == 1 else norm[0])
+    assert counted["LayerNormalization"] == counted["Add"] == 1 and "skip-norm" in names_of(done)
+
+
 @pytest.mark.parametrize(("operator", "expected"), [("FastGelu", "Gelu"), ("QuickGelu", "Sigmoid"), ("Gelu", "Gelu")])
 def test_other_gelus_of_onnx_runtime(operator, expected):
     sketch = Sketch(14, com_microsoft=1)

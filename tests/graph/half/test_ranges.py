@@ -95,6 +95,10 @@ def test_minus_infinity_in_a_mask_is_no_overflow(how: str) -> None:
     random = np.random.default_rng(0)
     shapes = {"q": (3, 2, 4, 8), "k": (3, 2, 8, 4), "v": (3, 2, 4, 8)}
     feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    taps, mine = tap(model), {node.name for node in model.graph}
+    assert all(
+        node.name.startswith(tuple(f"{name}/" for name in taps.outputs)) for node in taps.model.graph if node.name not in mine
+    )
     truth, ranges = run(model, feeds), ranges_of(model, feeds)
     largest = np.abs(np.where(seen, feeds["q"] @ feeds["k"], 0)).max()
     assert ranges["hidden"] == pytest.approx(largest, rel=1e-5)

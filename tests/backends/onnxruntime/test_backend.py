@@ -1,6 +1,8 @@
 """ONNX Runtime compiled: the optimised graph computes the same, and is used only where it fits; devices are never guessed."""
 
+import gc
 import json
+import weakref
 from functools import partial
 
 import msgspec
@@ -243,6 +245,15 @@ def test_settings_reach_the_session(tiny_artifact, monkeypatch):
     assert options.enable_cpu_mem_arena is False
     assert not {"spin", "arena", "optimised"} & set(outputs(tiny_artifact)[1])
     assert seen[1].enable_cpu_mem_arena is True
+
+
+def test_a_closed_runner_holds_no_session(tiny_artifact):
+    """Its arena and weights are given back though the runner itself is still referred to."""
+    runner = backend.OnnxRuntime().open(tiny_artifact, OpenConfig(threads=1))
+    session = weakref.ref(runner._session)
+    runner.close()
+    gc.collect()
+    assert session() is None
 
 
 def test_the_artifact_brings_its_settings(engine):

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from vitdeploy.errors import UsageError
-from vitdeploy.words import Alpha, Exif, Filter, InputTensor
+from vitdeploy.words import Alpha, Arrays, Exif, Filter, InputTensor
 
 SMALLEST_WITH_MARGIN = 224
 """Side of the input, in pixels, below which an image is taken whole and no margin is cut off."""
@@ -37,6 +37,7 @@ class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ``white`` lays the image on white (transformers' ``do_convert_rgb``).
         mean: Per channel, on the scale [0, 1].
         std: Per channel, on the scale [0, 1].
+        arrays: What data that are arrays of floats hold: ``raw`` values, on the scale of mean and std, or ``normalised`` ones.
         tensor: What the model file takes: normalised ``float32-nchw``, or raw ``uint8-nchw`` / ``uint8-nhwc`` when the
             normalisation lies inside the model.
     """
@@ -53,6 +54,7 @@ class InputContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     alpha: Alpha = "white"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    arrays: Arrays = "raw"
     tensor: InputTensor = "float32-nchw"
 
     def __post_init__(self) -> None:

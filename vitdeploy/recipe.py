@@ -116,6 +116,8 @@ CALIBRATION_IMAGES = 256
 """Images that set ranges, at most, where nobody says how many."""
 RANDOM = "random"
 """What `QuantizeConfig.calibration` says for generated images."""
+GIVEN = "given"
+"""What it says for arrays that a program hands to `quantize`."""
 
 
 class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb", tag="quantize"):
@@ -129,8 +131,8 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             likes it.
         target: The engine that the file is for; ``portable`` is read by all of them; None is what a recipe's `compile`
             engine reads, else the first that is a target.
-        calibration: Images that look like those of deployment (folder, manifest, tar shards or IDX), or ``random`` for
-            generated ones: good for latency, not for accuracy.
+        calibration: Images that look like those of deployment (folder, manifest, tar shards, arrays or IDX), or ``random`` for
+            generated ones: good for latency, not for accuracy; ``given`` for those that a program gives to `quantize`.
         split: Which pair of an IDX folder holds the images.
         statistics: A folder that `save_statistics` wrote, in place of images.
         save_statistics: Folder to write the statistics to.
@@ -182,7 +184,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def map_paths(self, whole: Callable[[str], str]) -> QuantizeConfig:
         """The same with other paths: ``whole`` is applied to each that was given."""
         given = {name: getattr(self, name) for name in ("calibration", "statistics", "save_statistics")}
-        paths = {name: path and (path if path == RANDOM else whole(path)) for name, path in given.items()}
+        paths = {name: path and (path if path in (RANDOM, GIVEN) else whole(path)) for name, path in given.items()}
         return msgspec.structs.replace(self, **paths)
 
 
@@ -246,7 +248,7 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How to prove parity and accuracy.
 
     Attributes:
-        data: Images (folder, manifest, tar shards or IDX), or None for parity on generated pixels.
+        data: Images (folder, manifest, tar shards, arrays or IDX), or None for parity on generated pixels.
         split: Which pair of an IDX folder holds the images.
         limit: Use at most this many images, drawn by `seed`.
         seed: Seed of the draw.

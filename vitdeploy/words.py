@@ -42,6 +42,8 @@ Exif = Literal["apply", "ignore"]
 """Whether the orientation tag of a photo counts."""
 Alpha = Literal["drop", "white"]
 """What becomes of transparency: the colours behind it are shown, or the image is laid on white."""
+Arrays = Literal["raw", "normalised"]
+"""What arrays of floats hold: values on the scale of mean and std, or what the network sees."""
 WeightsCopy = Literal["ema", "plain"]
 """Which weights of a checkpoint that has an averaged copy beside the plain ones."""
 VerdictFormat = Literal["text", "json", "md", "junit", "github"]

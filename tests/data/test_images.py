@@ -169,7 +169,7 @@ def test_to_tensor_refuses_other_shapes(shape: tuple[int, ...]) -> None:
         images.to_tensor(np.zeros(shape, np.uint8), contract)
     assert caught.value.code == "VD3108"
     with pytest.raises(InputError):
-        images.to_tensor(np.zeros((2, 4, 5, 3), np.float32), contract)  # type: ignore[arg-type]
+        images.to_tensor(np.zeros((2, 4, 5, 3), np.float64), contract)  # type: ignore[arg-type]
 
 
 def one_pixel(data: bytes, channels: int = 3, **changes: object) -> list[int]:

@@ -575,3 +575,25 @@ def test_packages_that_are_missing_are_named_before_anything_is_written(tiny_art
 def test_the_caller_imports_nothing_that_only_the_child_needs():
     code = "import sys, vitdeploy.verbs.quantizer; print({'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.slow
+def test_arrays_of_a_program_set_ranges(tiny_artifact, config, pictures, tmp_path):
+    """As the same pixels in files do; the record names no file that is gone."""
+    contract = tiny_artifact.spec.input
+    given = (images.load(path, contract) for path in sorted(pictures.iterdir()))
+    settings = config(calibration="given", verify_images=8, limit=24)
+    quantized = vitdeploy.quantize(tiny_artifact, settings, tmp_path / "out", calibration=given)
+    assert quantized.record.config.calibration == "given"
+    assert quantized.record.proof.calibration.source == "given.jsonl"
+    assert quantized.record.proof.calibration.images == 24
+    assert next(given, None) is not None, "no more were taken than the config asks for"
+    assert ratio(tiny_artifact, quantized) > 20
+
+
+@pytest.mark.parametrize("given", [None, []], ids=["none", "unexpected"])
+def test_images_and_the_config_must_agree(tiny_artifact, config, given, tmp_path):
+    settings = config(calibration="given" if given is None else "photos")
+    with pytest.raises(UsageError, match="images were") as caught:
+        vitdeploy.quantize(tiny_artifact, settings, tmp_path / "out", calibration=given)
+    assert caught.value.code == "VD2010" and not (tmp_path / "out").exists()

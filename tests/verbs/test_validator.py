@@ -14,7 +14,7 @@ from vitdeploy.backends import child, table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.data import synthetic
 from vitdeploy.data.images import load, to_tensor
-from vitdeploy.errors import InputError
+from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import ValidateConfig
 from vitdeploy.record import Origin
 from vitdeploy.verbs import validator
@@ -157,6 +157,19 @@ def test_what_was_assumed_is_told(tiny_artifact):
     assert note == (
         "Assumed, not read from the checkpoint: mean 0.5, resize stretch, from what timm does for vit_tiny_patch16_224."
     )
+
+
+def test_arrays_of_a_program(tiny_artifact):
+    contract = tiny_artifact.spec.input
+    rng = np.random.default_rng(0)
+    given = [(rng.integers(0, 256, (contract.height, contract.width, 3), np.uint8), index % 12) for index in range(9)]
+    report = validate(tiny_artifact, config(limit=6, backends=("onnxruntime",)), data=iter(given))
+    assert report.settings["images"] == 6 and report.settings["data"] == "given.jsonl"
+    assert "top1" in report.rows[0].metrics
+    floats = validate(tiny_artifact, config(backends=("onnxruntime",)), data=[image / np.float32(255) for image, _ in given])
+    assert floats.settings["images"] == 9
+    with pytest.raises(UsageError, match="and the config names photos too"):
+        validate(tiny_artifact, config("photos"), data=given)
 
 
 def test_too_many_classes_are_refused(tiny_artifact, answers):

@@ -80,7 +80,7 @@ CompilingBackend = Annotated[
     typer.Option("--backend", metavar=list_values(list_compilers()), help="The engine.", autocompletion=complete(list_compilers)),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn.")]
-Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards or IDX files.")]
+Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards, arrays or IDX files.")]
 Split = Annotated[str | None, typer.Option("--split", help="Which part of the data, where there are several.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use at most this many images.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each engine; default: all cores.")]

@@ -38,16 +38,18 @@ CODES: dict[str, Code] = {
         "folders than classes need names: those of the model, numbers, or WordNet ids for ImageNet's thousand classes.",
     ),
     "VD3107": Code(
-        "An image's channels, or a tensor's shape, type or batch, do not fit the input contract.",
+        "The channels of an image or array, or a tensor's shape, type or batch, do not fit the input contract.",
         "the tensor is float32 [1, 3, 200, 200], the model takes float32 [N, 3, 224, 224]; prepare pixels with "
         "images.to_tensor(pixels, artifact.spec.input)",
-        "Prepare images with vitdeploy.data.images, which follows the artifact's own contract.",
+        "Prepare images with vitdeploy.data.images, which follows the artifact's own contract. Data of other channels "
+        "are arrays: .npy files of [H, W, C] or [C, H, W].",
     ),
     "VD3108": Code(
-        "The image's size does not fit the input contract and may not be changed, or pixels are not uint8 in its shape.",
+        "The size of an image, or the type or scale of an array, does not fit the input contract.",
         "cat.png: is 640 x 480 pixels, the model takes 28 x 28 and resize is 'none'; resize the image, or set resize = "
         "'shortest'",
-        "Resize the image before, or export with another `resize` in the spec's [input].",
+        "Resize the image before, or export with another --resize. Arrays of floats hold values on the scale of the mean "
+        "and std of the contract.",
     ),
     "VD3109": Code(
         "Calibration statistics are damaged, or belong to another model or input contract.",

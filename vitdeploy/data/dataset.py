@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import files
-from vitdeploy.data import idx, shards, sources
+from vitdeploy.data import arrays, idx, shards, sources, stacks
 from vitdeploy.data.classes import align
-from vitdeploy.data.images import Picture, Pixels
+from vitdeploy.data.images import Picture, Pixels, Values
 from vitdeploy.data.sources import Listing
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract
@@ -65,24 +65,24 @@ class Sample(NamedTuple):
     Attributes:
         name: Its name within the data set.
         label: Its class number, or None.
-        read: Gives its pixels under a contract, uint8 [height, width, channels].
+        read: Gives its pixels under a contract, uint8 [height, width, channels], or float32 for an array of values.
     """
 
     name: str
     label: int | None
-    read: Callable[[InputContract], Pixels]
+    read: Callable[[InputContract], Pixels | Values]
 
 
 class Batch(NamedTuple):
     """Some images, ready for `vitdeploy.data.images.to_tensor`.
 
     Attributes:
-        pixels: uint8 [n, height, width, channels], n >= 1, owned by the caller.
+        pixels: uint8 [n, height, width, channels], n >= 1, owned by the caller; float32 for arrays of values.
         labels: int64 [n] class numbers of the data set, or None.
         names: n names.
     """
 
-    pixels: Pixels
+    pixels: Pixels | Values
     labels: NDArray[np.int64] | None
     names: tuple[str, ...]
 
@@ -235,7 +235,7 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
     """The pass itself: results in order, bad images counted, full batches given out."""
     chosen = dataset.chosen(config)
     size = min(config.batch_size, len(chosen))
-    pixels: Pixels
+    pixels: Pixels | Values
     taken: list[int] = []
     results = _decode_ahead(dataset, contract, config, chosen)
     try:
@@ -244,7 +244,10 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
                 _count_bad(dataset, index, result, config, counts)
                 continue
             if not taken:
-                pixels = np.empty((size, contract.height, contract.width, contract.channels), np.uint8)
+                pixels = np.empty((size, contract.height, contract.width, contract.channels), result.pixels.dtype)
+            if result.pixels.dtype != pixels.dtype:
+                message = f"holds images of {pixels.dtype} and of {result.pixels.dtype}"
+                raise InputError("VD3105", message, file=dataset.path, fix="save all arrays with one type")
             pixels[len(taken)] = result.pixels
             counts.turned += result.turned
             taken.append(index)
@@ -259,10 +262,10 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
         results.close()
     if not counts.used:
         message = f"none of {counts.bad} images can be read, the first is {counts.examples[0]}"
-        raise InputError("VD3101", message, file=dataset.path, fix="give images in JPEG, PNG, WebP or BMP")
+        raise InputError("VD3101", message, file=dataset.path, fix="give images in JPEG, PNG, WebP or BMP, or arrays")
 
 
-def _batch(dataset: Dataset, pixels: Pixels, taken: list[int]) -> Batch:
+def _batch(dataset: Dataset, pixels: Pixels | Values, taken: list[int]) -> Batch:
     labels = None if dataset.labels is None else dataset.labels[taken]
     return Batch(pixels, labels, tuple(dataset.listing.names[index] for index in taken))
 
@@ -319,6 +322,7 @@ def open_dataset(path: Path, *, split: str | None = None) -> Dataset:
     - a folder with a subfolder per class, or a flat folder of images without labels;
     - a ``.csv`` or ``.jsonl`` manifest with ``path`` and, if there are labels, ``label``;
     - a ``.tar`` shard in WebDataset's layout, or a folder of them;
+    - a ``.npy`` or ``.npz`` file of many images;
     - an IDX image file (``*-images-idx3-ubyte``, plain or ``.gz``), or a folder of them.
 
     Args:
@@ -363,11 +367,14 @@ def _file(path: Path, split: str | None) -> Listing:
         raise InputError("VD3002", "is empty, or not a regular file", file=path, fix="give another one")
     if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
         return sources.read_manifest(path)
+    if suffix in arrays.SUFFIXES:
+        return stacks.list_arrays(path)
     if suffix == ".tar":
         return shards.list_samples([path])
     if "-images" in path.name and files.sniff(path) in ("gzip", "unknown"):
         return idx.listing(path)
-    what = "a folder of images, a .csv or .jsonl manifest, a .tar shard or an IDX image file (*-images-idx3-ubyte)"
+    what = "a folder of images, a .csv or .jsonl manifest, a .tar shard, a .npy or .npz of many images, "
+    what += "or an IDX image file (*-images-idx3-ubyte)"
     raise InputError("VD3005", f"is no data set: expected {what}", file=path)
 
 

@@ -14,7 +14,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from vitdeploy.data.resize import MAX_PIXELS as MAX_PIXELS
+from vitdeploy.data.resize import Pixels as Pixels
+from vitdeploy.data.resize import Values as Values
+from vitdeploy.data.resize import refuse_size
+from vitdeploy.data.resize import resize_and_crop as resize_and_crop
 from vitdeploy.errors import InputError, first_line
 from vitdeploy.spec import InputContract
-
-Pixels = NDArray[np.uint8]
-"""uint8, [H, W, C] or [N, H, W, C], channels in the order RGB."""
-
-MAX_PIXELS = 50_000_000
-"""Largest image that is decoded, or made by a resize, in pixels: 150 MB as RGB."""
 
 _BAD_BYTES = (
     OSError,
@@ -95,18 +94,18 @@ def load(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pi
     Raises:
         InputError: VD3001, VD3102, VD3103, VD3107 (see `decode`), or VD3108 (see `resize_and_crop`).
     """
-    return read(source, contract, name=name).pixels
+    return np.asarray(read(source, contract, name=name).pixels, np.uint8)
 
 
 class Picture(NamedTuple):
     """An image file that was read.
 
     Attributes:
-        pixels: uint8 [height, width, channels].
+        pixels: uint8 [height, width, channels]; float32 where it is an array of values.
         turned: Whether its orientation tag says that it was not stored upright.
     """
 
-    pixels: Pixels
+    pixels: Pixels | Values
     turned: bool = False
 
 
@@ -143,13 +142,13 @@ def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> 
         InputError: VD3001, no such file; VD3102, it can't be decoded; VD3103, it has more than `MAX_PIXELS`; VD3107,
             the contract has other than 1 or 3 channels.
     """
-    return _open(source, contract, name).pixels
+    return np.asarray(_open(source, contract, name).pixels, np.uint8)
 
 
 def _open(source: Path | bytes, contract: InputContract, name: str) -> Picture:
     if contract.channels not in (1, 3):
         message = f"images have 1 or 3 channels, the model takes {contract.channels}"
-        raise InputError("VD3107", message, file=name or None, fix="give such data as arrays")
+        raise InputError("VD3107", message, file=name or None, fix="give such data as arrays: .npy or .npz files")
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), contract, name)
     if not source.is_file():  # a pipe would block for ever
@@ -167,7 +166,7 @@ def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Picture:
         with reader(stream) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise _refuse_size(width, height, name)
+                raise refuse_size(width, height, name)
             image.load()
             turn = _TURNS.get(orientation(image.info.get("exif")))
             upright = image if turn is None or contract.exif == "ignore" else image.transpose(turn)
@@ -209,11 +208,6 @@ def _kind(head: bytes) -> str:
     return "text" if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in head) else "of an unknown kind"
 
 
-def _refuse_size(width: int, height: int, name: str, what: str = "is") -> InputError:
-    message = f"{what} {width:,} x {height:,} pixels, more than {MAX_PIXELS // 1_000_000} million"
-    return InputError("VD3103", message, file=name or None, fix="shrink or leave out the image")
-
-
 def orientation(exif: object) -> int:
     """The orientation tag in raw EXIF bytes; damaged or absent EXIF is 1, upright.
 
@@ -250,104 +244,12 @@ def _colour(image: Image.Image, contract: InputContract) -> Image.Image:
     return image.convert("L" if contract.channels == 1 else "RGB")
 
 
-def resize_and_crop(image: Pixels, contract: InputContract) -> Pixels:
-    """An image brought to the contract's height and width.
-
-    ``shortest`` makes the shorter side ``resize_to`` and the longer int(resize_to * long / short); ``stretch`` makes both
-    sides the contract's times ``resize_to`` / max(height, width). Then the centre is cut out: it begins at
-    int(round(margin / 2)) with crop ``round`` and at margin // 2 with ``floor``.
-
-    Args:
-        image: uint8 [H, W, C] with 1 or 3 channels.
-        contract: The rule, the filter and the size.
-
-    Returns:
-        uint8 [height, width, C], C-contiguous; may be ``image`` itself when nothing is to be done.
-
-    Raises:
-        InputError: VD3103, so narrow an image that the resized one would exceed `MAX_PIXELS`; VD3107, other than 1 or 3
-            channels; VD3108, not the contract's size and ``resize = "none"``.
-
-    Source: ``torchvision.transforms.functional`` (_compute_resized_output_size, center_crop) and
-    ``transformers.image_transforms`` (get_resize_output_image_size, center_crop).
-    """
-    height, width, channels = image.shape
-    if channels not in (1, 3):
-        raise InputError("VD3107", f"images have 1 or 3 channels, this one has {channels}")
-    to_height, to_width = _resize(height, width, contract)
-    if to_height * to_width > MAX_PIXELS:
-        raise _refuse_size(to_width, to_height, "", f"is {width:,} x {height:,} pixels; resized it would be")
-    if (to_height, to_width) != (height, width):
-        method = _resize_pillow if contract.antialias else _resize_plain
-        image = method(image, (to_height, to_width), contract.interpolation)
-    top, left = (_begin(a - b, contract) for a, b in ((to_height, contract.height), (to_width, contract.width)))
-    return np.ascontiguousarray(image[top : top + contract.height, left : left + contract.width])
-
-
-def _resize(height: int, width: int, contract: InputContract) -> tuple[int, int]:
-    """Height and width after the resize, before the crop."""
-    if contract.resize == "stretch":
-        share = contract.shorter / max(contract.height, contract.width)
-        return round(contract.height * share), round(contract.width * share)
-    if contract.resize == "none":
-        if (height, width) != (contract.height, contract.width):
-            takes = f"{contract.width} x {contract.height}"
-            message = f"is {width} x {height} pixels, the model takes {takes} and resize is 'none'"
-            raise InputError("VD3108", message, fix="resize the image, or set resize = 'shortest'")
-        return height, width
-    short_side, long_side = sorted((height, width))
-    long = int(contract.shorter * long_side / short_side)
-    return (contract.shorter, long) if height <= width else (long, contract.shorter)
-
-
-def _begin(margin: int, contract: InputContract) -> int:
-    return int(round(margin / 2.0)) if contract.crop_rounding == "round" else margin // 2  # noqa: RUF046
-
-
-def _resize_pillow(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    kernel = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
-    flat = image[:, :, 0] if image.shape[2] == 1 else image
-    resized = np.asarray(Image.fromarray(flat).resize((size[1], size[0]), kernel))
-    return resized.reshape(*size, image.shape[2])
-
-
-def _resize_plain(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Resize without widening the filter, one axis after the other, rounded once at the end."""
-    taps = [_taps(old, new, interpolation) for old, new in zip(image.shape[:2], size, strict=True)]
-    (rows, row_weights), (columns, column_weights) = taps
-    wide = np.zeros((image.shape[0], size[1], image.shape[2]), np.float32)  # [H, w, C]; along the row first, as torch
-    for index, weight in zip(columns, column_weights, strict=True):
-        wide += image[:, index] * weight[:, None]
-    full = np.zeros((*size, image.shape[2]), np.float32)  # [h, w, C]
-    for index, weight in zip(rows, row_weights, strict=True):
-        full += wide[index] * weight[:, None, None]
-    return np.clip(np.rint(full), 0, 255).astype(np.uint8)
-
-
-def _taps(old: int, new: int, interpolation: str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Source pixels and their weights along one axis, [2 or 4, new] each; pixels beyond the edge repeat the edge.
-
-    Source: ``torch.nn.functional.interpolate(align_corners=False)``; cubic convolution (Keys 1981) with a = -0.75.
-    """
-    place = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * (np.float32(old) / np.float32(new)) - np.float32(0.5)
-    first = np.floor(place)
-    t = place - first
-    if interpolation == "bilinear":
-        offsets, weights = np.array([0, 1]), np.stack([1 - t, t])
-    else:
-        offsets = np.array([-1, 0, 1, 2])
-        near = [((-0.75 + 2) * x - (-0.75 + 3)) * x * x + 1 for x in (t, 1 - t)]  # |x| <= 1
-        far = [((-0.75 * x + 3.75) * x - 6) * x + 3 for x in (t + 1, 2 - t)]  # 1 < |x| < 2
-        weights = np.stack([far[0], near[0], near[1], far[1]])
-    index = np.clip(first.astype(np.intp) + offsets[:, None], 0, old - 1)
-    return index, weights.astype(np.float32)
-
-
-def to_tensor(pixels: Pixels, contract: InputContract) -> NDArray[np.float32] | Pixels:
+def to_tensor(pixels: Pixels | Values, contract: InputContract) -> NDArray[np.float32] | Pixels:
     """Pixels as the model file takes them.
 
     Args:
-        pixels: uint8 [N, height, width, channels], or one image [height, width, channels], made a batch of one.
+        pixels: uint8 [N, height, width, channels], or one image [height, width, channels], made a batch of one; float32
+            for values on the scale of mean and std (or normalised, as ``contract.arrays`` says): see `arrays`.
         contract: ``tensor`` names the result; ``mean`` and ``std`` are on the scale [0, 1].
 
     Returns:
@@ -355,11 +257,12 @@ def to_tensor(pixels: Pixels, contract: InputContract) -> NDArray[np.float32] | 
         [N, channels, height, width]; ``uint8-nchw`` and ``uint8-nhwc`` are the same bytes in that order.
 
     Raises:
-        InputError: VD3108, the pixels do not have the contract's shape or are not uint8.
+        InputError: VD3108, the pixels do not have the contract's shape or type.
     """
-    batch = pixels[None] if pixels.ndim == 3 else pixels
+    batch: NDArray[Any] = pixels[None] if pixels.ndim == 3 else pixels
     expected = (contract.height, contract.width, contract.channels)
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != expected:
+    taken = (np.uint8, np.float32) if contract.tensor == "float32-nchw" else (np.uint8,)
+    if batch.dtype not in taken or batch.ndim != 4 or batch.shape[1:] != expected:
         given = f"{pixels.dtype} {list(pixels.shape)}"
         message = f"pixels are {given}, the model takes uint8 [N, {', '.join(map(str, expected))}]"
         raise InputError("VD3108", message, fix="prepare images with vitdeploy.data.images.load")
@@ -367,6 +270,12 @@ def to_tensor(pixels: Pixels, contract: InputContract) -> NDArray[np.float32] | 
         return np.ascontiguousarray(batch)
     if contract.tensor == "uint8-nchw":
         return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+    if batch.dtype == np.float32:
+        values = batch.transpose(0, 3, 1, 2)  # [N, C, H, W]
+        if contract.arrays == "raw":
+            mean, std = (np.asarray(each, np.float32)[:, None, None] for each in (contract.mean, contract.std))
+            values = (values - mean) / std
+        return np.ascontiguousarray(values, np.float32)
     # A byte has 256 values: a table per channel gives bit for bit what the arithmetic would, in one pass.
     mean, std = np.asarray(contract.mean, np.float32), np.asarray(contract.std, np.float32)
     scaled = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vitdeploy.data import images
+from vitdeploy.data import arrays
 from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import (
     IMAGE_SUFFIXES,
@@ -82,7 +82,7 @@ def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: 
             data = stream.read(place.size)
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=place.shard) from exc
-    return images.read(data, contract, name=names[index])
+    return arrays.read(data, contract, name=names[index])
 
 
 def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import files
-from vitdeploy.data import images
+from vitdeploy.data import arrays
 from vitdeploy.data.images import Picture
 from vitdeploy.errors import InputError, UsageError, first_line
 from vitdeploy.spec import InputContract
@@ -30,9 +30,9 @@ from vitdeploy.spec import InputContract
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif",
-    ".avif", ".jp2",
+    ".avif", ".jp2", *arrays.SUFFIXES,
 ))
-"""Names that claim to be an image. Those that can't be decoded count as bad images; they are not passed over.
+"""Names that claim to be an image, or an array of one. Those that can't be decoded count as bad images; they are not passed over.
 
 A file without a suffix is taken for an image too; every other suffix is passed over.
 """
@@ -61,7 +61,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         labels: int64 [N], class numbers, or None when the source has no labels.
         classes: Class names by number, or None when the source has only numbers.
         digest: SHA-256, in hex, that changes when the source does.
-        read: Gives image number i as `images.read` does.
+        read: Gives image number i as `arrays.read` does.
     """
 
     names: Sequence[str]
@@ -184,7 +184,7 @@ def digest_rows(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: 
 
 
 def _read_file(paths: Sequence[Path], index: int, contract: InputContract) -> Picture:
-    return images.read(paths[index], contract)
+    return arrays.read(paths[index], contract)
 
 
 class _Line(msgspec.Struct):

@@ -46,11 +46,12 @@ _KEPT_S = 7 * 86_400.0
 """How long the statistics of an interrupted quantization wait for a second run."""
 
 
-def write(
+def write(  # noqa: PLR0913 (three of them are keywords that only one caller gives)
     artifact: Artifact,
     config: QuantizeConfig,
     folder: Path,
     *,
+    given: Path | None = None,
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> None:
@@ -60,6 +61,7 @@ def write(
         artifact: See `quantizer.quantize`.
         config: How.
         folder: Where.
+        given: The images that the caller's program gave, as `data.stacks.save` wrote them.
         cache: Folder in which an interrupted run's statistics are kept for a second one; None keeps nothing.
         progress: Hears of each step.
 
@@ -70,7 +72,7 @@ def write(
     work.mkdir()
     source, repairs = sanitize(artifact, work / "repaired")
     require_float(source)
-    pictures = open_pictures(source, config)
+    pictures = open_pictures(source, config, given)
     job = _Job(source, config, pictures, work, cache, progress)
     model, plan = job.convert()
     storage.write(model, folder / MODEL, _metadata(artifact))

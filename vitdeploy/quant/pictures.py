@@ -80,7 +80,7 @@ class Pictures:
         half = (number - before) % 2
         return {"held": held, "ranges": not held, "first": not held and half == 0, "second": not held and half == 1}[part]
 
-    def _all(self) -> Iterator[tuple[NDArray[np.uint8], tuple[str, ...]]]:
+    def _all(self) -> Iterator[tuple[NDArray[Any], tuple[str, ...]]]:
         contract = self.artifact.spec.input
         if self.data is None:
             for start in range(0, self.used, BATCH):
@@ -97,8 +97,8 @@ class Pictures:
             self.seen.turned = batches.counts.turned
 
 
-def open_pictures(artifact: Artifact, config: QuantizeConfig) -> Pictures | None:
-    """The images that were named, or None when statistics, or nothing, are to serve.
+def open_pictures(artifact: Artifact, config: QuantizeConfig, given: Path | None = None) -> Pictures | None:
+    """The images that were named or given, or None when statistics, or nothing, are to serve.
 
     A quarter of the images is held back, or as many as the ranges do not need; none of fewer than 16, and no generated ones.
     They are held back whether or not anything will be measured, so that the file is the same.
@@ -108,7 +108,7 @@ def open_pictures(artifact: Artifact, config: QuantizeConfig) -> Pictures | None
     """
     if config.calibration is None:
         return None
-    data = None if config.calibration == "random" else open_dataset(Path(config.calibration), split=config.split)
+    data = None if config.calibration == "random" else open_dataset(given or Path(config.calibration), split=config.split)
     there = RANDOM if data is None else len(data)
     held = 0
     if data is not None and there >= _FEWEST:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.artifact import Artifact
+from vitdeploy.data import arrays
 from vitdeploy.data import images as pixels_of
 from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.measure.probabilities import compute_probabilities
@@ -110,7 +111,7 @@ def predict(
     with closing(open_in_child(name, artifact, OpenConfig(threads=config.threads))) as runner:
         for done, path in enumerate(images):
             progress("predict", done, len(images))
-            pixels = pixels_of.load(path, artifact.spec.input)
+            pixels = arrays.read(path, artifact.spec.input).pixels
             tensor = pixels_of.to_tensor(pixels, artifact.spec.input)
             predictions.append(_tell(path, run_main(runner, tensor, artifact.spec)[0], artifact.spec, config.top))
     progress("predict", len(images), len(images))

@@ -11,8 +11,12 @@ that only the child needs.
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -21,17 +25,23 @@ from vitdeploy import files, isolate
 from vitdeploy.artifact import RECORD, Artifact, Record, check_place
 from vitdeploy.backends.table import PROVER, TABLE, Engine, register
 from vitdeploy.backends.targets import settle_target
-from vitdeploy.errors import MachineError
+from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.progress import Progress, silent
-from vitdeploy.recipe import QuantizeConfig
+from vitdeploy.recipe import GIVEN, QuantizeConfig
 
 _PACKAGES = ("onnx", "onnx_ir", TABLE[PROVER].package)
 _PATIENCE_S = 24 * 3600.0
 _FILE_MIB = 64 << 10
 
 
-def quantize(
-    artifact: Artifact, config: QuantizeConfig, out: Path, *, force: bool = False, progress: Progress = silent
+def quantize(  # noqa: PLR0913 (three of them are keywords that most callers leave out)
+    artifact: Artifact,
+    config: QuantizeConfig,
+    out: Path,
+    *,
+    calibration: Iterable[object] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> Artifact:
     """Quantize an exported model. An interrupted calibration is kept: the same call goes on where it stopped.
 
@@ -39,6 +49,9 @@ def quantize(
         artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
         config: Precision, target, calibration images.
         out: Folder to write. What the same verb made there from the same source is replaced in one step.
+        calibration: Images of a program in place of files, for a config whose ``calibration`` is ``given``: arrays [H, W, C] or
+            [C, H, W], or pairs of one and anything; what their numbers are, `data.arrays` says. No more are taken than the config
+            asks for.
         force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
         progress: Hears of each step.
 
@@ -55,13 +68,15 @@ def quantize(
     config = settle_target(config)
     _require_packages()
     check_place(out, sources=[artifact.folder], replaces=partial(_is_next, artifact), force=force)
-    with files.folder(out, ours=RECORD) as folder:  # here, so that nothing is left of a child that is killed
+    with ExitStack() as stack:
+        folder = stack.enter_context(files.folder(out, ours=RECORD))  # here, so that nothing is left of a child that is killed
         order = QuantizeOrder(
             source=str(artifact.folder),
             record=artifact.record,
             config=config,
             folder=str(folder),
             current=str(Path.cwd()),
+            given=_save_given(calibration, config, stack.enter_context(tempfile.TemporaryDirectory())),
             cache=str(files.cache_folder() / "quantize"),
             engines=tuple(TABLE.values()),
         )
@@ -74,6 +89,18 @@ def quantize(
         }
         isolate.run(f"{__name__}:quantize_as_told", msgspec.to_builtins(order), seconds=_PATIENCE_S, progress=progress, **limits)
     return Artifact.open(out, verify=False)
+
+
+def _save_given(calibration: Iterable[object] | None, config: QuantizeConfig, folder: str) -> str | None:
+    """Where the caller's images were written for the child, if any were given."""
+    if (calibration is None) != (config.calibration != GIVEN):
+        message = f"the config's calibration is {config.calibration!r}, and images were {'not ' * (calibration is None)}given"
+        raise UsageError("VD2010", message, fix="give images to quantize(..., calibration=images) with calibration='given'")
+    if calibration is None:
+        return None
+    from vitdeploy.data.stacks import save
+
+    return str(save(islice(calibration, config.limit + config.verify_images), Path(folder)))
 
 
 def _is_next(artifact: Artifact, old: Record) -> bool:
@@ -89,6 +116,7 @@ class QuantizeOrder(msgspec.Struct, frozen=True, kw_only=True):
         config: How to quantize.
         folder: An empty folder for what comes out.
         current: Folder that relative paths are of.
+        given: Images that the caller's program gave, or None.
         cache: Folder for the statistics of interrupted runs.
         engines: The table of engines: the caller may have registered some.
     """
@@ -98,6 +126,7 @@ class QuantizeOrder(msgspec.Struct, frozen=True, kw_only=True):
     config: QuantizeConfig
     folder: str
     current: str
+    given: str | None
     cache: str
     engines: tuple[Engine, ...]
 
@@ -110,7 +139,8 @@ def quantize_as_told(argument: object) -> None:
     register(order.engines)
     os.chdir(order.current)  # paths in messages and in the record stay as they were written
     artifact, folder = Artifact(Path(order.source), order.record), Path(order.folder)
-    write(artifact, order.config, folder, cache=Path(order.cache), progress=isolate.report_progress)
+    given = None if order.given is None else Path(order.given)
+    write(artifact, order.config, folder, given=given, cache=Path(order.cache), progress=isolate.report_progress)
 
 
 def _require_packages() -> None:

@@ -6,8 +6,10 @@ and a device has no PyTorch: then the first engine is the reference, and the rep
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import tempfile
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 
 from vitdeploy.artifact import Artifact
@@ -19,7 +21,8 @@ from vitdeploy.backends.table import (
 )
 from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
 from vitdeploy.data.dataset import explain_turned
-from vitdeploy.errors import InputError
+from vitdeploy.data.stacks import save
+from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.parity import Parity
 from vitdeploy.progress import Progress, silent
@@ -36,12 +39,16 @@ ENOUGH = 100
 """Images from which a top-1 near guessing is called suspicious."""
 
 
-def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress = silent) -> Report:
+def validate(
+    artifact: Artifact, config: ValidateConfig, *, data: Iterable[object] | None = None, progress: Progress = silent
+) -> Report:
     """Compare engines with the PyTorch original, on the same images, in one pass.
 
     Args:
         artifact: What to prove.
         config: Data, sample, engines, threads.
+        data: Images of a program in place of files: arrays [H, W, C] or [C, H, W], or pairs of one and its label (a class
+            number or name); what their numbers are, `data.arrays` says. Of these the first `limit` are used.
         progress: Hears of every batch.
 
     Returns:
@@ -57,13 +64,13 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
     """
     names, notes = _choose_subjects(artifact, config.backends)
     notes += note_misfits(names, artifact)
-    data = None if config.data is None else open_dataset(Path(config.data), split=config.split)
-    trial = _Trial(artifact, names, data)
     with ExitStack() as stack:
+        given = _open_data(config, data, stack)
+        trial = _Trial(artifact, names, given)
         options = OpenConfig(threads=config.threads)
         runners = {name: stack.enter_context(closing(open_in_child(name, artifact, options))) for name in names}
-        batches = stack.enter_context(_open_batches(data, artifact.spec.input, config))
-        total = len(data.chosen(_make_load_config(config))) if data is not None else batches.counts.listed
+        batches = stack.enter_context(_open_batches(given, artifact.spec.input, config))
+        total = len(given.chosen(_make_load_config(config))) if given is not None else batches.counts.listed
         for batch in batches:
             progress("validate", min(batches.counts.used + batches.counts.bad - len(batch.pixels), total - 1), total)
             trial.add(batch, runners)
@@ -72,12 +79,22 @@ def validate(artifact: Artifact, config: ValidateConfig, *, progress: Progress =
     if not config.allow_shifted_labels:
         trial.refuse_shift(config.data)
     rows = tuple(Row(name, trial.metrics(name), settings[name]) for name in names)
-    facts, remarks = _describe_data(data, batches.counts, config, trial)
+    facts, remarks = _describe_data(given, batches.counts, config, trial)
     facts = {"artifact": artifact.name, **facts}
     if assumption := artifact.record.origin.assumption:
         notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
     notes += [*remarks, *trial.warnings()]
     return Report(title="validate", reference=rows[0].subject, rows=rows, settings=facts, notes=tuple(notes))
+
+
+def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: ExitStack) -> Dataset | None:
+    """The images that were named, or those that a program gives; None for neither."""
+    if given is None:
+        return None if config.data is None else open_dataset(Path(config.data), split=config.split)
+    if config.data is not None:
+        raise UsageError("VD2010", f"images were given, and the config names {config.data} too", fix="give one of them")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return open_dataset(save(islice(given, config.limit), folder))
 
 
 class _Trial:

@@ -8,6 +8,8 @@ from onnx import TensorProto, helper
 
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, is_same_spec, seal
 from vitdeploy.errors import InputError, TrustError
+from vitdeploy.files import sha256
+from vitdeploy.record import Origin
 from vitdeploy.spec import ModelSpec
 
 
@@ -31,6 +33,59 @@ def test_round_trip(folder) -> None:
     assert artifact.model == folder / "model.onnx"
     assert artifact.weights is None
     assert artifact.id == Artifact.open(folder).id
+
+
+@pytest.fixture
+def family(tmp_path):
+    """An export with its original's weights, and what was made of it, without."""
+
+    def make(name, weights=None, **record):
+        place = tmp_path / "shelf" / name
+        place.mkdir(parents=True)
+        (place / "model.onnx").write_bytes(identity())
+        if weights is not None:
+            (place / "w.safetensors").write_bytes(weights)
+        record = Record(spec=ModelSpec(name="x"), made_by="test", weights=weights and "w.safetensors", **record)
+        seal(place, record)
+        return Artifact.open(place)
+
+    first = make("vit", b"original")
+    origin = Origin(state_sha256=sha256(first.weights))
+    make("other", b"another model's")
+    made = make("vit-int8", origin=origin, original=first.locate_weights(tmp_path / "shelf" / "vit-int8"))
+    return first, made
+
+
+def test_what_was_made_of_an_export_finds_its_original_there(family) -> None:
+    first, made = family
+    assert made.record.original == "../vit"
+    assert made.weights.samefile(first.weights)
+    assert made.require_weights() == made.weights
+
+
+def test_moved_together_they_find_each_other_under_any_name(family, tmp_path) -> None:
+    first, made = family
+    away = tmp_path / "box"
+    away.mkdir()
+    first.folder.rename(away / "a")
+    made.folder.rename(away / "b")
+    assert Artifact.open(away / "b").weights.samefile(away / "a" / "w.safetensors")
+
+
+def test_another_models_weights_are_never_the_original(family) -> None:
+    first, made = family
+    (first.folder / RECORD).unlink()  # "../vit" is no artifact now, and the one that is left is of another model
+    assert made.weights is None
+    with pytest.raises(InputError, match="no artifact beside it has them") as caught:
+        made.require_weights()
+    assert "--keep-original" in caught.value.fix
+
+
+def test_an_original_that_changed_is_refused(family) -> None:
+    first, made = family
+    first.weights.write_bytes(b"originaL")
+    with pytest.raises(InputError, match="changed after 'export' wrote it"):
+        made.require_weights()
 
 
 def change(folder, **values) -> None:

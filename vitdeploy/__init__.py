@@ -1,12 +1,17 @@
 """vitdeploy: a Vision Transformer, from a PyTorch checkpoint to a proven deployment on an edge box.
 
-    from pathlib import Path
-    import vitdeploy
+    import vitdeploy as vd
 
-    artifact = vitdeploy.export(
-        vitdeploy.ModelConfig(source="vit_tiny_patch16_224"), vitdeploy.ExportConfig(), Path("vit")
-    )
-    report = vitdeploy.validate(artifact, vitdeploy.ValidateConfig())
+    artifact = vd.export("vit_tiny_patch16_224", vd.ExportConfig(), "vit")
+    report = vd.validate(artifact, vd.ValidateConfig(data="photos"))
+    vd.bench("vit")
+
+    with vd.load("vit") as model:  # stays open; from as many threads as one likes
+        for answer in model(["cat.jpg", open("dog.jpg", "rb").read(), array]):
+            print(answer.image, answer.classes[0].label)
+
+An artifact is given as what a verb returned, or as a path of it. An image is a path, a file's bytes, an image of Pillow or uint8
+pixels [height, width, channels]; where several are taken, also a folder, a pattern, a manifest or tar shards.
 
 Names are resolved on first use (PEP 562), so that importing the package costs nothing and needs no engine installed.
 """
@@ -46,7 +51,10 @@ if TYPE_CHECKING:
     from vitdeploy.verbs.inspector import inspect as inspect
     from vitdeploy.verbs.predictor import PredictConfig as PredictConfig
     from vitdeploy.verbs.predictor import Prediction as Prediction
+    from vitdeploy.verbs.predictor import Predictor as Predictor
+    from vitdeploy.verbs.predictor import load as load
     from vitdeploy.verbs.predictor import predict as predict
+    from vitdeploy.verbs.predictor import predict_each as predict_each
     from vitdeploy.verbs.quantizer import quantize as quantize
     from vitdeploy.verbs.validator import validate as validate
     from vitdeploy.zoo.variants import VARIANTS as VARIANTS
@@ -84,7 +92,10 @@ _HOME = {
     "bench": "verbs.bencher",
     "gate": "verbs.gatekeeper",
     "build": "verbs.builder",
+    "Predictor": "verbs.predictor",
     "predict": "verbs.predictor",
+    "predict_each": "verbs.predictor",
+    "load": "verbs.predictor",
     "Inspection": "verbs.inspector",
     "inspect": "verbs.inspector",
     "VitdeployError": "errors",

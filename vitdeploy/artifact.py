@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         kind: What the bytes are: ``onnx``, or what the backend of that name has compiled.
         precision: The arithmetic the weights were prepared for.
         entry: The file that an engine opens.
-        weights: The PyTorch original's state dict (safetensors), or None.
+        weights: The PyTorch original's state dict (safetensors) in this folder, or None.
+        original: Where the folder lay, relative to this one, whose `weights` are the original's, when this was made of it.
         spec: The model and its input contract, as this file takes it.
         made_by: The verb that wrote it.
         config: That verb's settings.
@@ -59,6 +61,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     precision: RecordPrecision = "fp32"
     entry: str = "model.onnx"
     weights: str | None = None
+    original: str | None = None
     spec: ModelSpec
     made_by: str
     config: ExportConfig | QuantizeConfig | CompileConfig | None = None
@@ -94,8 +97,40 @@ class Artifact:
 
     @property
     def weights(self) -> Path | None:
-        """The state dict of the PyTorch original, when the artifact carries it."""
-        return None if self.record.weights is None else self.folder / self.record.weights
+        """The state dict of the PyTorch original: in this folder, or in an artifact beside it; None when neither has it.
+
+        It lives once, in what was exported, and what is made of that knows it by its digest: moved together, they find each
+        other again.
+        """
+        if self.record.weights is not None:
+            return self.folder / self.record.weights
+        digest = self.record.origin.state_sha256
+        if not digest or not self.record.files:  # never had one, or a bare or repaired file
+            return None
+        hinted = [] if self.record.original is None else [self.folder / self.record.original]
+        beside = (path.parent for path in sorted(self.folder.resolve().parent.glob(f"*/{RECORD}")))
+        return next((path for folder in (*hinted, *beside) if (path := _find_weights(folder, digest))), None)
+
+    def require_weights(self) -> Path:
+        """`weights`, compared with their digest where they lie elsewhere.
+
+        Raises:
+            InputError: VD3010, they are not there, or changed.
+        """
+        path = self.weights
+        if path is None:
+            fix = "put the folder that `vitdeploy export` wrote beside it, or make it again with --keep-original"
+            raise InputError("VD3010", self.explain_no_weights(), file=self.model, fix=fix)
+        if self.record.weights is None and sha256(path) != self.record.origin.state_sha256:
+            raise InputError("VD3010", "changed after 'export' wrote it", file=path, fix="export again")
+        return path
+
+    def explain_no_weights(self) -> str:
+        """Why `weights` is None."""
+        digest = self.record.origin.state_sha256
+        if not digest:
+            return "does not carry the PyTorch original's weights"
+        return f"does not carry the PyTorch original's weights (sha256 {digest[:12]}), and no artifact beside it has them"
 
     @property
     def spec(self) -> ModelSpec:
@@ -150,6 +185,11 @@ class Artifact:
         return cls(path.parent, Record(entry=path.name, spec=spec, made_by="import", precision=read_precision(model)))
 
     @classmethod
+    def take(cls, given: ArtifactLike) -> Artifact:
+        """An artifact as it is, or `open` what a path names."""
+        return given if isinstance(given, Artifact) else cls.open(Path(given))
+
+    @classmethod
     def _open_folder(cls, folder: Path, verify: bool) -> Artifact:
         try:
             record = read_record(folder / RECORD)
@@ -184,6 +224,11 @@ class Artifact:
             files.need_space(folder, self.weights.stat().st_size)
             shutil.copyfile(self.weights, folder / self.weights.name)
 
+    def locate_weights(self, folder: Path) -> str | None:
+        """The folder of `weights` as `Record.original` says it of an artifact in ``folder``."""
+        path = self.weights
+        return None if path is None else Path(os.path.relpath(path.parent.resolve(), folder.resolve())).as_posix()
+
     def _agree(self, checked: check.Checked) -> None:
         """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""
         text = checked.model.metadata.get(METADATA_SPEC)
@@ -199,6 +244,10 @@ def is_same_spec(text: str, spec: ModelSpec) -> bool:
         return msgspec.json.decode(text, type=ModelSpec) == spec
     except (msgspec.MsgspecError, RecursionError, UsageError):
         return False
+
+
+ArtifactLike = Artifact | str | os.PathLike[str]
+"""An artifact, or a path that `Artifact.open` opens."""
 
 
 def sanitize(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...]]:
@@ -219,7 +268,7 @@ def sanitize(artifact: Artifact, folder: Path) -> tuple[Artifact, tuple[str, ...
     path, notes = check.sanitize(artifact.model, folder)
     if path == artifact.model:
         return artifact, notes
-    record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, files={})
+    record = msgspec.structs.replace(artifact.record, entry=path.name, weights=None, original=None, files={})
     return Artifact(path.parent, record), notes
 
 
@@ -247,6 +296,18 @@ def check_place(out: Path, *, sources: Iterable[Path], replaces: Callable[[Recor
             return
         what = f"another artifact, made by {old.made_by!r} from {old.spec.name}"
     raise UsageError("VD2008", f"holds {what}", file=out, fix="choose another folder, or replace it with --force")
+
+
+def _find_weights(folder: Path, digest: str) -> Path | None:
+    """The weights with this digest in an artifact's folder; what is no artifact, or is damaged, has none."""
+    try:
+        record = read_record(folder / RECORD)
+    except (FileNotFoundError, InputError):
+        return None
+    if record.weights is None or record.files.get(record.weights) != digest:
+        return None
+    path = folder / record.weights
+    return path if path.is_file() else None
 
 
 def set_key(artifact: Artifact, key: str) -> Artifact:

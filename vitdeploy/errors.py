@@ -26,6 +26,8 @@ INTERNAL = 8
 """Exit status of a mistake of ours."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
+_NEAR = 0.75
+"""Share of letters in common, in order, from which one word may be meant for another: one letter in four is off."""
 
 
 class VitdeployError(Exception):
@@ -209,6 +211,6 @@ def first_line(exc: BaseException) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """``did you mean 'x'?`` for a mistyped word, or "" when nothing is near."""
-    matches = difflib.get_close_matches(word, list(words), 1, 0.6)
+    """``did you mean 'x'?`` for a mistyped word, or "" when nothing is near: a wrong guess is worse than none."""
+    matches = difflib.get_close_matches(word, list(words), 1, _NEAR)
     return f"did you mean {matches[0]!r}?" if matches else ""

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, library
 
@@ -25,6 +25,9 @@ LFS = b"version https://git-lfs.github.com/spec/"
 _LOCK = ".lock"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+PathName = str | os.PathLike[str]
+"""A path as callers have it."""
 
 
 def sha256(path: Path) -> str:
@@ -130,7 +133,18 @@ def write(path: Path, data: bytes | str) -> None:
         UsageError: VD2008, the path can't be written.
         MachineError: VD4002, the disk is full.
     """
-    raw = data.encode() if isinstance(data, str) else data
+    with new_file(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, to be written piece by piece, that appears under its name complete, or not at all.
+
+    Raises:
+        UsageError: VD2008, the path can't be written.
+        MachineError: VD4002, the disk is full.
+    """
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -139,7 +153,7 @@ def write(path: Path, data: bytes | str) -> None:
         temporary = _temporary(path)
         try:
             with temporary.open("wb") as stream:
-                stream.write(raw)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

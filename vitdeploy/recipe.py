@@ -147,6 +147,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead; on
             ``tensorrt`` the layer stays FP16.
         verify: Compare with the source, and measure, on the target's engine.
+        keep_original: Copy the PyTorch original's weights into the artifact, for a box where the export does not lie beside it.
         verify_images: Images held back from the ranges for that, at most; held back also when nothing is compared.
         threads: Threads of each engine; None is the number of cores.
     """
@@ -167,6 +168,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lane_db: float = 20.0
     verify: bool = True
     verify_images: int = 256
+    keep_original: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -178,7 +180,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.calibration is not None and self.statistics is not None:
             raise UsageError("VD2010", "calibration images and recorded statistics were both given", fix="give one of them")
         if self.precision in ("int8", "fp8") and self.calibration is None and self.statistics is None:
-            fix = "give --calibration DIR with some 128 images like those of deployment (or the word random, to try latency)"
+            fix = "give --data DIR with some 128 images like those of deployment (or the word random, to try latency)"
             raise UsageError("VD2010", f"{self.precision.upper()} needs calibration images", fix=fix)
 
     def map_paths(self, whole: Callable[[str], str]) -> QuantizeConfig:
@@ -208,6 +210,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         compatible: For TensorRT: an engine that later versions can read; slower.
         refit: For TensorRT: an engine whose weights can be replaced.
         architectures: For TensorRT-RTX: compute capabilities to compile for (``8.9``); none means all that it knows.
+        keep_original: As `QuantizeConfig.keep_original`.
         rebuilds: How often an engine that came out wrong is built again.
         seconds: Longest time for one build.
     """
@@ -228,6 +231,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     compatible: bool = False
     refit: bool = False
     architectures: tuple[str, ...] = ()
+    keep_original: bool = False
     rebuilds: int = 2
     seconds: float = 3600.0
 
@@ -313,8 +317,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         model: Which model.
         export: How to export it.
         quantize: How to quantize the export, or several ways, one a target (``[[quantize]]`` each); None leaves the stage out.
-        compile: How to compile what was quantized for the engine, else the export; or several ways, one an engine
-            (``[[compile]]`` each); None leaves the stage out.
+        compile: How to compile what was quantized for the engine, else the export; or several ways (``[[compile]]``), or None.
         validate: How to prove parity and accuracy; None leaves the stage out.
         bench: How to measure latency; None leaves the stage out.
     """

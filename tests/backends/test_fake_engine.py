@@ -99,7 +99,7 @@ def test_predict_and_doctor_run_it(built, tmp_path, capsys):
 
 def test_a_typo_of_its_name_is_answered_with_it(built, tmp_path, capsys):
     source, out = str(built / "export"), str(tmp_path / "out")
-    assert main(["quantize", source, "--target", "fakke", "--calibration", "random", "-o", out]) == 2
+    assert main(["quantize", source, "--backend", "fakke", "--data", "random", "-o", out]) == 2
     assert main(["compile", source, "--backend", "fakke", "-o", out]) == 2
     assert capsys.readouterr().err.count("did you mean 'fake'?") == 2
     assert not Path(out).exists()
@@ -107,5 +107,5 @@ def test_a_typo_of_its_name_is_answered_with_it(built, tmp_path, capsys):
 
 def test_a_precision_that_it_does_not_read_is_refused_by_its_row(built, tmp_path, capsys):
     out = str(tmp_path / "out")
-    assert main(["quantize", str(built / "export"), "--target", "fake", "--precision", "fp16", "-o", out]) == 2
-    assert "fp16 has no form that 'fake' reads; use --target onnxruntime or" in capsys.readouterr().err
+    assert main(["quantize", str(built / "export"), "--backend", "fake", "--precision", "fp16", "-o", out]) == 2
+    assert "fp16 has no form that 'fake' reads; use --backend onnxruntime or" in capsys.readouterr().err

@@ -225,6 +225,17 @@ class TestResults:
     def test_version(self, call):
         assert call("--version") == (0, f"vitdeploy {vitdeploy.__version__}\n", "")
 
+    @pytest.mark.parametrize("before", [True, False])
+    def test_verbose_tells_every_step_and_what_numbers_depend_on(self, call, before):
+        command = ["validate", "vit", "--limit", "4", "--batch", "1", "--backend", "onnxruntime"]
+        status, plain, err = call(*command)
+        assert "settings" not in plain
+        status, out, err = call(*(["-v", *command] if before else [*command, "-v"]))
+        assert status == 0
+        assert "validate: settings" in out
+        assert "threads = " in out
+        assert [line.partition(" (")[0] for line in err.splitlines()][:4] == [f"validate: {n} of 4" for n in range(4)]
+
     @pytest.mark.parametrize("arguments", [["-q", "models"], ["models", "-q"], ["models", "--quiet"]])
     def test_quiet_before_and_behind_the_command(self, call, arguments):
         assert call(*arguments)[2] == ""
@@ -260,6 +271,8 @@ class TestErrors:
             (["validate", "vit", "--data", "none"], 3, "error[VD3001] none"),
             (["validate", "vit", "--backend", "onxruntime"], 2, "error[VD2009] there is no backend 'onxruntime'; did you mean"),
             (["validate", "vit", "-o", "photos"], 2, "error[VD2008] photos"),
+            (["validate", "vit", "-o", "r.html"], 2, "error[VD2008] r.html: can't be written: reports are .json or .md files"),
+            (["bench", "vit", "-o", "r.csv"], 2, "name it r.json or r.md"),
             (["validate", "vit", "--limit", "0"], 2, "error[VD2003] limit is 0"),
             (["bench", "vit", "--batch", "1,x"], 2, "error[VD2003] --batch: 'x' is not a whole number"),
             (["bench", "vit", "--batch", "0"], 2, "error[VD2003]"),
@@ -284,20 +297,44 @@ class TestErrors:
         assert err.count("\n") == 1
 
     @pytest.mark.parametrize(
+        ("alias", "option"), [("--calibration", "--data"), ("--target", "--backend"), ("--calibration=x", "--data=x")]
+    )
+    def test_other_words_for_options_are_understood_and_not_listed(self, call, monkeypatch, alias, option):
+        """Images are --data and engines --backend in every command."""
+        heard = []
+        monkeypatch.setattr("vitdeploy.verbs.quantizer.quantize", lambda _, config, *__, **___: heard.append(config) or 1 / 0)
+        for word in (option, alias):
+            more = [] if "=" in word else ["portable"]
+            given = ["--data", "random"] if "--data" not in option else []
+            call("quantize", "vit", "-o", "q", word, *more, *given)
+        assert heard[0] == heard[1]
+        assert alias.partition("=")[0] not in call("quantize", "--help")[1]
+
+    def test_an_alias_behind_the_end_of_options_is_a_name(self, call):
+        assert "error[VD3001] --target" in call("inspect", "--", "--target")[2]
+
+    @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["exprt"], "Did you mean 'export'?"),
-            (["export", "tiny.toml", "-o", "x", "--opst", "3"], "--opset"),
-            (["export", "tiny.toml"], "--out"),
-            (["export", "tiny.toml", "-o", "x", "--opset", "many"], "--opset"),
+            (["exprt"], "error[VD2002] there is no command 'exprt'; did you mean 'export'?"),
+            (
+                ["export", "tiny.toml", "-o", "x", "--opst", "3"],
+                "error[VD2002] there is no option '--opst'; did you mean '--opset'?",
+            ),
+            (["models", "--xyz"], "error[VD2002] there is no option '--xyz'; run: vitdeploy models --help"),
+            (["frobnicate"], "error[VD2002] there is no command 'frobnicate'; run: vitdeploy --help"),
+            (["bench", "vit", "--batch"], "error[VD2010] option '--batch' requires an argument; run: vitdeploy COMMAND --help"),
+            (["export", "tiny.toml"], "error[VD2010] missing option '--out' / '-o'; run: vitdeploy export --help"),
+            (["export", "tiny.toml", "-o", "x", "--opset", "many"], "error[VD2003] invalid value for '--opset'"),
             (["export", "tiny.toml", "-o", "x", "--input", "float16"], "uint8-nhwc"),
             (["predict", "vit"], "IMAGE"),
         ],
     )
-    def test_misuse_is_typers_to_say(self, call, arguments, words):
+    def test_misuse_is_one_line_with_a_code(self, call, arguments, words):
         status, out, err = call(*arguments)
         assert (status, out) == (2, "")
         assert words in err
+        assert err.count("\n") == 1
         status, out, _ = call(*arguments, "--json")
         assert json.loads(out)["error"]["exit"] == 2
 

@@ -95,3 +95,13 @@ def test_onnxruntime_does_not_phone_home(tiny_artifact, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_needs_no_numpy(tmp_path):
+    """A third of its time would go by before it has looked at the file."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "w.safetensors")
+    code = f"from vitdeploy.cli.commands import main; assert main(['inspect', {str(tmp_path / 'w.safetensors')!r}]) == 0"
+    run(f"import sys; sys.modules.update(dict.fromkeys({(*HEAVY, 'numpy', 'PIL')!r}))\n{code}")

@@ -35,7 +35,7 @@ def test_every_command_has_a_group_examples_and_the_shared_options():
         assert info.rich_help_panel in shell.GROUPS, name
         assert f"vitdeploy {name}" in info.help, name
         names = inspect.signature(info.callback).parameters
-        assert {"json", "quiet", "debug"} <= set(names), name
+        assert {"json", "quiet", "verbose", "debug"} <= set(names), name
 
 
 @pytest.mark.parametrize("name", [name for name in vitdeploy.__all__ if name not in ("VERBS", "__version__", "VARIANTS")])

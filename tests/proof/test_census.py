@@ -49,7 +49,7 @@ def test_error_names_three_and_counts_all():
     assert caught.value.message.startswith("onnxruntime: 6 of 6 layers planned for 8 bits do not run in them: a, b, c, ... (")
     assert "no kernel of that name" in caught.value.message
     assert "int32" in caught.value.message
-    assert "--target onnxruntime" in caught.value.fix
+    assert "--backend onnxruntime" in caught.value.fix
 
 
 def test_float_on_quantized_inputs_is_told_even_when_not_planned():

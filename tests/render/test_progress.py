@@ -96,3 +96,27 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back(monkeypatch, ends):
     assert "export: unchanged, skipped" in shown
     assert ("done in" in shown) == ends
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")  # shown again after it was hidden
+
+
+def test_verbose_is_a_line_for_every_step_that_stays():
+    stream, clock = Terminal(), Clock()
+    lines = Lines(stream, clock, every=True)
+    for done in range(20):
+        clock.now = done / 10
+        lines("bench: turn", done, 20)
+    said = stream.getvalue().splitlines()
+    assert len(said) == 20
+    assert said[7] == "bench: turn: 7 of 20 (35 %), 0.7 s"
+    with open_listener("bench", verbose=True, stream=stream) as progress:
+        assert isinstance(progress, Lines)
+
+
+def test_a_terminal_shows_the_command_until_its_first_stage_begins(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with open_listener("validate", stream=stream) as progress:
+        assert "validate" in stream.getvalue()
+        progress("data: read", 0, 2)
+        place = len(stream.getvalue())
+        progress("data: read", 1, 2)
+    assert "validate" not in stream.getvalue()[place:]

@@ -62,7 +62,7 @@ def test_artifacts_of_one_model_are_named_by_their_folders(tiny_artifact, folder
 
 
 def test_bench_of_one_artifact(tiny_artifact):
-    report = bench([tiny_artifact], msgspec.structs.replace(QUICK, batches=(2,)))
+    report = bench(str(tiny_artifact.folder), msgspec.structs.replace(QUICK, batches=(2,)))
     assert [row.subject for row in report.rows] == ["pytorch", "onnxruntime", "openvino"]
     assert all(row.settings["batch"] == 2 and row.settings["threads"] == 1 for row in report.rows)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -105,7 +107,7 @@ def test_what_others_quantized_is_compiled_by_the_limits_of_its_arithmetic(tmp_p
 def test_advice_for_what_runs_in_float_can_be_followed(int8, tmp_path, monkeypatch):
     """Never to quantize for the engine that the file was quantized for already."""
     monkeypatch.setattr(compiler, "read_plan", lambda path: Plan(gemms=("nowhere",)))
-    for target, advice in (("onnxruntime", "a newer onnxruntime"), ("openvino", "--target onnxruntime")):
+    for target, advice in (("onnxruntime", "a newer onnxruntime"), ("openvino", "--backend onnxruntime")):
         with pytest.raises(MachineError) as caught:
             vitdeploy.compile(int8[target], config("onnxruntime"), tmp_path / "out")
         assert caught.value.code == "VD4009"
@@ -139,6 +141,16 @@ def test_one_batch_size(tiny_artifact, tmp_path, engine):
     with closing(open_in_child(engine, made, OpenConfig())) as runner:
         assert runner.batch == 3
     assert distance(logits(made, engine), logits(tiny_artifact, engine)) < 1e-5
+
+
+def test_the_original_comes_along_when_asked_for(tiny_artifact, tmp_path):
+    made = vitdeploy.compile(tiny_artifact, config("onnxruntime", keep_original=True), tmp_path / "out")
+    assert made.record.files[made.record.weights] == tiny_artifact.record.files[tiny_artifact.record.weights]
+    again = vitdeploy.compile(tiny_artifact, config("onnxruntime"), tmp_path / "deep" / "out")
+    assert (
+        again.record.original
+        == Path(os.path.relpath(tiny_artifact.folder.resolve(), (tmp_path / "deep" / "out").resolve())).as_posix()
+    )
 
 
 def test_it_needs_no_pytorch_original(bare_artifact, tmp_path):
@@ -273,8 +285,8 @@ def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "sanitize", repaired)
     made = vitdeploy.compile(tiny_artifact, config("openvino", optimise="latency"), tmp_path / "out")
     assert made.record.parent == tiny_artifact.id
-    assert made.record.weights == tiny_artifact.record.weights
-    assert made.weights.is_file()
+    assert made.record.weights is None
+    assert made.weights.samefile(tiny_artifact.weights)
     assert made.record.proof.notes[0] == "one thing repaired"
 
 

@@ -1,9 +1,11 @@
 """`predict`: names and probabilities, from every engine, without torch."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import msgspec
@@ -17,9 +19,10 @@ from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig, run_main
 from vitdeploy.backends.table import TABLE
 from vitdeploy.cli.commands import main
-from vitdeploy.data.images import load, to_tensor
+from vitdeploy.data import images
 from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.verbs.predictor import PredictConfig, choose_engine, predict
+from vitdeploy.verbs import predictor
+from vitdeploy.verbs.predictor import PredictConfig, choose_engine, load, predict, predict_each, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +74,12 @@ def test_labels_and_top(tiny_artifact, photos):
     assert len(predict(tiny_artifact, photos[:1], PredictConfig(top=99))[0].classes) == 12
 
 
-def test_progress_ends(tiny_artifact, photos):
+def test_progress_is_told_of_many_images_and_ends(tiny_artifact, photos):
     heard = []
     predict(tiny_artifact, photos, progress=lambda *news: heard.append(news))
-    assert heard[0] == ("predict", 0, 3)
-    assert heard[-1] == ("predict", 3, 3)
+    assert heard == []
+    predict(tiny_artifact, photos * 6, progress=lambda *news: heard.append(news))
+    assert heard == [("predict", done, 18) for done in range(19)]
 
 
 @pytest.mark.parametrize("kind", ["tiny_embedding", "tiny_headless"])
@@ -85,8 +89,8 @@ def test_an_embedding_is_told_whole_and_never_as_classes(kind, photos, request):
     size = artifact.spec.output_size
     assert [(item.classes, len(item.values), item.names) for item in items] == [((), size, ())] * 3
     with closing(table.load("onnxruntime").open(artifact, OpenConfig())) as runner:
-        pixels = np.stack([load(path, artifact.spec.input) for path in photos])
-        expected = run_main(runner, to_tensor(pixels, artifact.spec.input), artifact.spec)
+        pixels = np.stack([images.load(path, artifact.spec.input) for path in photos])
+        expected = run_main(runner, images.to_tensor(pixels, artifact.spec.input), artifact.spec)
     np.testing.assert_allclose([item.values for item in items], expected, atol=1e-5)
 
 
@@ -137,12 +141,81 @@ def test_vectors_are_written_and_shown(tiny_embedding, tiny_artifact, photos, tm
 
 def test_what_can_not_be_read_is_named(tiny_artifact, photos, tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    for path in (tmp_path / "none.png", tmp_path / "text.png", tmp_path):
+    for path in (tmp_path / "none.png", tmp_path / "text.png"):
         with pytest.raises(InputError) as caught:
             predict(tiny_artifact, [*photos, path])
         assert caught.value.file == str(path)
     with pytest.raises(UsageError):
         predict(tiny_artifact, [])
+
+
+def test_unreadable_images_are_answers_up_to_a_number_and_named_once(tiny_artifact, photos, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no image")
+    given = [tmp_path / "a.png", photos[0], tmp_path / "b.png", photos[1]]
+    answers = predict(tiny_artifact, given, PredictConfig(max_bad=2))
+    assert [item.image for item in answers] == [str(path) for path in given]
+    assert [item.error != "" for item in answers] == [True, False, True, False]
+    assert [item for item in answers if not item.error] == predict(tiny_artifact, photos[:2])
+    with pytest.raises(InputError) as caught:
+        predict(tiny_artifact, given, PredictConfig(max_bad=1))
+    assert caught.value.code == "VD3104"
+    assert [caught.value.message.count(name) for name in ("a.png", "b.png")] == [1, 1]
+
+
+def test_one_engine_serves_many_calls_and_threads(tiny_artifact, photos):
+    expected = [item.classes for item in predict(tiny_artifact, photos)]
+    with load(tiny_artifact.folder, "onnxruntime", top=5) as model:
+        child = model._runner._child
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(model, [photos] * 8))
+        assert model._runner._child is child
+    assert all([item.classes for item in answer] == expected for answer in answers)
+    with pytest.raises(MachineError):
+        model(photos[0])
+    model.close()
+
+
+def test_an_image_may_be_anything_that_holds_one(tiny_artifact, photos):
+    pixels = np.array(Image.open(photos[0]))
+    kinds = [photos[0], str(photos[0]), photos[0].read_bytes(), Image.open(photos[0]), pixels]
+    answers = predict(str(tiny_artifact.folder), kinds)
+    assert len({item.classes for item in answers}) == 1
+    assert [item.image for item in answers] == [str(photos[0]), str(photos[0]), "image 2", "image 3", "image 4"]
+    with load(tiny_artifact) as model:
+        for kind in kinds:
+            assert model(kind)[0].classes == answers[0].classes
+        assert [item.classes for item in model(np.stack([pixels, pixels]))] == [answers[0].classes] * 2
+
+
+def test_answers_come_while_images_are_still_taken(tiny_artifact, photos):
+    """From an iterator without end, and no further ahead than the readers are."""
+    taken = []
+    with load(tiny_artifact) as model:
+        stream = model.stream(taken.append(number) or photos[0] for number in itertools.count())
+        assert [next(stream).image for _ in range(5)] == [str(photos[0])] * 5
+        stream.close()
+    assert len(taken) < 12
+
+
+def test_lines_are_written_as_they_come(tiny_artifact, photos, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    summary = write_lines(predict_each(tiny_artifact, [*photos, tmp_path / "bad.png"], PredictConfig(max_bad=1)), tmp_path / "a")
+    assert (summary.images, summary.bad) == (4, 1)
+    lines = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [*map(str, photos), str(tmp_path / "bad.png")]
+    assert "error" in lines[3]
+    with pytest.raises(InputError):
+        write_lines(predict_each(tiny_artifact, [photos[0], tmp_path / "bad.png"]), tmp_path / "b")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "bad.png"]
+
+
+def test_too_many_to_keep_are_refused_before_an_engine_is_started(tiny_artifact, photos, monkeypatch):
+    monkeypatch.setattr(predictor, "MOST_IN_MEMORY", 2)
+    monkeypatch.setattr("vitdeploy.backends.child.open_in_child", None)
+    with pytest.raises(UsageError, match="more than 2 images") as caught:
+        predict(tiny_artifact, photos)
+    assert "-o FILE.jsonl" in caught.value.fix
 
 
 @pytest.mark.parametrize("values", [{"top": 0}, {"threads": 0}, {"top": -3}])

@@ -265,9 +265,7 @@ def test_weights_alone_need_no_images(tiny_artifact, precision, target, tmp_path
 def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precision, tmp_path):
     made = quantize(tiny_artifact, config(precision=precision), tmp_path / "out")
     artifact = Artifact.open(tmp_path / "out")
-    assert sorted(path.name for path in artifact.folder.iterdir()) == sorted(
-        [RECORD, "golden.npz", "model.onnx", tiny_artifact.weights.name]
-    )
+    assert sorted(path.name for path in artifact.folder.iterdir()) == [RECORD, "golden.npz", "model.onnx"]
     record = artifact.record
     assert (record.precision, record.made_by, record.parent) == (precision, "quantize", tiny_artifact.id)
     assert (record.spec, record.origin) == (tiny_artifact.spec, tiny_artifact.record.origin)
@@ -276,7 +274,7 @@ def test_the_artifact_is_whole_and_says_what_it_is(tiny_artifact, config, precis
     assert record.proof.rewrites and record.proof.census
     assert record.proof.rewritten < 1e-4
     assert {"onnxruntime", "numpy", "vitdeploy"} <= set(record.tools)
-    assert artifact.weights.read_bytes() == tiny_artifact.weights.read_bytes()
+    assert artifact.weights.samefile(tiny_artifact.weights)
     assert artifact.id == made.id != tiny_artifact.id
     assert msgspec.json.encode(artifact.record) == msgspec.json.encode(made.record)
     metadata = {entry.key: entry.value for entry in onnx.load(artifact.model).metadata_props}
@@ -415,6 +413,11 @@ def test_models_that_take_bytes_or_give_no_classes(tiny_bytes, tiny_headless, ti
         ]
 
 
+def test_the_original_comes_along_when_asked_for(tiny_artifact, config, tmp_path):
+    made = quantize(tiny_artifact, config(precision="fp16", keep_original=True), tmp_path / "out")
+    assert made.record.files[made.record.weights] == tiny_artifact.record.files[tiny_artifact.record.weights]
+
+
 def test_a_bare_file_has_no_original_to_bring_along(bare_artifact, config, tmp_path):
     quantized = quantize(bare_artifact, config(limit=32), tmp_path / "out")
     assert quantized.record.weights is None
@@ -465,7 +468,7 @@ def test_statistics_of_something_else_are_refused(tiny_artifact, tiny_headless, 
             source.folder, msgspec.structs.replace(source.record, spec=msgspec.structs.replace(source.spec, input=other))
         )
     skip = ("rotation",) if kind == "rewrites" else ()
-    with pytest.raises(InputError, match=r"VD3109.*--calibration") as caught:
+    with pytest.raises(InputError, match=r"VD3109.*--data") as caught:
         quantize(source, config(calibration=None, statistics=str(saved[0]), skip=skip), tmp_path / "out")
     assert caught.value.file == str(saved[0])
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ It runs as it is written, in float32, or in bfloat16 where that is asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from vitdeploy.backends import settings
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_cpu
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
-from vitdeploy.errors import InputError, UsageError, library
+from vitdeploy.errors import UsageError, library
 
 _PRECISIONS = {None: "fp32", "f32": "fp32", "bf16": "bf16"}
 _TAKES = ("threads", "device", "precision")
@@ -39,7 +40,7 @@ class PyTorch:
         Raises:
             UsageError: VD2011, another device than ``cpu``, precision than ``f32`` or ``bf16``, or a setting that PyTorch does
                 not have.
-            InputError: VD3010, the artifact does not carry the original (a bare .onnx); else as `safetensors.rebuild`.
+            InputError: VD3010, the original's weights are neither in the artifact nor beside it; else as `safetensors.rebuild`.
             MachineError: VD4004, torch failed; VD4006, out of memory.
         """
         config = settings.merge_settings(self.name, artifact, config, _TAKES)
@@ -47,10 +48,7 @@ class PyTorch:
         if config.precision not in _PRECISIONS:
             message = f"the backend {self.name!r} computes in 'f32' or 'bf16' on the CPU, not in {config.precision!r}"
             raise UsageError("VD2011", message, fix="leave the precision out, or use bf16")
-        if artifact.weights is None:
-            fix = "give the folder that `vitdeploy export` wrote"
-            raise InputError("VD3010", "does not carry the PyTorch original's weights", file=artifact.model, fix=fix)
-        return PyTorchRunner(artifact, config)
+        return PyTorchRunner(artifact, artifact.require_weights(), config)
 
 
 class PyTorchRunner:
@@ -62,15 +60,14 @@ class PyTorchRunner:
 
     batch: int | None = None
 
-    def __init__(self, artifact: Artifact, config: OpenConfig) -> None:
-        assert artifact.weights is not None
+    def __init__(self, artifact: Artifact, weights: Path, config: OpenConfig) -> None:
         self._contract = artifact.spec.input
         self._plain = msgspec.structs.replace(self._contract, tensor="float32-nchw")
         spec = msgspec.structs.replace(artifact.spec, input=self._plain)
         half = config.precision == "bf16"
-        with library("torch", artifact.weights):
+        with library("torch", weights):
             torch.set_num_threads(count_threads(config))
-            network: Any = rebuild(spec, artifact.weights)
+            network: Any = rebuild(spec, weights)
             self._run: _Function | None = _in_bfloat16(network) if half else network
         self._output = spec.output
         self.settings: dict[str, object] = {

@@ -13,6 +13,9 @@ from vitdeploy.errors import UsageError
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.record import CompileProof
 
+_OF_THE_VERB = ("keep_original",)
+"""Settings of `compile` that no engine hears of."""
+
 
 def require_only(name: str, config: OpenConfig | CompileConfig, takes: Collection[str]) -> None:
     """Refuse a setting that a backend does not have: ignored in silence, it would be believed to be in force.
@@ -26,7 +29,7 @@ def require_only(name: str, config: OpenConfig | CompileConfig, takes: Collectio
         UsageError: VD2011.
     """
     for field in msgspec.structs.fields(config):
-        if field.name not in takes and getattr(config, field.name) != field.default:
+        if field.name not in (*takes, *_OF_THE_VERB) and getattr(config, field.name) != field.default:
             raise UsageError("VD2011", f"the backend {name!r} has no setting {field.name!r}", fix="leave it out")
 
 

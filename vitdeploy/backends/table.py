@@ -105,7 +105,7 @@ class Engine(NamedTuple):
 
     @property
     def quantize_target(self) -> str:
-        """What ``quantize --target`` writes files for it."""
+        """What ``quantize --backend`` writes files for it."""
         return self.reads or self.name
 
 

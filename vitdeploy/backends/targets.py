@@ -31,7 +31,7 @@ def settle_target(config: QuantizeConfig) -> QuantizeConfig:
     name = config.target or PROVER
     target, precision = find_target(name), config.precision
     if precision not in target.precisions:
-        fix = f"use --target {' or '.join(each for each in list_targets() if precision in find_target(each).precisions)}"
+        fix = f"use --backend {' or '.join(each for each in list_targets() if precision in find_target(each).precisions)}"
         raise UsageError("VD2011", f"{precision} has no form that {name!r} reads", fix=fix)
     if config.attention and target.find_heads(precision) is None:
         message = f"{name!r} does not read {precision} inside attention"

@@ -14,8 +14,6 @@ import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from numpy.lib import format as npy
-
 from vitdeploy.errors import InputError
 from vitdeploy.files import expect
 
@@ -137,6 +135,8 @@ def _describe(kind: object, shape: object) -> Outline:
 
 
 def _array(stream: IO[bytes]) -> Outline:
+    from numpy.lib import format as npy  # here: all else is told without NumPy, in half the time
+
     version = npy.read_magic(stream)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
     shape, _, dtype = read_header(stream)

@@ -24,6 +24,10 @@ GATE_FAILED = 1
 """Exit status of a model that is not good enough: a result, and no error."""
 
 
+REPORTS = (".json", ".md")
+"""Endings of the files that reports are written to: the numbers, or a page."""
+
+
 def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str) -> Outcome:
     """What a verb wrote.
 
@@ -42,12 +46,17 @@ def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str)
 def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
     """Write the report where asked, and leave it for printing."""
     from vitdeploy import files, jsonfile
-    from vitdeploy.render import console, markdown
+    from vitdeploy.render import console, markdown, tables
 
     if out is not None:
         files.write(out, markdown.format_report(report) if out.suffix == ".md" else jsonfile.encode(report))
     wrote = "" if out is None else f"wrote {out}; "
-    return Outcome(report, lambda: console.print_report(report), f"{wrote}next: {following}")
+    return Outcome(
+        report,
+        lambda: console.print_report(report),
+        f"{wrote}next: {following}",
+        show_more=lambda: console.print_tables(tables.tabulate_surroundings(report)),
+    )
 
 
 def answer_verdict(verdict: Verdict, out: Sequence[Path], output_format: VerdictFormat) -> Outcome:
@@ -86,6 +95,14 @@ def check_report_file(out: Path | None) -> None:
     """Refuse a report file that can't be written before minutes are spent on its numbers."""
     if out is None:
         return
+    if out.suffix not in REPORTS:
+        fix = f"name it {' or '.join(str(out.with_suffix(suffix)) for suffix in REPORTS)}"
+        raise UsageError("VD2008", f"can't be written: reports are {' or '.join(REPORTS)} files", file=out, fix=fix)
+    check_file(out)
+
+
+def check_file(out: Path) -> None:
+    """Refuse a file that can't be written there."""
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UsageError("VD2008", "can't be written: a file in a writable folder is needed", file=out, fix="choose another")
@@ -102,7 +119,7 @@ def answer_command(artifact: Artifact, config: CompileConfig, out: Path) -> Outc
     from vitdeploy.render import console
 
     command = write_command(artifact, config, out)
-    return Outcome({"schema_version": 1, "command": command}, lambda: console.print_text(shlex.join(command)))
+    return Outcome({"schema_version": 1, "command": command}, lambda: console.print_text(shlex.join(command), whole=True))
 
 
 def answer_codes(codes: Mapping[str, Code]) -> Outcome:

@@ -8,7 +8,7 @@ import typer
 
 from vitdeploy import __version__
 from vitdeploy.cli import shell
-from vitdeploy.cli.shell import Debug, Quiet
+from vitdeploy.cli.shell import Debug, Quiet, Verbose
 
 _HELP = """Take Vision Transformers from a PyTorch checkpoint to a proven deployment.
 
@@ -39,10 +39,11 @@ def _print_version(wanted: bool) -> None:
 def _set_up(
     context: typer.Context,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """What holds for every command."""
-    context.obj = {"quiet": quiet}
+    context.obj = {"quiet": quiet, "verbose": verbose}

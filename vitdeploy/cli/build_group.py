@@ -28,6 +28,7 @@ from vitdeploy.cli.options import (
     Force,
     InputKind,
     Interpolation,
+    KeepOriginal,
     Labels,
     Limit,
     Mean,
@@ -114,18 +115,18 @@ def export(
 @command(
     app,
     BUILD,
-    "vitdeploy quantize vit --calibration photos/ -o vit-int8",
-    "vitdeploy quantize vit --target openvino --calibration photos/ -o vit-int8-ov",
-    "vitdeploy quantize vit --precision fp16 --calibration photos/ -o vit-fp16",
-    "vitdeploy quantize timm.onnx --contract input.toml --calibration photos/ -o vit-int8",
+    "vitdeploy quantize vit --data photos/ -o vit-int8",
+    "vitdeploy quantize vit --backend openvino --data photos/ -o vit-int8-ov",
+    "vitdeploy quantize vit --precision fp16 --data photos/ -o vit-fp16",
+    "vitdeploy quantize timm.onnx --contract input.toml --data photos/ -o vit-int8",
 )
 def quantize(
     *,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that `export` wrote, or any ViT's .onnx file.")],
     out: Out,
     precision: Annotated[QuantizedPrecision, typer.Option(help="What to.")] = "int8",
-    target: Target = PROVER,
-    calibration: Annotated[str | None, typer.Option(help="Images like those of deployment, 128 or so; or `random`.")] = None,
+    backend: Target = PROVER,
+    data: Annotated[str | None, typer.Option(help="Images like those of deployment, 128 or so; or `random`.")] = None,
     contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
     output: Output = None,
     task: TaskOption = None,
@@ -139,6 +140,7 @@ def quantize(
     skip: Annotated[str | None, typer.Option(help="Exact rewrites to leave out, with commas.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare and measure on the target's engine.")] = True,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    keep_original: KeepOriginal = False,
     seed: Seed = 0,
     threads: Threads = None,
     force: Force = False,
@@ -148,11 +150,11 @@ def quantize(
     import vitdeploy as vd
     from vitdeploy.render import tables
 
-    given: dict[str, object] = {"precision": precision, "target": target, "isa": isa}
-    given |= {"calibration": calibration, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
+    given: dict[str, object] = {"precision": precision, "target": backend, "isa": isa}
+    given |= {"calibration": data, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
-    config = read_settings(vd.QuantizeConfig, **given, threads=threads)
+    config = read_settings(vd.QuantizeConfig, **given, keep_original=keep_original, threads=threads)
     artifact = vd.quantize(open_source(source, contract, output, task), config, out, force=force, progress=progress)
     following = f"compile {{}} --backend {artifact.engine}" if must_be_compiled(artifact) else "validate {} --data DIR"
     return answers.answer_artifact(artifact, tables.tabulate_quantized(artifact), following)
@@ -190,6 +192,7 @@ def compile(
     weakly_typed: Annotated[bool, typer.Option("--weakly-typed", help="TensorRT 10: the builder chooses precisions.")] = False,
     compatible: Annotated[bool, typer.Option("--compatible", help="TensorRT: later versions can read it; slower.")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="TensorRT: its weights can be replaced.")] = False,
+    keep_original: KeepOriginal = False,
     seconds: Annotated[float | None, typer.Option(help="Longest time of one build; default 3600.")] = None,
     print_trtexec: Annotated[bool, typer.Option("--print-trtexec", help="TensorRT: print trtexec's command; no build.")] = False,
     threads: Threads = None,
@@ -204,7 +207,7 @@ def compile(
     given |= {"hint": hint, "optimise": optimise, "batch": batch, "usual_batch": usual_batch}
     given |= {"largest_batch": largest_batch, "streams": streams, "workspace_mib": workspace, "effort": effort}
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
-    config = read_settings(vd.CompileConfig, **given, seconds=seconds, threads=threads)
+    config = read_settings(vd.CompileConfig, **given, keep_original=keep_original, seconds=seconds, threads=threads)
     foreign = (contract, output, task)
     if print_trtexec:
         return answers.answer_command(open_source(source, *foreign), config, out)
@@ -245,11 +248,16 @@ def build(
 ) -> Outcome:
     """Export, quantize, compile, validate, bench and report in one go; skips what is done."""
     import vitdeploy as vd
-    from vitdeploy.render import console
+    from vitdeploy.render import console, tables
 
     out = out or Path("runs") / (Path(recipe).stem or "build")
     given = {"weights": weights, "data": data, "split": split, "limit": limit, "precision": precision, "backend": backend}
     report = vd.build(choose_recipe(recipe, given), out, force=force, progress=progress)
     best = out / str(report.settings.get("best", "export"))
     hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quote(best)} IMAGE"
-    return Outcome(report, lambda: console.print_report(report), hint)
+    return Outcome(
+        report,
+        lambda: console.print_report(report),
+        hint,
+        show_more=lambda: console.print_tables(tables.tabulate_surroundings(report)),
+    )

@@ -72,7 +72,7 @@ Prefer = Annotated[WeightsCopy | None, typer.Option(help="Averaged or plain weig
 Target = Annotated[
     str,
     typer.Option(
-        "--target", metavar=list_values(list_targets()), help="The engine it is for.", autocompletion=complete(list_targets)
+        "--backend", metavar=list_values(list_targets()), help="The engine it is for.", autocompletion=complete(list_targets)
     ),
 ]
 CompilingBackend = Annotated[
@@ -83,6 +83,9 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn.")]
 Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, manifest, tar shards, arrays or IDX files.")]
 Split = Annotated[str | None, typer.Option("--split", help="Which part of the data, where there are several.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use at most this many images.")]
+KeepOriginal = Annotated[
+    bool, typer.Option("--keep-original", help="Copy the PyTorch original along; else it is found beside, where `export` wrote.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each engine; default: all cores.")]
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="An engine; repeat for more. Default: all installed.")]
 ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report: .json, or .md as Markdown.")]

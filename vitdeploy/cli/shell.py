@@ -20,10 +20,10 @@ from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from vitdeploy import __version__
-from vitdeploy.errors import INTERNAL, INTERRUPTED, UsageError, VitdeployError, explain_exhaustion, first_line, printable
+from vitdeploy.errors import INTERNAL, INTERRUPTED, UsageError, VitdeployError, explain_exhaustion, first_line, nearest, printable
 
 PIPE_CLOSED = 141
 GROUPS = BUILD, PROVE, SHIP, LOOK = "Build", "Prove", "Ship", "Look"
@@ -39,12 +39,30 @@ class Outcome(NamedTuple):
         show: Prints the same for people.
         hint: Where the result lies and the next command to try.
         exit: Exit status.
+        show_more: Prints what the result depends on, behind it.
     """
 
     record: object
     show: Callable[[], None]
     hint: str = ""
     exit: int = 0
+    show_more: Callable[[], None] | None = None
+
+
+ALIASES = {"--calibration": "--data", "--target": "--backend", "--optimize": "--optimise"}
+"""Other words for options, which help does not list: images are ``--data`` and engines ``--backend`` in every command."""
+
+
+class Command(TyperCommand):
+    """A command that knows `ALIASES` of the options that it has."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (click's context, which typer moved)
+        """The arguments, with other words for options replaced."""
+        own = {option for parameter in self.params for option in parameter.opts}
+        known = {alias: option for alias, option in ALIASES.items() if option in own and alias not in own}
+        end = args.index("--") if "--" in args else len(args)
+        words = (arg.partition("=") for arg in args[:end])
+        return super().parse_args(ctx, [known.get(name, name) + sign + value for name, sign, value in words] + args[end:])
 
 
 class Groups(TyperGroup):
@@ -64,14 +82,16 @@ def _get_group(command: object) -> object:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every step with its time, and what numbers depend on.")]
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback too.")]
-_SHARED: dict[str, Any] = {"json": Json, "quiet": Quiet, "debug": Debug}
+_SHARED: dict[str, Any] = {"json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
 
 
 class _Result(NamedTuple):
     outcome: Outcome
     json: bool
     quiet: bool
+    verbose: bool
 
 
 def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
@@ -83,20 +103,21 @@ def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         works = "progress" in inspect.signature(function).parameters
 
-        def run(context: typer.Context, *, json: bool, quiet: bool, debug: bool, **options: object) -> _Result:
-            quiet = quiet or context.obj["quiet"]
+        def run(context: typer.Context, **given: Any) -> _Result:  # noqa: ANN401 (the values of options)
+            own = {name: value for name, value in given.items() if name not in _SHARED}
+            json, quiet, verbose = (given[name] or context.obj.get(name, False) for name in ("json", "quiet", "verbose"))
             if not works:
-                return _Result(function(**options), json, quiet)
+                return _Result(function(**own), json, quiet, verbose)
             from vitdeploy.render.progress import open_listener
 
-            with open_listener(quiet=quiet) as progress:
-                return _Result(function(**options, progress=progress), json, quiet)
+            with open_listener(function.__name__, quiet=quiet, verbose=verbose) as progress:
+                return _Result(function(**own, progress=progress), json, quiet, verbose)
 
         run.__signature__ = _build_signature(function)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in _build_signature(function).parameters.values()}
         lines = "\n".join(f"  {example}" for example in examples)
         encode = f"{inspect.getdoc(function)}\n\n\b\nExamples:\n{lines}"
-        app.command(function.__name__, help=encode, rich_help_panel=group)(run)
+        app.command(function.__name__, cls=Command, help=encode, rich_help_panel=group)(run)
         return function
 
     return register
@@ -141,9 +162,26 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _close_pipe()
     except _CLICK as error:
-        return ending.report_misuse(error)
+        return ending.report(explain_misuse(error))
     except Exception as error:  # noqa: BLE001 (the last door: what gets here is a mistake of ours)
         return ending.report(full) if (full := explain_exhaustion(error)) else ending.report_crash(error, given)
+
+
+def explain_misuse(error: Any) -> UsageError:  # noqa: ANN401 (click's error, see _CLICK)
+    """Commands, options and arguments that typer refuses, as our error: a code, and the word that was meant or the help."""
+    kind, context = type(error).__name__, error.ctx
+    path = "vitdeploy COMMAND" if context is None else context.command_path  # click forgets it of an option without its value
+    message = error.format_message().removesuffix(".").replace("Value error, ", "")
+    fix = f"run: {path} --help"
+    if kind == "NoSuchOption":
+        options = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+        message, fix = f"there is no option {error.option_name!r}", nearest(error.option_name, options) or fix
+        return UsageError("VD2002", message, fix=fix)
+    if message.startswith("No such command"):
+        name = message.split("'")[1]
+        return UsageError("VD2002", f"there is no command {name!r}", fix=nearest(name, context.command.commands) or fix)
+    code = "VD2010" if kind in ("MissingParameter", "BadOptionUsage") else "VD2003"
+    return UsageError(code, message[:1].lower() + message[1:], fix=fix)
 
 
 def _print_result(result: _Result) -> int:
@@ -154,6 +192,8 @@ def _print_result(result: _Result) -> int:
         sys.stdout.write(encode(outcome.record))
     else:
         outcome.show()
+        if result.verbose and outcome.show_more is not None:
+            outcome.show_more()
     sys.stdout.flush()
     if outcome.hint and not result.quiet:
         _say(outcome.hint)
@@ -172,14 +212,6 @@ class _Ending(NamedTuple):
         self._print_record(error.record())
         _say(str(error))
         return error.exit_code
-
-    def report_misuse(self, error: Any) -> int:  # noqa: ANN401 (click's error, see _CLICK)
-        """Options and arguments that typer refuses: its own words, which name the nearest option."""
-        code = {"NoSuchOption": "VD2002", "MissingParameter": "VD2010"}.get(type(error).__name__, "VD2003")
-        if self.json:
-            self._print_record(UsageError(code, error.format_message(), fix="see --help").record())
-        error.show()
-        return UsageError.exit_code
 
     def report_interrupt(self) -> int:
         self._print_record({"code": "interrupted", "file": None, "message": "interrupted", "fix": "", "exit": INTERRUPTED})

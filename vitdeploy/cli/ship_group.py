@@ -22,31 +22,43 @@ from vitdeploy.progress import Progress
     app,
     SHIP,
     "vitdeploy predict vit cat.jpg dog.jpg --top 3",
-    "vitdeploy predict vit cat.jpg --json",
+    "vitdeploy predict vit photos/ --max-bad 10 -o answers.jsonl",
     "vitdeploy predict clip cat.jpg dog.jpg -o vectors.npy",
 )
 def predict(
     *,
     artifact: ArtifactPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, WebP or BMP files.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files; folders, 'patterns*', manifests or tar shards of them."),
+    ],
     top: Annotated[int, typer.Option(help="Classes to name for each image.")] = 5,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to name and pass over.")] = 0,
     backend: Annotated[str | None, typer.Option(help="The engine; default: the artifact's, or the first installed.")] = None,
     threads: Threads = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write embeddings or numbers: .npy, float32 [images, K].")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Write .jsonl, a line an image; or embeddings and numbers as .npy, float32 [images, K]."
+        ),
     ] = None,
     progress: Progress,
 ) -> Outcome:
-    """Tell what a model says of image files: classes, labels, numbers or embeddings."""
+    """Tell what a model says of images: classes, labels, numbers or embeddings."""
     import vitdeploy as vd
     from vitdeploy.backends.targets import explain_misfit
     from vitdeploy.render import console
-    from vitdeploy.render.predictions import tabulate_predictions
+    from vitdeploy.render.predictions import tabulate_predictions, tabulate_summary
     from vitdeploy.verbs import predictor
 
-    answers.check_report_file(out)
-    config = read_settings(vd.PredictConfig, top=top, backend=backend, threads=threads)
+    if out is not None:
+        answers.check_file(out)
+    config = read_settings(vd.PredictConfig, top=top, backend=backend, threads=threads, max_bad=max_bad)
     model = vd.Artifact.open(artifact)
+    if out is not None and out.suffix == ".jsonl":
+        lines = predictor.predict_each(model, images, config, progress=progress)
+        summary = predictor.write_lines(lines, out)
+        return Outcome(summary, lambda: console.print_tables([tabulate_summary(summary)]), f"wrote {out}")
     if out is not None:
         predictor.require_vectors(model, out)
     predictions = vd.predict(model, images, config, progress=progress)

@@ -49,8 +49,8 @@ CODES: dict[str, Code] = {
     "VD4009": Code(
         "The engine does not run what was planned: layers meant for INT8 run in float.",
         "onnxruntime: 12 of 49 layers planned for 8 bits do not run in them: blocks.0.attn.qkv, ...; quantize for this engine: "
-        "--target onnxruntime",
-        "Quantize with --target for the engine that is to run it, and with a version of it that this project is tested with.",
+        "--backend onnxruntime",
+        "Quantize with --backend for the engine that is to run it, and with a version of it that this project is tested with.",
     ),
     "VD4010": Code(
         "The engine's device, driver or provider can't be used on this machine.",

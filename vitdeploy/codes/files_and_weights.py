@@ -142,7 +142,7 @@ CODES: dict[str, Code] = {
     "VD3026": Code(
         "The graph holds something that the engine can't run as it is meant: it is refused before the engine sees it.",
         "model.onnx: keeps data in a file named 'weights.bin'; save it with another name",
-        "Do what the line says; for TensorRT write the file with `vitdeploy quantize --target tensorrt`.",
+        "Do what the line says; for TensorRT write the file with `vitdeploy quantize --backend tensorrt`.",
     ),
     "VD3027": Code(
         "The ONNX file would crash or mislead an engine: impossible sizes, offsets that reach past a file, data missing.",

@@ -53,9 +53,9 @@ CODES: dict[str, Code] = {
     ),
     "VD3109": Code(
         "Calibration statistics are damaged, or belong to another model or input contract.",
-        "stats: the statistics are of another model or input contract, or of other rewrites; quantize with --calibration, and "
+        "stats: the statistics are of another model or input contract, or of other rewrites; quantize with --data, and "
         "save them again",
-        "Make them again: --calibration DIR --save-statistics FOLDER.",
+        "Make them again: --data DIR --save-statistics FOLDER.",
     ),
     "VD3110": Code(
         "An activation or the output is NaN or infinite on an image.",

@@ -12,9 +12,10 @@ CODES: dict[str, Code] = {
         "Take a name from `vitdeploy models`, or check the path: a folder is looked for from where you stand.",
     ),
     "VD2002": Code(
-        "A recipe or spec file has a key that does not exist. Keys are never ignored: a typo must not change a result.",
+        "A recipe or spec file has a key that does not exist, or the command line a command or option. Nothing is ignored: a "
+        "typo must not change a result.",
         "job.toml: line 4: unknown key 'export.opst'; did you mean 'opset'?",
-        "Correct the key on that line, or take it out.",
+        "Correct the word that is named, or take it out; `vitdeploy COMMAND --help` lists the options.",
     ),
     "VD2003": Code(
         "A value in a recipe, spec or option has the wrong type or lies outside its range.",

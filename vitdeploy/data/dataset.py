@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +31,7 @@ from vitdeploy.spec import InputContract
 
 _BAD_IMAGE = frozenset(("VD3001", "VD3102", "VD3103", "VD3108"))  # about one image; other codes are about the job
 _NAMED = 5
+Key = TypeVar("Key")
 
 
 class LoadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -237,7 +238,8 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
     size = min(config.batch_size, len(chosen))
     pixels: Pixels | Values
     taken: list[int] = []
-    results = _decode_ahead(dataset, contract, config, chosen)
+    jobs = ((index, partial(dataset.listing.read, index)) for index in chosen)
+    results = decode_ahead(jobs, contract, config.workers)
     try:
         for index, result in results:
             if isinstance(result, InputError):
@@ -281,35 +283,39 @@ def _count_bad(dataset: Dataset, index: int, error: InputError, config: LoadConf
         raise InputError("VD3104", message, file=dataset.path, fix=fix) from error
 
 
-def _decode_ahead(
-    dataset: Dataset, contract: InputContract, config: LoadConfig, numbers: Sequence[int]
-) -> Generator[tuple[int, Picture | InputError], None, None]:
-    """Number and pixels of every image in ``numbers``, in order; an unreadable image is its error."""
-    read = partial(_read_or_error, dataset.listing.read, contract)
-    chosen = iter(numbers)
-    if config.workers == 0:
-        for index in chosen:
-            yield index, read(index)
+def decode_ahead(
+    jobs: Iterable[tuple[Key, Callable[[InputContract], Picture]]], contract: InputContract, workers: int
+) -> Generator[tuple[Key, Picture | InputError], None, None]:
+    """Every image's pixels in order, decoded by threads while the caller computes; an unreadable image is its error.
+
+    Args:
+        jobs: What tells an image, and what reads it. Taken as they are needed, two a thread ahead.
+        contract: How images become pixels.
+        workers: Threads; 0 decodes in the caller's.
+    """
+    if workers == 0:
+        for key, read in jobs:
+            yield key, _read_or_error(read, contract)
         return
-    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="vitdeploy-images")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="vitdeploy-images")
+    ahead: deque[tuple[Key, Future[Picture | InputError]]] = deque()
+    waiting = iter(jobs)
     try:
-        ahead: deque[tuple[int, Future[Picture | InputError]]] = deque()
-        for index in islice(chosen, 2 * config.workers):
-            ahead.append((index, pool.submit(read, index)))
+        for key, read in islice(waiting, 2 * workers):
+            ahead.append((key, pool.submit(_read_or_error, read, contract)))
         while ahead:
-            index, future = ahead.popleft()
+            key, future = ahead.popleft()
             result = future.result()
-            following = next(chosen, None)
-            if following is not None:
-                ahead.append((following, pool.submit(read, following)))
-            yield index, result
+            for following, read in islice(waiting, 1):
+                ahead.append((following, pool.submit(_read_or_error, read, contract)))
+            yield key, result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_or_error(read: Callable[[int, InputContract], Picture], contract: InputContract, index: int) -> Picture | InputError:
+def _read_or_error(read: Callable[[InputContract], Picture], contract: InputContract) -> Picture | InputError:
     try:
-        return read(index, contract)
+        return read(contract)
     except InputError as exc:
         if exc.code not in _BAD_IMAGE:
             raise
@@ -320,7 +326,7 @@ def open_dataset(path: Path, *, split: str | None = None) -> Dataset:
     """A data set, of the kind that ``path`` turns out to be.
 
     - a folder with a subfolder per class, or a flat folder of images without labels;
-    - a ``.csv`` or ``.jsonl`` manifest with ``path`` and, if there are labels, ``label``;
+    - a ``.csv`` or ``.jsonl`` manifest with ``path`` and, if there are labels, ``label``; or a ``.txt`` file of paths;
     - a ``.tar`` shard in WebDataset's layout, or a folder of them;
     - a ``.npy`` or ``.npz`` file of many images;
     - an IDX image file (``*-images-idx3-ubyte``, plain or ``.gz``), or a folder of them.
@@ -352,8 +358,7 @@ def _folder(path: Path, split: str | None) -> tuple[Listing, str]:
     if idx.list_splits(path):
         images = idx.choose(path, split)
         return idx.listing(images), f"{name}/{idx.split_name(images)}"
-    tars = sorted(entry for entry in path.glob("*.tar") if entry.is_file() and not entry.name.startswith("."))
-    if tars and not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):
+    if tars := shards.find_shards(path):
         _refuse_split(path, split)
         return shards.list_samples(tars), name
     place = sources.find_split(path, split)
@@ -365,17 +370,26 @@ def _file(path: Path, split: str | None) -> Listing:
     suffix = path.suffix.lower()
     if not path.is_file() or path.stat().st_size == 0:
         raise InputError("VD3002", "is empty, or not a regular file", file=path, fix="give another one")
-    if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
+    if suffix in sources.MANIFESTS:
         return sources.read_manifest(path)
     if suffix in arrays.SUFFIXES:
         return stacks.list_arrays(path)
     if suffix == ".tar":
         return shards.list_samples([path])
-    if "-images" in path.name and files.sniff(path) in ("gzip", "unknown"):
+    if _is_idx(path):
         return idx.listing(path)
     what = "a folder of images, a .csv or .jsonl manifest, a .tar shard, a .npy or .npz of many images, "
     what += "or an IDX image file (*-images-idx3-ubyte)"
     raise InputError("VD3005", f"is no data set: expected {what}", file=path)
+
+
+def is_source(path: Path) -> bool:
+    """Whether a file holds or lists several images, by its name and first bytes."""
+    return path.is_file() and (path.suffix.lower() in (*sources.MANIFESTS, ".tar") or _is_idx(path))
+
+
+def _is_idx(path: Path) -> bool:
+    return "-images" in path.name and path.stat().st_size > 0 and files.sniff(path) in ("gzip", "unknown")
 
 
 def _refuse_split(path: Path, split: str | None) -> None:

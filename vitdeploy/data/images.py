@@ -13,6 +13,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -80,11 +83,11 @@ class _Jpeg(JpegImageFile):
         pass
 
 
-def load(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pixels:
-    """An image file as the model's pixels: decoded, oriented, coloured, resized, cropped.
+def load(source: Readable, contract: InputContract, *, name: str = "") -> Pixels:
+    """An image as the model's pixels: decoded, oriented, coloured, resized, cropped.
 
     Args:
-        source: A file, or a file's contents.
+        source: A file, a file's contents, or an image of Pillow.
         contract: How to do it.
         name: What to call contents in errors.
 
@@ -95,6 +98,10 @@ def load(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pi
         InputError: VD3001, VD3102, VD3103, VD3107 (see `decode`), or VD3108 (see `resize_and_crop`).
     """
     return np.asarray(read(source, contract, name=name).pixels, np.uint8)
+
+
+Readable = str | PathLike[str] | bytes | Image.Image
+"""An image to be read: a file, a file's contents, or one of Pillow."""
 
 
 class Picture(NamedTuple):
@@ -109,7 +116,7 @@ class Picture(NamedTuple):
     turned: bool = False
 
 
-def read(source: Path | bytes, contract: InputContract, *, name: str = "") -> Picture:
+def read(source: Readable, contract: InputContract, *, name: str = "") -> Picture:
     """As `load`, with what the file said of itself.
 
     Raises:
@@ -119,11 +126,11 @@ def read(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pi
         picture = _open(source, contract, name)
         return picture._replace(pixels=resize_and_crop(picture.pixels, contract))
     except InputError as exc:
-        exc.file = exc.file or name or (None if isinstance(source, bytes) else str(source))
+        exc.file = exc.file or name or (str(source) if isinstance(source, str | PathLike) else None)
         raise
 
 
-def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> Pixels:
+def decode(source: Readable, contract: InputContract, *, name: str = "") -> Pixels:
     """A JPEG, PNG, WebP or BMP file as pixels, in the file's own size.
 
     Transparency is dropped or laid on white, as ``contract.alpha`` says; 16-bit grey is scaled to 8 bits
@@ -131,7 +138,7 @@ def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> 
     orientation tag counts when ``contract.exif`` says so. Grey is ITU-R 601-2 luma, as Pillow and torchvision compute it.
 
     Args:
-        source: A file, or a file's contents.
+        source: As `load` takes it.
         contract: Channels, orientation and transparency are taken from it.
         name: What to call contents in errors.
 
@@ -145,12 +152,16 @@ def decode(source: Path | bytes, contract: InputContract, *, name: str = "") -> 
     return np.asarray(_open(source, contract, name).pixels, np.uint8)
 
 
-def _open(source: Path | bytes, contract: InputContract, name: str) -> Picture:
+def _open(source: Readable, contract: InputContract, name: str) -> Picture:
     if contract.channels not in (1, 3):
         message = f"images have 1 or 3 channels, the model takes {contract.channels}"
         raise InputError("VD3107", message, file=name or None, fix="give such data as arrays: .npy or .npz files")
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), contract, name)
+    if isinstance(source, Image.Image):
+        with _translate(name):
+            return _take_pixels(source, contract, name)
+    source = Path(source)
     if not source.is_file():  # a pipe would block for ever
         raise InputError("VD3001", "is not a file, or does not exist", file=source)
     try:
@@ -162,20 +173,30 @@ def _open(source: Path | bytes, contract: InputContract, name: str) -> Picture:
 
 def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Picture:
     reader = _reader(stream, name)
+    with _translate(name), reader(stream) as image:
+        return _take_pixels(image, contract, name)
+
+
+@contextmanager
+def _translate(name: str) -> Iterator[None]:
+    """What Pillow raises of bad images, in our words."""
     try:
-        with reader(stream) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise refuse_size(width, height, name)
-            image.load()
-            turn = _TURNS.get(orientation(image.info.get("exif")))
-            upright = image if turn is None or contract.exif == "ignore" else image.transpose(turn)
-            pixels = np.array(_colour(upright, contract), dtype=np.uint8)
+        yield
     except Image.DecompressionBombError as exc:
         raise InputError("VD3103", first_line(exc), file=name or None, fix="shrink or leave out the image") from exc
     except _BAD_BYTES as exc:
         fix = "replace the file, or leave it out"
         raise InputError("VD3102", f"can't be decoded: {first_line(exc)}", file=name or None, fix=fix) from exc
+
+
+def _take_pixels(image: Image.Image, contract: InputContract, name: str) -> Picture:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise refuse_size(width, height, name)
+    image.load()
+    turn = _TURNS.get(orientation(image.info.get("exif")))
+    upright = image if turn is None or contract.exif == "ignore" else image.transpose(turn)
+    pixels = np.array(_colour(upright, contract), dtype=np.uint8)
     return Picture(pixels.reshape(*pixels.shape[:2], contract.channels), turn is not None)
 
 

@@ -52,6 +52,12 @@ class _Label(msgspec.Struct):
     label: int | str | None = None
 
 
+def find_shards(folder: Path) -> list[Path]:
+    """The shards of a folder that holds no folders: others are class folders with a ``.tar`` beside them."""
+    tars = sorted(entry for entry in folder.glob("*.tar") if entry.is_file() and not entry.name.startswith("."))
+    return tars if not any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()) else []
+
+
 def list_samples(shards: Sequence[Path]) -> Listing:
     """The samples of one or more shards, in the order of the shards and of their members.
 

@@ -49,6 +49,9 @@ _SPLITS = frozenset((
 _MAX_MANIFEST = 1 << 30  # bytes
 _MAX_VISITS = 1000  # of one folder, through links
 
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
+"""Endings of files that list images."""
+
 MAX_DIGITS = 9
 """Most digits of a class number."""
 
@@ -96,6 +99,15 @@ def list_folder(root: Path) -> Listing:
     read = partial(_read_file, [root / name for name in names])
     digest = digest_rows((row for _, row in rows), labels, classes)
     return Listing(names=names, labels=labels, classes=classes, digest=digest, read=read)
+
+
+def list_images(root: Path) -> list[str]:
+    """Every image below a folder, at any depth, sorted: names relative to it, whatever the folders mean.
+
+    Raises:
+        InputError: As `list_folder`.
+    """
+    return sorted(name for name, _ in _walk(root))
 
 
 def find_split(root: Path, split: str | None) -> Path:
@@ -195,7 +207,7 @@ class _Line(msgspec.Struct):
 
 
 def read_manifest(path: Path) -> Listing:
-    """A CSV file with the header ``path,label``, or a JSONL file with ``{"path": ..., "label": ...}`` a line.
+    """A CSV with a header ``path,label``, JSONL with ``{"path": ..., "label": ...}`` a line; or a text file of paths.
 
     Paths are relative to the manifest and stay inside its folder. Labels are numbers, or names: those of
     ``classes.txt`` beside the manifest, else the names found, sorted. All lines have a label, or none has.
@@ -207,10 +219,10 @@ def read_manifest(path: Path) -> Listing:
     """
     if path.stat().st_size > _MAX_MANIFEST:
         raise InputError("VD3105", "is larger than 1 GiB", file=path, fix="split it")
-    lines = _csv_lines(path) if path.suffix.lower() in (".csv", ".tsv") else _json_lines(path)
+    read = {".csv": _csv_lines, ".tsv": _csv_lines, ".txt": _text_lines}.get(path.suffix.lower(), _json_lines)
     names, paths, given = [], [], []
     seen: dict[str, int] = {}
-    for number, line in lines:
+    for number, line in read(path):
         if line.path in seen:
             raise _bad_line(path, number, f"names {line.path!r} again (first in line {seen[line.path]})")
         seen[line.path] = number
@@ -244,6 +256,15 @@ def _csv_lines(path: Path) -> Iterable[tuple[int, _Line]]:
                 yield reader.line_num, _Line(record["path"], record.get("label", "").strip() or None)
     except csv.Error as exc:
         raise _bad_line(path, reader.line_num, first_line(exc)) from exc
+    except UnicodeDecodeError as exc:
+        raise InputError("VD3105", "is not UTF-8 text", file=path, fix="save it as UTF-8") from exc
+
+
+def _text_lines(path: Path) -> Iterable[tuple[int, _Line]]:
+    """Paths alone, as ``find`` and ``ls`` write them."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            yield from ((number, _Line(line.strip())) for number, line in enumerate(stream, 1) if line.strip())
     except UnicodeDecodeError as exc:
         raise InputError("VD3105", "is not UTF-8 text", file=path, fix="save it as UTF-8") from exc
 

@@ -96,7 +96,7 @@ def require(census: Census) -> None:
         f"{census.engine}: {len(census.missing)} of {sum(census.planned.values())} layers planned for 8 bits do not run in them: "
         f"{first} ({'; '.join(census.reasons)})"
     )
-    raise MachineError("VD4009", message, fix=f"quantize for this engine: --target {find_engine(census.engine).quantize_target}")
+    raise MachineError("VD4009", message, fix=f"quantize for this engine: --backend {find_engine(census.engine).quantize_target}")
 
 
 def _runs_in_8_bits(kernels: list[Kernel]) -> bool:

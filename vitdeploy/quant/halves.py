@@ -99,5 +99,5 @@ def read(folder: Path, model: str, contract: str) -> Halves:
     for half in (first, second):
         if half.model != model or half.contract != contract:
             message = "the statistics are of another model or input contract, or of other rewrites"
-            raise InputError("VD3109", message, file=folder, fix="quantize with --calibration, and save them again")
+            raise InputError("VD3109", message, file=folder, fix="quantize with --data, and save them again")
     return (first, first) if first.digest == second.digest else (first, second)

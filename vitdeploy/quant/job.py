@@ -76,11 +76,13 @@ def write(  # noqa: PLR0913 (three of them are keywords that only one caller giv
     job = _Job(source, config, pictures, work, cache, progress)
     model, plan = job.convert()
     storage.write(model, folder / MODEL, _metadata(artifact))
-    artifact.copy_weights(folder)
+    if config.keep_original:
+        artifact.copy_weights(folder)
     record = Record(
         precision=config.precision,
         entry=MODEL,
-        weights=None if artifact.weights is None else artifact.weights.name,
+        weights=artifact.weights.name if config.keep_original and artifact.weights else None,
+        original=artifact.locate_weights(folder),
         spec=source.spec,
         made_by="quantize",
         config=config,

@@ -17,7 +17,7 @@ from vitdeploy.recipe import QuantizeConfig
 
 BATCH = 8
 RANDOM = 64
-"""Generated images of ``--calibration random``."""
+"""Generated images of ``--data random``."""
 _FEWEST = 16
 Part = Literal["first", "second", "ranges", "held"]
 

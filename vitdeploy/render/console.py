@@ -1,7 +1,8 @@
 """Results on stdout: tables as wide as the terminal allows, and whole when there is no terminal.
 
-A table that does not fit is turned (a line a number); one that does not fit even so is written as one block a line, since a
-folded number is read wrongly. Into a pipe or a file nothing is cut off or folded.
+A table that does not fit is turned (a line a number); one that does not fit even so is written as several, or as one block a
+line, whichever is shorter, since a folded number is read wrongly. Words are wrapped. Into a pipe or a file nothing is cut off or
+folded.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _READABLE = 130  # columns; off a terminal a wider table is turned, if that makes it narrower
 _UNBOUNDED = 100_000  # columns; a pipe has no edge
+_LEAST_WORDS = 24  # columns that a cell of words needs, to be wrapped and still be read
+_HEADING = 3  # lines of a table above its rows
 
 
 def open_console(stream: IO[str] | None = None) -> Console:
@@ -44,9 +47,9 @@ def print_report(result: Report, stream: IO[str] | None = None) -> None:
         if part.reference:
             screen.print(_escape(f"compared with {part.reference}"))
         for note in part.notes:
-            screen.print(_escape(f"note: {note}"), soft_wrap=True)
+            screen.print(_escape(f"note: {note}"))
     machine = result.machine
-    screen.print(_escape(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"), soft_wrap=True)
+    screen.print(_escape(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"))
 
 
 def print_verdict(verdict: Verdict, stream: IO[str] | None = None) -> None:
@@ -65,11 +68,17 @@ def print_tables(content: Sequence[Table], stream: IO[str] | None = None) -> Non
         _print_table(screen, table)
 
 
-def print_text(content: str, stream: IO[str] | None = None) -> None:
-    """Print lines of text; control characters except the line breaks are spelled out."""
+def print_text(content: str, stream: IO[str] | None = None, *, whole: bool = False) -> None:
+    """Print lines of text; control characters except the line breaks are spelled out.
+
+    Args:
+        content: The lines.
+        stream: Where to; stdout.
+        whole: Never break a line: it is to be copied.
+    """
     screen = open_console(stream)
     for line in content.split("\n"):
-        screen.print(_escape(line), soft_wrap=True)
+        screen.print(_escape(line), soft_wrap=whole)
 
 
 def print_raw(content: str, stream: IO[str] | None = None) -> None:
@@ -82,15 +91,50 @@ def _print_table(screen: Console, table: Table) -> None:
     if table.title:
         screen.print(_escape(table.title, "bold"))
     edge = screen.width if screen.is_terminal else _READABLE
+    upright = table
     if _measure_width(screen, table) > edge and len(table.headings) > 3:
         table = min(table, tables.turn(table), key=lambda one: _measure_width(screen, one))
-    if not screen.is_terminal or _measure_width(screen, table) <= edge or len(table.headings) < 3:
+    if not screen.is_terminal or _fits(screen, table, edge):
         _print_grid(screen, _build_grid(table))
         return
-    for row in table.rows:
+    groups = min((_split_columns(screen, one, edge) for one in (upright, tables.turn(upright))), key=_count_lines)
+    if _count_lines(groups) <= len(upright.rows) * len(upright.headings):
+        for group in groups:
+            _print_grid(screen, _build_grid(group))
+        return
+    for row in upright.rows:
         screen.print(_escape(row[0], "bold"))
         cells = zip(table.headings[1:], row[1:], strict=True)
-        _print_grid(screen, _build_grid(Table("", ("", ""), tuple(cell for cell in cells if cell[1]))))
+        _print_grid(screen, _build_grid(Table("", ("", ""), tuple((f"  {name}", cell) for name, cell in cells if cell))))
+
+
+def _fits(screen: Console, table: Table, edge: int) -> bool:
+    """Whether no number would be folded: the table is narrow enough, or has words at its end that may be wrapped."""
+    if _measure_width(screen, table) <= edge or len(table.headings) < 3:
+        return True
+    words = not all(_is_number(row[-1]) for row in table.rows)
+    return words and _measure_width(screen, _take_columns(table, range(len(table.headings) - 1))) <= edge - _LEAST_WORDS
+
+
+def _split_columns(screen: Console, table: Table, edge: int) -> list[Table]:
+    """Tables that are narrow enough, side by side the same: each has the first column, and as many others as fit."""
+    groups: list[list[int]] = []
+    for number in range(1, len(table.headings)):
+        wider = [*groups[-1], number] if groups else [0, number]
+        if groups and _measure_width(screen, _take_columns(table, wider)) <= edge:
+            groups[-1] = wider
+        else:
+            groups.append([0, number])
+    return [_take_columns(table, group) for group in groups]
+
+
+def _count_lines(groups: Sequence[Table]) -> int:
+    return sum(len(group.rows) + _HEADING for group in groups)
+
+
+def _take_columns(table: Table, numbers: Sequence[int]) -> Table:
+    headings, *rows = (tuple(row[number] for number in numbers) for row in (table.headings, *table.rows))
+    return Table("", headings, tuple(rows))
 
 
 def _measure_width(screen: Console, table: Table) -> int:

@@ -21,21 +21,25 @@ _EVERY_SECONDS = 30.0
 
 
 @contextmanager
-def open_listener(*, quiet: bool = False, stream: IO[str] | None = None) -> Iterator[Progress]:
+def open_listener(
+    name: str = "", *, quiet: bool = False, verbose: bool = False, stream: IO[str] | None = None
+) -> Iterator[Progress]:
     """A listener for one command, closed (the cursor given back) however the command ends.
 
     Args:
+        name: What a terminal shows until the first stage begins: imports and files take a while.
         quiet: Say nothing.
+        verbose: A line for every step, that stays.
         stream: Where to; stderr.
     """
     out = stream or sys.stderr
     if quiet:
         yield silent
-    elif _can_redraw(out):
-        with _open_bars(out) as listener:
+    elif _can_redraw(out) and not verbose:
+        with _open_bars(out, name) as listener:
             yield listener
     else:
-        yield Lines(out)
+        yield Lines(out, every=verbose)
 
 
 class Lines:
@@ -44,10 +48,11 @@ class Lines:
     Args:
         stream: Where to.
         clock: Seconds from any origin.
+        every: A line for every step, with the seconds since its stage began.
     """
 
-    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic, *, every: bool = False) -> None:
+        self._stream, self._clock, self._every = stream, clock, every
         self._begun: dict[str, float] = {}
         self._said: dict[str, tuple[int, float]] = {}
 
@@ -61,10 +66,11 @@ class Lines:
             return
         if stage not in self._begun:
             self._begun[stage] = now
-        elif not self._has_news(stage, done, total, now):
+        elif not self._every and not self._has_news(stage, done, total, now):
             return
         self._said[stage] = (done, now)
-        self._write(f"{what}: {done:,} of {total:,} ({done / total * 100:.0f} %)")
+        since = f", {now - self._begun[stage]:.1f} s" if self._every else ""
+        self._write(f"{what}: {done:,} of {total:,} ({done / total * 100:.0f} %){since}")
 
     def _has_news(self, stage: str, done: int, total: int, now: float) -> bool:
         said, when = self._said[stage]
@@ -81,7 +87,7 @@ def _can_redraw(stream: IO[str]) -> bool:
 
 
 @contextmanager
-def _open_bars(stream: IO[str]) -> Iterator[Progress]:
+def _open_bars(stream: IO[str], name: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -90,9 +96,12 @@ def _open_bars(stream: IO[str]) -> Iterator[Progress]:
     shown = TextColumn("{task.description}", markup=False)
     bars = Bars(shown, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=screen, transient=True)
     tasks: dict[str, tuple[TaskID, float]] = {}
+    waiting = [bars.add_task(name, total=None)] if name else []
 
     def listen(what: str, done: int, total: int) -> None:
         stage, label = what.partition(":")[0], printable(what)
+        while waiting:
+            bars.remove_task(waiting.pop())
         if done >= total:
             task, begun = tasks.pop(stage, (None, 0.0))
             if task is not None:

@@ -7,7 +7,6 @@ is written as NaN; an absent number is an empty cell.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -147,6 +146,16 @@ def tabulate_machine(machine: Machine) -> Table:
         "packages": versions or "none",
     }
     return tabulate_pairs("machine", rows)
+
+
+def tabulate_surroundings(report: Report) -> list[Table]:
+    """What the numbers of a report and of its parts depend on: the settings of each, of each subject, and the machine."""
+    content = []
+    for part in walk(report):
+        content += [tabulate_settings(part)._replace(title=f"{part.title}: settings")] if part.settings else []
+        rows = {row.subject: format_setting(row.settings) for row in part.rows}
+        content += [tabulate_pairs(f"{part.title}: engines", rows)] if rows else []
+    return [*content, tabulate_machine(report.machine)]
 
 
 def tabulate_pairs(title: str, rows: dict[str, str]) -> Table:
@@ -341,7 +350,7 @@ def measure_variants(known: Mapping[str, Variant]) -> list[dict[str, object]]:
 
 def tabulate_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The known models for people."""
-    headings = ("model", "M parameters", "GMAC", "image", "patch", "source")
+    headings = ("model", "M parameters", "GMAC", "image", "patch")
     return Table(
         "",
         headings,
@@ -352,7 +361,6 @@ def tabulate_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
                 format_number(row["macs"] / 1e9),
                 _format_sides(row["image_size"]),
                 _format_sides(row["patch"]),
-                next(iter(re.findall(r"arXiv:[\d.]+", row["source"])), row["source"]),
             )
             for row in rows
         ),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 
 import msgspec
 
-from vitdeploy.artifact import Artifact
+from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.table import (
     REFERENCE,
     is_installed,
@@ -21,12 +22,14 @@ from vitdeploy.report import Report
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 
 
-def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progress = silent) -> Report:
+def bench(
+    artifacts: ArtifactLike | Sequence[ArtifactLike], config: BenchConfig | None = None, *, progress: Progress = silent
+) -> Report:
     """Measure the latency of artifacts in engines, side by side with their PyTorch originals.
 
     Args:
-        artifacts: At least one. Artifacts of the same original (same spec, same weights) share its row.
-        config: Batch sizes, rounds, engines, threads.
+        artifacts: One or more, or paths of them. Artifacts of the same original (same spec, same weights) share its row.
+        config: Batch sizes, rounds, engines, threads; None is batch 1 in all engines that are installed.
         progress: Hears of every turn.
 
     Returns:
@@ -37,16 +40,19 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
         MachineError: VD4001, an engine, or every engine, is not installed; VD4007, VD4008 a measuring process died or hung.
         InputError: VD3107, a model's batch is fixed and another was asked for.
     """
-    if not artifacts:
+    config = config or BenchConfig()
+    given = [artifacts] if isinstance(artifacts, Artifact | str | PathLike) else artifacts
+    models = [Artifact.take(each) for each in given]
+    if not models:
         raise UsageError("VD2010", "no artifact to measure", fix="give one or more")
-    engines = [choose_engines(config.backends, artifact) for artifact in artifacts]
+    engines = [choose_engines(config.backends, artifact) for artifact in models]
     subjects: list[Subject] = []
     originals: dict[bytes, str] = {}
     notes: list[str] = []
-    labels = _make_labels(artifacts)
-    originals_differ = len({key for key in map(_identify_original, artifacts) if key is not None}) > 1
-    for artifact, label, names in zip(artifacts, labels, engines, strict=True):
-        before = f"{label} / " if len(artifacts) > 1 else ""
+    labels = _make_labels(models)
+    originals_differ = len({key for key in map(_identify_original, models) if key is not None}) > 1
+    for artifact, label, names in zip(models, labels, engines, strict=True):
+        before = f"{label} / " if len(models) > 1 else ""
         key = _identify_original(artifact)
         if key is not None and key not in originals and is_installed(REFERENCE):
             originals[key] = f"{before}{REFERENCE}" if originals_differ else REFERENCE
@@ -77,11 +83,13 @@ def bench(artifacts: Sequence[Artifact], config: BenchConfig, *, progress: Progr
 
 def _identify_original(artifact: Artifact) -> bytes | None:
     """What the PyTorch original is: equal for artifacts of the same weights and spec, however they take their pixels."""
-    if artifact.record.weights is None:
+    weights = artifact.weights
+    if weights is None:
         return None
     plain = msgspec.structs.replace(artifact.spec.input, tensor="float32-nchw")
     spec = msgspec.json.encode(msgspec.structs.replace(artifact.spec, input=plain))
-    return spec + artifact.record.files.get(artifact.record.weights, str(artifact.weights)).encode()
+    digest = artifact.record.files.get(artifact.record.weights or "") or artifact.record.origin.state_sha256
+    return spec + (digest or str(weights)).encode()
 
 
 def _make_labels(artifacts: Sequence[Artifact]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
 import msgspec
@@ -34,11 +35,13 @@ NOT_HERE = ("VD3026", "VD4009", "VD4010", "VD4011")
 """Errors of one engine that say nothing of the others: it can't run this graph, or not as it was asked to."""
 
 
-def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress = silent) -> Report:
+def build(
+    recipe: Recipe | str | PathLike[str], out: str | PathLike[str], *, force: bool = False, progress: Progress = silent
+) -> Report:
     """Run a recipe: export, quantize, compile, validate, bench, report; stages that are done and unchanged are skipped.
 
     Args:
-        recipe: The job. Relative paths are taken from the current folder.
+        recipe: The job, or its file. Relative paths are taken from the current folder.
         out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/``, ``quantize/`` and ``compile/`` (the
             artifacts; of several engines ``quantize-ENGINE/`` and ``compile-ENGINE/``), ``validate.json``, ``bench.json``,
             ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one that an earlier build wrote.
@@ -54,7 +57,8 @@ def build(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress 
         InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
         MachineError: See the verbs.
     """
-    recipe = locate(settle_recipe(recipe))
+    recipe = locate(settle_recipe(recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))))
+    out = Path(out)
     # before any work: a typo must not cost minutes
     exported = {"model": model_digest(recipe.model), "data": data_digest(recipe.export)}
     data = data_digest(recipe.validate)

@@ -11,13 +11,14 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, Record, check_place, sanitize, seal
+from vitdeploy.artifact import RECORD, Artifact, ArtifactLike, Record, check_place, sanitize, seal
 from vitdeploy.backends import building
 from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.child import compute_memory_cap
@@ -50,18 +51,18 @@ _UNTRIED = (
 
 
 def compile(  # noqa: PLR0913 (two sources, how, where, and the two that every verb that writes takes)
-    artifact: Artifact,
+    artifact: ArtifactLike,
     config: CompileConfig,
-    out: Path,
+    out: str | PathLike[str],
     *,
-    rival: Artifact | None = None,
+    rival: ArtifactLike | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Artifact:
     """Compile an engine, and check that it is what was asked for.
 
     Args:
-        artifact: An ONNX artifact, or a ViT's ONNX file with its input contract.
+        artifact: An ONNX artifact, or a path of it; or a ViT's ONNX file with its input contract.
         config: Engine, device, settings.
         out: Folder to write. What the same verb made there from the same source is replaced in one step.
         force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
@@ -80,6 +81,8 @@ def compile(  # noqa: PLR0913 (two sources, how, where, and the two that every v
         MachineError: VD4001 engine not installed; VD4010 device not usable; VD4009, VD4011 no engine that passes;
             VD4004, VD4006 to VD4008 the builder failed, crashed or hung.
     """
+    artifact, out = Artifact.take(artifact), Path(out)
+    rival = None if rival is None else Artifact.take(rival)
     sources = [each for each in (artifact, rival) if each is not None]
     check_place(out, sources=[each.folder for each in sources], replaces=partial(_is_next, sources), force=force)
     for each in sources:
@@ -99,7 +102,8 @@ def compile(  # noqa: PLR0913 (two sources, how, where, and the two that every v
         for path in made.folder.iterdir():
             path.rename(folder / path.name)
         shutil.rmtree(work)
-        seal(folder, made.record)
+        source = rival if rival is not None and rival.id == made.record.parent else artifact
+        seal(folder, msgspec.structs.replace(made.record, original=source.locate_weights(folder)))
     progress("compile", 1, 1)
     return Artifact.open(out, verify=False)
 
@@ -189,7 +193,8 @@ class _Job:
             notes=tuple(notes),
         )
         self.source.golden.write(self.folder)
-        self.source.given.copy_weights(self.folder)  # so that the engine can be compared with its PyTorch original
+        if self.config.keep_original:
+            self.source.given.copy_weights(self.folder)
         return self._record(built, proof)
 
     def _build_until_it_passes(self) -> _Passed:
@@ -211,7 +216,7 @@ class _Job:
         message = f"{name}: the engine is not what was asked for{times}: {findings.wrong}"
         if findings.audit.census is not None and findings.audit.census.missing:
             target = TABLE[name].quantize_target
-            fix = f"quantize for this engine: --target {target}"
+            fix = f"quantize for this engine: --backend {target}"
             if self.source.given.engine == target:
                 fix = f"use another --precision of vitdeploy quantize, or a newer {TABLE[name].package}"
             raise MachineError("VD4009", message, file=self.source.given.model, fix=fix)
@@ -269,7 +274,7 @@ class _Job:
             kind=self.config.backend,
             precision=given.record.precision,
             entry=built.compiled.entry,
-            weights=given.record.weights,
+            weights=given.weights.name if self.config.keep_original and given.weights else None,
             spec=given.spec,
             made_by="compile",
             config=self.config,

@@ -45,12 +45,19 @@ MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
 STEPS = ("load", "trace", "write", "prove")
 
 
-def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool = False, progress: Progress = silent) -> Artifact:
+def export(
+    model: ModelConfig | str,
+    config: ExportConfig | None,
+    out: files.PathName,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Artifact:
     """Export a ViT to ONNX and prove that the file computes the same.
 
     Args:
-        model: Which model and weights.
-        config: How.
+        model: Which model and weights, or its source alone.
+        config: How; None is as usual.
         out: Folder to write. What the same verb made there from the same source is replaced in one step.
         force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
         progress: Hears of each step.
@@ -64,6 +71,8 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool =
         InputError: Weights that are damaged or do not fit; labelled images that can't be read.
         MachineError: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
     """
+    model = ModelConfig(source=model) if isinstance(model, str) else model
+    config, out = config or ExportConfig(), Path(out)
     named = [Path(name) for name in (model.source, model.weights, model.contract) if name]
     check_place(out, sources=named, replaces=_is_export, force=force)
     progress("export: load", 0, len(STEPS))
@@ -83,14 +92,13 @@ def export(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool =
         progress("export: prove", 3, len(STEPS))
         proof, golden = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
         golden.write(folder)
-        proof = msgspec.structs.replace(proof, contract=trial)
         record = Record(
             spec=spec,
             weights=weights,
             made_by="export",
             config=config,
             origin=origin,
-            proof=proof,
+            proof=msgspec.structs.replace(proof, contract=trial),
             tools=find_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
             parent=source.parent,
         )

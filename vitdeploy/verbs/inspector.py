@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: str | PathLike[str]) -> Inspection:
     """Say what a file or folder is.
 
     Args:
@@ -79,6 +80,7 @@ def inspect(path: Path) -> Inspection:
         UsageError: A TOML file with an unknown key or a bad value.
         TrustError: A PyTorch file that would run code, or a folder that names files outside of itself.
     """
+    path = Path(path)
     if path.is_dir():
         return _folder(path)
     kind = files.sniff(path)
@@ -130,6 +132,7 @@ def _artifact(path: Path) -> Inspection:
         "origin": msgspec.to_builtins(record.origin),
         "tools": record.tools,
         "parent": record.parent,
+        "original": str(artifact.weights) if artifact.weights else artifact.explain_no_weights(),
     }
     return Inspection(
         path=str(path),

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, Record, check_place
+from vitdeploy.artifact import RECORD, Artifact, ArtifactLike, Record, check_place
 from vitdeploy.backends.table import PROVER, TABLE, Engine, register
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import MachineError, UsageError
@@ -35,9 +35,9 @@ _FILE_MIB = 64 << 10
 
 
 def quantize(  # noqa: PLR0913 (three of them are keywords that most callers leave out)
-    artifact: Artifact,
+    artifact: ArtifactLike,
     config: QuantizeConfig,
-    out: Path,
+    out: files.PathName,
     *,
     calibration: Iterable[object] | None = None,
     force: bool = False,
@@ -46,7 +46,7 @@ def quantize(  # noqa: PLR0913 (three of them are keywords that most callers lea
     """Quantize an exported model. An interrupted calibration is kept: the same call goes on where it stopped.
 
     Args:
-        artifact: What `export` wrote, or a ViT's ONNX file with its input contract.
+        artifact: What `export` wrote, or a path of it; or a ViT's ONNX file with its input contract.
         config: Precision, target, calibration images.
         out: Folder to write. What the same verb made there from the same source is replaced in one step.
         calibration: Images of a program in place of files, for a config whose ``calibration`` is ``given``: arrays [H, W, C] or
@@ -65,7 +65,7 @@ def quantize(  # noqa: PLR0913 (three of them are keywords that most callers lea
         MachineError: VD4003 the rewritten graph is another function; VD4009 the engine does not run what was planned;
             VD4004, VD4006 the engine failed; VD4007, VD4008 it crashed or hung; VD4001 a package is not installed.
     """
-    config = settle_target(config)
+    artifact, out, config = Artifact.take(artifact), Path(out), settle_target(config)
     _require_packages()
     check_place(out, sources=[artifact.folder], replaces=partial(_is_next, artifact), force=force)
     with ExitStack() as stack:

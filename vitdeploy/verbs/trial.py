@@ -21,7 +21,7 @@ from vitdeploy.errors import MachineError
 
 def explain_no_original(artifact: Artifact) -> str:
     """Why the PyTorch original of an artifact is not the reference."""
-    return "the artifact does not carry its original's weights" if artifact.weights is None else "PyTorch is not installed"
+    return f"it {artifact.explain_no_weights()}" if artifact.weights is None else "PyTorch is not installed"
 
 
 def note_misfits(engines: Iterable[str], artifact: Artifact) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
-from vitdeploy.artifact import Artifact
+from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import (
@@ -40,13 +40,17 @@ ENOUGH = 100
 
 
 def validate(
-    artifact: Artifact, config: ValidateConfig, *, data: Iterable[object] | None = None, progress: Progress = silent
+    artifact: ArtifactLike,
+    config: ValidateConfig | None = None,
+    *,
+    data: Iterable[object] | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Compare engines with the PyTorch original, on the same images, in one pass.
 
     Args:
-        artifact: What to prove.
-        config: Data, sample, engines, threads.
+        artifact: What to prove, or a path of it.
+        config: Data, sample, engines, threads; None is parity on generated images.
         data: Images of a program in place of files: arrays [H, W, C] or [C, H, W], or pairs of one and its label (a class
             number or name); what their numbers are, `data.arrays` says. Of these the first `limit` are used.
         progress: Hears of every batch.
@@ -62,6 +66,7 @@ def validate(
         InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit, or
             are all off by one.
     """
+    artifact, config = Artifact.take(artifact), config or ValidateConfig()
     names, notes = _choose_subjects(artifact, config.backends)
     notes += note_misfits(names, artifact)
     with ExitStack() as stack:

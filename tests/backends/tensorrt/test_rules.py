@@ -82,7 +82,7 @@ def case(name: str):
     def attention(tiny, folder):
         return graphs.attention(folder, TensorProto.FLOAT)
 
-    quantize = "vitdeploy quantize --precision int8 --target tensorrt"
+    quantize = "vitdeploy quantize --precision int8 --backend tensorrt"
     return {
         "MatMulInteger": (integers, ("DynamicQuantizeLinear 'blocks.0.attn.qkv/MatMul/Q'", quantize), "DynamicQuantizeLinear"),
         "uint8 around 128": (unsigned, ("type uint8", "(and 15 more of this kind)", quantize), "Non-zero zero point"),
@@ -162,7 +162,7 @@ def test_a_scale_of_one_element_is_a_single_one(tmp_path):
 def test_operators_of_other_engines(tmp_path):
     node = helper.make_node("FastGelu", ["pixels"], ["y"], "gelu", domain="com.microsoft")
     file = graphs.single(tmp_path, [node], {})
-    refused(file, "com.microsoft::FastGelu 'gelu'", "'com.microsoft'", "--target tensorrt")
+    refused(file, "com.microsoft::FastGelu 'gelu'", "'com.microsoft'", "--backend tensorrt")
     node = helper.make_node("Thing", ["pixels"], ["y"], "thing", domain="elsewhere")
     refused(graphs.single(tmp_path, [node], {}), "elsewhere::Thing 'thing'", "ONNX's own operators")
 

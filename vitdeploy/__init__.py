@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
     from vitdeploy.proof.verdict import Thresholds as Thresholds
-    from vitdeploy.proof.verdict import Verdict as Verdict
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import CompileConfig as CompileConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from vitdeploy.recipe import Recipe as Recipe
     from vitdeploy.recipe import ValidateConfig as ValidateConfig
     from vitdeploy.report import Report as Report
+    from vitdeploy.report import Verdict as Verdict
     from vitdeploy.spec import ModelSpec as ModelSpec
     from vitdeploy.verbs.bencher import bench as bench
     from vitdeploy.verbs.builder import build as build
@@ -82,7 +82,7 @@ _HOME = {
     "BenchConfig": "recipe",
     "GateConfig": "verbs.gatekeeper",
     "Thresholds": "proof.verdict",
-    "Verdict": "proof.verdict",
+    "Verdict": "report",
     "PredictConfig": "verbs.predictor",
     "Prediction": "verbs.predictor",
     "export": "verbs.exporter",

@@ -1,4 +1,4 @@
-"""Numbers with units, and the place where they were taken. A report has no opinion: that is the gate's."""
+"""Numbers with units, and the place where they were taken; what limits make of them is a verdict (`proof.verdict`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,6 +16,8 @@ from vitdeploy.errors import InputError, first_line
 from vitdeploy.record import Metric as Metric
 
 SCHEMA = 1
+Outcome = Literal["pass", "fail", "inconclusive"]
+"""What a limit comes to."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -30,6 +32,50 @@ class Row(msgspec.Struct, frozen=True):
     subject: str
     metrics: dict[str, Metric]
     settings: dict[str, Any] = {}
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit, and what became of it.
+
+    Attributes:
+        about: The artifact, or what the report is about.
+        subject: The row of the report.
+        name: The threshold.
+        limit: As it was written.
+        metric: The number that was measured; None where it was not.
+        outcome: Whether it holds.
+        why: One sentence.
+        needed: Images (or rounds) that would decide an inconclusive one, if any would.
+    """
+
+    about: str
+    subject: str
+    name: str
+    limit: str
+    metric: Metric | None
+    outcome: Outcome
+    why: str
+    needed: int | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gate says.
+
+    Attributes:
+        schema_version: Version of this record.
+        outcome: ``fail`` if any limit was missed, else ``inconclusive`` if any could not be told, else ``pass``.
+        passed: Whether a job may go on: also where inconclusive ones count as passed.
+        limits: What was asked: threshold to limit, as it was written.
+        inconclusive: What a limit comes to that can't be told.
+        gates: One a limit and row.
+    """
+
+    schema_version: int = 1
+    outcome: Outcome
+    passed: bool
+    limits: dict[str, str | float]
+    inconclusive: Literal["fail", "pass"] = "fail"
+    gates: tuple[Gate, ...]
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         machine: Where.
         taken: When, UTC, ISO 8601.
         parts: Reports of the stages, for a build.
+        verdict: What the limits that hold for such a report make of it; None where there is none.
     """
 
     schema_version: int = SCHEMA
@@ -67,6 +114,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine = msgspec.field(default_factory=lambda: this_machine())
     taken: str = msgspec.field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     parts: tuple[Report, ...] = ()
+    verdict: Verdict | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no verdict, here or in a part, says otherwise."""
+        return (self.verdict is None or self.verdict.passed) and all(part.passed for part in self.parts)
 
 
 def read_report(path: Path) -> Report:

@@ -81,9 +81,8 @@ def test_a_number_that_was_asked_for_and_not_measured_fails() -> None:
 def test_usual_limits_hold_where_their_numbers_were_measured() -> None:
     verdict = judge([make_report({"top1_agreement": Metric(0.999, "share", 0.99, 1.0)})])
     assert [gate.name for gate in verdict.gates] == ["min_agreement"]
-    assert verdict.thresholds is USUAL
-    with pytest.raises(UsageError, match="nothing to decide"):
-        judge([make_report({})])
+    assert verdict.limits == USUAL.named
+    assert judge([make_report({})]).gates == ()
 
 
 def test_the_reference_is_no_candidate_and_parts_are_looked_at() -> None:
@@ -165,3 +164,17 @@ def test_at_the_limit_one_run_in_forty_is_wrong_each_way() -> None:
         outcomes.append(judge_one({"top1_difference": metric}, max_drop="0.5 pt").outcome)
     assert 0 < outcomes.count("pass") <= 0.05 * 400
     assert 0 < outcomes.count("fail") <= 0.05 * 400
+
+
+@pytest.mark.parametrize(
+    ("sqnr", "largest", "outcome"),
+    [(120.0, 1e-6, "pass"), (60.0, 1e-3, "pass"), (59.9, 1e-3, "fail"), (math.inf, 0.0, "pass"), (math.nan, 0.0, "pass"),
+     (math.nan, 1e-3, "fail"), (math.nan, math.nan, "fail")],
+)  # fmt: skip
+def test_what_computes_in_fp32_is_held_to_parity_though_nobody_asks(sqnr, largest, outcome) -> None:
+    metrics = {"sqnr": Metric(sqnr, "dB"), "max_abs_difference": Metric(largest)}
+    rows = [Row("pytorch", {}), *(Row(name, metrics, {"precision": name}) for name in ("fp32", "int8 in f32"))]
+    verdict = judge([Report(title="validate", reference="pytorch", rows=tuple(rows))], Thresholds())
+    assert [(gate.subject, gate.name, gate.limit, gate.outcome) for gate in verdict.gates] == [
+        ("fp32", "parity", "60 dB", outcome)
+    ]

@@ -4,10 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vitdeploy.proof.verdict import Gate, Thresholds, Verdict
 from vitdeploy.render import github, junit, markdown
 from vitdeploy.render.verdicts import format_gate, tabulate_verdict
-from vitdeploy.report import Metric
+from vitdeploy.report import Gate, Metric, Verdict
 
 HOSTILE = "]]>\n::error::a|<script>\x1b[31m\u202e%0A"
 
@@ -18,8 +17,8 @@ def make_gate(outcome: str = "fail", about: str = HOSTILE, number: int = 0) -> G
 
 
 def make_verdict(*gates: Gate, inconclusive: str = "fail") -> Verdict:
-    thresholds = Thresholds(max_drop="0.5 pt", inconclusive=inconclusive)
-    return Verdict(outcome="fail", passed=False, thresholds=thresholds, gates=gates)
+    limits = {"max_drop": "0.5 pt"}
+    return Verdict(outcome="fail", passed=False, limits=limits, inconclusive=inconclusive, gates=gates)
 
 
 def test_a_gate_in_a_sentence() -> None:

@@ -45,6 +45,11 @@ def test_what_is_no_report_is_said(tmp_path, text) -> None:
         gate([])
 
 
+def test_a_report_without_any_number_that_counts_is_no_pass(tmp_path) -> None:
+    with pytest.raises(UsageError, match="nothing to decide"):
+        gate([write_report(tmp_path / "empty.json")])
+
+
 def test_an_artifact_is_measured_by_what_is_asked(tiny_artifact, monkeypatch) -> None:
     calls = []
     for name in ("validate", "bench"):
@@ -63,7 +68,7 @@ def test_an_artifact_is_measured_by_what_is_asked(tiny_artifact, monkeypatch) ->
 
 def test_an_export_passes_the_usual_gate(tiny_artifact) -> None:
     verdict = gate([tiny_artifact.folder], GateConfig(validate=ValidateConfig(limit=200, backends=("onnxruntime",))))
-    assert (verdict.outcome, [one.name for one in verdict.gates]) == ("pass", ["min_agreement"])
+    assert (verdict.outcome, [one.name for one in verdict.gates]) == ("pass", ["parity", "min_agreement"])
 
 
 def test_ranges_of_noise_are_refused(tiny_artifact, monkeypatch, tmp_path) -> None:
@@ -71,7 +76,11 @@ def test_ranges_of_noise_are_refused(tiny_artifact, monkeypatch, tmp_path) -> No
     monkeypatch.setattr(Artifact, "open", lambda path: Artifact(tiny_artifact.folder, record))
     verdict = gate([tiny_artifact.folder], GateConfig(validate=ValidateConfig(limit=200, backends=("onnxruntime",))))
     assert (verdict.outcome, verdict.passed) == ("fail", False)
-    assert [(one.name, one.outcome) for one in verdict.gates] == [("calibration", "fail"), ("min_agreement", "pass")]
+    assert [(one.name, one.outcome) for one in verdict.gates] == [
+        ("calibration", "fail"),
+        ("parity", "pass"),
+        ("min_agreement", "pass"),
+    ]
     assert "random images" in verdict.gates[0].why
 
 

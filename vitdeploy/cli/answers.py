@@ -14,10 +14,9 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.codes import Code
-    from vitdeploy.proof.verdict import Verdict
     from vitdeploy.recipe import CompileConfig
     from vitdeploy.render.tables import Table
-    from vitdeploy.report import Report
+    from vitdeploy.report import Report, Verdict
     from vitdeploy.words import VerdictFormat
 
 GATE_FAILED = 1
@@ -55,6 +54,7 @@ def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
         report,
         lambda: console.print_report(report),
         f"{wrote}next: {following}",
+        exit=0 if report.passed else GATE_FAILED,
         show_more=lambda: console.print_tables(tables.tabulate_surroundings(report)),
     )
 

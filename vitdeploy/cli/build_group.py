@@ -259,5 +259,6 @@ def build(
         report,
         lambda: console.print_report(report),
         hint,
+        exit=0 if report.passed else answers.GATE_FAILED,
         show_more=lambda: console.print_tables(tables.tabulate_surroundings(report)),
     )

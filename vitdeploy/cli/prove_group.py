@@ -15,6 +15,8 @@ from vitdeploy.cli.options import (
     Backends,
     Data,
     Limit,
+    MaxDrop,
+    MinAgreement,
     ReportFile,
     Seed,
     Split,
@@ -25,7 +27,13 @@ from vitdeploy.progress import Progress
 from vitdeploy.words import VerdictFormat
 
 
-@command(app, PROVE, "vitdeploy validate vit --data photos/ --limit 1000", "vitdeploy validate vit --json")
+@command(
+    app,
+    PROVE,
+    "vitdeploy validate vit --data photos/ --limit 1000",
+    "vitdeploy validate vit-int8 --data photos/ --max-drop '0.5 pt'   exit 1 if it lost more",
+    "vitdeploy validate vit --json",
+)
 def validate(
     *,
     artifact: ArtifactPath,
@@ -38,6 +46,8 @@ def validate(
     allow_shifted_labels: Annotated[
         bool, typer.Option("--allow-shifted-labels", help="Measure though all labels are off by one.")
     ] = False,
+    max_drop: MaxDrop = None,
+    min_agreement: MinAgreement = None,
     backend: Backends = None,
     threads: Threads = None,
     out: ReportFile = None,
@@ -48,7 +58,7 @@ def validate(
 
     answers.check_report_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
-    given["allow_shifted_labels"] = allow_shifted_labels
+    given |= {"allow_shifted_labels": allow_shifted_labels, "max_drop": max_drop, "min_agreement": min_agreement}
     config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
     report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")
@@ -89,8 +99,8 @@ def gate(
         list[Path], typer.Argument(metavar="REPORT|ARTIFACT...", help="Reports (.json), or artifacts, which are measured here.")
     ],
     config: Annotated[Path | None, typer.Option(help="Thresholds (.toml); default: max_drop 0.5 pt, min_agreement 98 %.")] = None,
-    max_drop: Annotated[str | None, typer.Option(help="Top-1 that may be lost, as '0.5 pt'.")] = None,
-    min_agreement: Annotated[str | None, typer.Option(help="Images with the reference's class, as '99 %'.")] = None,
+    max_drop: MaxDrop = None,
+    min_agreement: MinAgreement = None,
     min_speedup: Annotated[str | None, typer.Option(help="Reference's latency over the candidate's, as 2.0.")] = None,
     data: Data = None,
     split: Split = None,

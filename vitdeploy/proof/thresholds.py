@@ -57,3 +57,7 @@ CORRELATES = 0.99
 LOSES = 1.0
 """Most points of top-1 that the artifact to deploy may be below the original: the answer to one image in a hundred. On a thousand
 images the interval of a difference is as wide."""
+
+PARITY_DB = 60.0
+"""Least signal to noise of an FP32 file's outputs against its reference's: a thousandth of the outputs' size, as `LIMITS` has it
+for engines. Sums in another order leave 100 dB and more; a changed weight, mean or resize does not come near 60."""

@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from vitdeploy.errors import UsageError
-from vitdeploy.report import Metric, Report, Row
+from vitdeploy.proof.thresholds import PARITY_DB
+from vitdeploy.report import Gate, Outcome, Report, Row, Verdict
 
-Outcome = Literal["pass", "fail", "inconclusive"]
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|[A-Za-z]*)\s*")
 _WORDS: dict[str, dict[str, float]] = {
     "points": {"pt": 1.0, "points": 1.0},
@@ -131,48 +131,6 @@ USUAL = Thresholds(max_drop="0.5 pt", min_agreement="98 %")
 """Where nothing is asked for: each holds where its number was measured."""
 
 
-class Gate(msgspec.Struct, frozen=True, kw_only=True):
-    """One limit, and what became of it.
-
-    Attributes:
-        about: The artifact, or what the report is about.
-        subject: The row of the report.
-        name: The threshold.
-        limit: As it was written.
-        metric: The number that was measured; None where it was not.
-        outcome: Whether it holds.
-        why: One sentence.
-        needed: Images (or rounds) that would decide an inconclusive one, if any would.
-    """
-
-    about: str
-    subject: str
-    name: str
-    limit: str
-    metric: Metric | None
-    outcome: Outcome
-    why: str
-    needed: int | None = None
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gate says.
-
-    Attributes:
-        schema_version: Version of this record.
-        outcome: ``fail`` if any limit was missed, else ``inconclusive`` if any could not be told, else ``pass``.
-        passed: Whether a job may go on: also where inconclusive ones count as passed.
-        thresholds: What was asked.
-        gates: One a limit and row.
-    """
-
-    schema_version: int = 1
-    outcome: Outcome
-    passed: bool
-    thresholds: Thresholds
-    gates: tuple[Gate, ...]
-
-
 def judge(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Verdict:
     """Hold every candidate of these reports against limits.
 
@@ -181,13 +139,11 @@ def judge(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Ve
         thresholds: What to ask; None is `USUAL`, each where its number was measured.
 
     Returns:
-        The verdict. A limit that was asked for and whose number is in no report fails, and so does a NaN.
-
-    Raises:
-        UsageError: VD2010, no limit meets a number, so that nothing would be decided.
+        The verdict. A limit that was asked for and whose number is in no report fails, and so does a NaN. Rows that compute in
+        FP32 are also held to `PARITY_DB`. Where nothing was asked and nothing computes in FP32 it has no gates, and says nothing.
     """
     asked = USUAL if thresholds is None else thresholds
-    gates: list[Gate] = []
+    gates = [_judge_parity(part, row) for part, row in _list_candidates(reports) if _computes_in_fp32(row)]
     for name, limit in asked.named.items():
         metrics = RULES[name].metrics
         candidates = [(part, row) for part, row in _list_candidates(reports) if not row.metrics.keys().isdisjoint(metrics)]
@@ -196,19 +152,31 @@ def judge(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Ve
             why = f"no report has {' or '.join(metrics)}; {_explain_absence(metrics[0])}"
             own = [Gate(about="", subject="", name=name, limit=str(limit), metric=None, outcome="fail", why=why)]
         gates += own
-    if not gates:
-        message = "nothing to decide: no report has a number that a threshold is about"
-        raise UsageError("VD2010", message, fix="give a report of `vitdeploy validate` or `bench`, and thresholds for it")
     outcomes = {gate.outcome for gate in gates}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     passed = outcome == "pass" or (outcome == "inconclusive" and asked.inconclusive == "pass")
-    return Verdict(outcome=outcome, passed=passed, thresholds=asked, gates=tuple(gates))
+    return Verdict(outcome=outcome, passed=passed, limits=asked.named, inconclusive=asked.inconclusive, gates=tuple(gates))
 
 
 def _list_candidates(reports: Sequence[Report]) -> Iterator[tuple[Report, Row]]:
     for report in reports:
         yield from ((report, row) for row in report.rows if row.subject != report.reference)
         yield from _list_candidates(report.parts)
+
+
+def _computes_in_fp32(row: Row) -> bool:
+    return row.settings.get("precision") == "fp32" and "sqnr" in row.metrics
+
+
+def _judge_parity(report: Report, row: Row) -> Gate:
+    """A model that was neither quantized nor converted must be the reference's function, whatever else is asked."""
+    gate = _judge_row(report, row, "min_sqnr", f"{PARITY_DB:g} dB")
+    if (
+        row.metrics["max_abs_difference"].value == 0
+    ):  # of outputs that are 0 themselves, as an untrained head's, there is no ratio
+        gate = msgspec.structs.replace(gate, outcome="pass")
+    why = "an FP32 file and its reference are the same function" if gate.outcome == "pass" else f"is not the same: {gate.why}"
+    return msgspec.structs.replace(gate, name="parity", why=why)
 
 
 def _judge_row(report: Report, row: Row, name: str, given: str | float) -> Gate:

@@ -22,7 +22,7 @@ from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
 if TYPE_CHECKING:
-    from vitdeploy.proof.verdict import Verdict
+    from vitdeploy.report import Verdict
 
 _READABLE = 130  # columns; off a terminal a wider table is turned, if that makes it narrower
 _UNBOUNDED = 100_000  # columns; a pipe has no edge
@@ -48,6 +48,8 @@ def print_report(result: Report, stream: IO[str] | None = None) -> None:
             screen.print(_escape(f"compared with {part.reference}"))
         for note in part.notes:
             screen.print(_escape(f"note: {note}"))
+        for line in verdicts.summarise(part.verdict) if part.verdict else ():
+            screen.print(_escape(line))
     machine = result.machine
     screen.print(_escape(f"on {machine.cpu}, {machine.cores} cores, {machine.system}, {result.taken}"))
 

@@ -7,9 +7,9 @@ summary of more than 1 MiB is dropped).
 from __future__ import annotations
 
 from vitdeploy.errors import printable
-from vitdeploy.proof.verdict import Verdict
 from vitdeploy.render import markdown
 from vitdeploy.render.verdicts import format_gate
+from vitdeploy.report import Verdict
 
 MOST_ANNOTATIONS = 10
 LONGEST_SUMMARY = 1_000_000  # bytes; GitHub's own limit is 1,048,576

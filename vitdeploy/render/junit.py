@@ -8,8 +8,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from vitdeploy.errors import printable
-from vitdeploy.proof.verdict import Gate, Verdict
 from vitdeploy.render.verdicts import format_gate
+from vitdeploy.report import Gate, Verdict
 
 
 def format_verdict(verdict: Verdict) -> str:
@@ -33,4 +33,4 @@ def format_verdict(verdict: Verdict) -> str:
 
 
 def _is_failure(gate: Gate, verdict: Verdict) -> bool:
-    return gate.outcome == "fail" or (gate.outcome == "inconclusive" and verdict.thresholds.inconclusive == "fail")
+    return gate.outcome == "fail" or (gate.outcome == "inconclusive" and verdict.inconclusive == "fail")

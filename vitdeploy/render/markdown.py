@@ -12,7 +12,7 @@ from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
 if TYPE_CHECKING:
-    from vitdeploy.proof.verdict import Verdict
+    from vitdeploy.report import Verdict
 
 _COLUMNS = 8  # a page has no room for more
 _SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{c: "\\" + c for c in "\\|`*[]~"}}
@@ -54,6 +54,9 @@ def _format_part(report: Report) -> Iterator[str]:
     if report.notes:
         yield ""
         yield from (f"- {escape(note)}" for note in report.notes)
+    if report.verdict:
+        yield ""
+        yield from (f"- {escape(line)}" for line in verdicts.summarise(report.verdict))
 
 
 def _format_table(table: Table) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vitdeploy.render.tables import Table, format_metric
 
 if TYPE_CHECKING:
-    from vitdeploy.proof.verdict import Gate, Verdict
+    from vitdeploy.report import Gate, Verdict
 
 
 def format_gate(gate: Gate) -> str:
@@ -29,3 +29,10 @@ def tabulate_verdict(verdict: Verdict) -> Table:
         for gate in verdict.gates
     )
     return Table(f"gate: {verdict.outcome}", ("subject", "limit", "measured", "outcome"), rows)
+
+
+def summarise(verdict: Verdict) -> list[str]:
+    """A verdict in a line, and a line for each limit that does not hold."""
+    lines = [format_gate(gate) for gate in verdict.gates if gate.outcome != "pass"]
+    limits = ", ".join(dict.fromkeys(f"{gate.name} {gate.limit}" for gate in verdict.gates))
+    return [f"verdict: {verdict.outcome} ({limits})", *lines]

@@ -25,10 +25,11 @@ from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
-from vitdeploy.report import Report, this_machine
+from vitdeploy.report import Report, read_report, this_machine
 from vitdeploy.verbs.choice import choose_best
 from vitdeploy.verbs.keys import artifact_digest, data_digest, key_of, model_digest
-from vitdeploy.verbs.ledger import MAKERS, VERBS, Line, read_report
+from vitdeploy.verbs.ledger import MAKERS, VERBS, Line
+from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 
 RECIPE = "recipe.toml"
 NOT_HERE = ("VD3026", "VD4009", "VD4010", "VD4011")
@@ -60,6 +61,8 @@ def build(
     recipe = locate(settle_recipe(recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))))
     out = Path(out)
     # before any work: a typo must not cost minutes
+    if recipe.validate is not None:
+        choose_thresholds(recipe.validate)
     exported = {"model": model_digest(recipe.model), "data": data_digest(recipe.export)}
     data = data_digest(recipe.validate)
     calibration = {stage: data_digest(config) for stage, config in recipe.quantizations.items()}
@@ -185,7 +188,7 @@ def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, pr
         new = rows[1:] if other.reference == whole.reference else rows
         notes = [note for note in other.notes if note not in whole.notes]
         whole = msgspec.structs.replace(whole, rows=(*whole.rows, *new), notes=(*whole.notes, *notes))
-    return whole
+    return judge_validation(whole, config)
 
 
 def _name_rows(report: Report, artifact: Artifact, reference: str) -> Report:

@@ -10,9 +10,9 @@ import msgspec
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import UsageError
 from vitdeploy.progress import Progress, silent
-from vitdeploy.proof.verdict import RULES, Gate, Thresholds, Verdict, judge
+from vitdeploy.proof.verdict import RULES, Thresholds, judge
 from vitdeploy.recipe import BenchConfig, QuantizeConfig, ValidateConfig
-from vitdeploy.report import Report, read_report
+from vitdeploy.report import Gate, Report, Verdict, read_report
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.verbs.bencher import bench
 from vitdeploy.verbs.validator import validate
@@ -63,6 +63,9 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
         refusals += _refuse_random(artifact)
         reports += _measure(artifact, config, progress)
     verdict = judge(reports, config.thresholds)
+    if not refusals and not verdict.gates:
+        message = "nothing to decide: no report has a number that a threshold is about"
+        raise UsageError("VD2010", message, fix="give a report of `vitdeploy validate` or `bench`, and thresholds for it")
     if not refusals:
         return verdict
     return msgspec.structs.replace(verdict, outcome="fail", passed=False, gates=(*refusals, *verdict.gates))

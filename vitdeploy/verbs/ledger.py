@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
@@ -15,7 +14,6 @@ from vitdeploy.artifact import RECORD, Artifact, read_record, set_key
 from vitdeploy.errors import InputError, VitdeployError, first_line
 from vitdeploy.jsonfile import encode
 from vitdeploy.progress import Progress
-from vitdeploy.report import Report
 from vitdeploy.verbs.keys import artifact_digest
 
 LEDGER = "build.json"
@@ -148,37 +146,20 @@ def _makes(stage: str) -> bool:
     return stage.partition("-")[0] in MAKERS
 
 
-def read_report(path: Path) -> Report:
-    """A report that `build`, `validate` or `bench` wrote as JSON.
-
-    Raises:
-        InputError: VD3001, missing; VD3010, not a report.
-    """
-    return _read(path, Report)
-
-
 def read_ledger(path: Path) -> Ledger:
     """``build.json`` of a build's folder.
 
     Raises:
         InputError: VD3010, damaged, or of another version.
     """
-    ledger = _read(path, Ledger)
+    try:
+        ledger = msgspec.json.decode(path.read_bytes(), type=Ledger)
+    except OSError as exc:
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
+    except (ValueError, RecursionError) as exc:
+        message = f"is not a record that vitdeploy wrote: {first_line(exc)}"
+        raise InputError("VD3010", message, file=path, fix="make it again") from exc
     if ledger.schema_version != SCHEMA:
         message = f"has schema version {ledger.schema_version}, this vitdeploy reads {SCHEMA}"
         raise InputError("VD3010", message, file=path, fix="use --force, or another folder")
     return ledger
-
-
-_Record = TypeVar("_Record", Report, Ledger)
-
-
-def _read(path: Path, kind: type[_Record]) -> _Record:
-    try:
-        # not strict: numbers that JSON does not have were written as strings
-        return msgspec.convert(json.loads(path.read_bytes()), kind, strict=False)
-    except OSError as exc:
-        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
-    except (ValueError, RecursionError, msgspec.ValidationError) as exc:
-        message = f"is not a record that vitdeploy wrote: {first_line(exc)}"
-        raise InputError("VD3010", message, file=path, fix="make it again") from exc

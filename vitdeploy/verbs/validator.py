@@ -29,6 +29,7 @@ from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import ValidateConfig
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.spec import InputContract
+from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 from vitdeploy.words import GIVES
 
@@ -57,16 +58,18 @@ def validate(
 
     Returns:
         A row for the reference and one for each engine: parity metrics (see `Parity.metrics`) for the engines, accuracy
-        metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes.
+        metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes. The verdict holds engines
+        that compute in FP32 to parity, and all to the limits of ``config``; a miss is no error.
 
     Raises:
-        UsageError: VD2009, no such backend; VD2013, one that does not open this artifact.
+        UsageError: VD2003, a limit without its unit; VD2009, no such backend; VD2013, one that does not open this artifact.
         MachineError: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
             or hung.
         InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit, or
             are all off by one.
     """
     artifact, config = Artifact.take(artifact), config or ValidateConfig()
+    choose_thresholds(config)  # a limit that makes no sense costs no minutes
     names, notes = _choose_subjects(artifact, config.backends)
     notes += note_misfits(names, artifact)
     with ExitStack() as stack:
@@ -89,7 +92,8 @@ def validate(
     if assumption := artifact.record.origin.assumption:
         notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
     notes += [*remarks, *trial.warnings()]
-    return Report(title="validate", reference=rows[0].subject, rows=rows, settings=facts, notes=tuple(notes))
+    report = Report(title="validate", reference=rows[0].subject, rows=rows, settings=facts, notes=tuple(notes))
+    return judge_validation(report, config)
 
 
 def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: ExitStack) -> Dataset | None:

@@ -9,8 +9,7 @@ import pytest
 
 from tests.checkpoints.cases import CASES, contract, spec
 from vitdeploy.errors import UsageError
-from vitdeploy.recipe import read_spec
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec, read_spec
 
 
 @pytest.mark.parametrize("name", CASES)

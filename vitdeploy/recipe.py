@@ -13,7 +13,6 @@ import msgspec
 
 from vitdeploy.amendments import Amendments
 from vitdeploy.errors import UsageError
-from vitdeploy.spec import ModelSpec
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.words import (
     FloatPrecision,
@@ -380,16 +379,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             export = msgspec.structs.replace(export, data=str(beside / export.data))
         quantize = recipe.map_quantize(lambda config: config.map_paths(lambda name: str(beside / name)))
         return msgspec.structs.replace(recipe, model=model, export=export, quantize=quantize, validate=validate)
-
-
-def read_spec(path: Path) -> ModelSpec:
-    """Read a `ModelSpec` from a TOML or JSON file.
-
-    Raises:
-        InputError: VD3001, unreadable.
-        UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `ModelSpec` itself refuses.
-    """
-    return read_toml(path, ModelSpec)
 
 
 def _positive(config: msgspec.Struct, *names: str) -> None:

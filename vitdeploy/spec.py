@@ -7,12 +7,14 @@ metadata, so that a device knows how to prepare a pixel without the training cod
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal, TypedDict
 
 import msgspec
 
 from vitdeploy.contract import InputContract as InputContract
 from vitdeploy.errors import UsageError
+from vitdeploy.tomlfile import read_toml
 from vitdeploy.words import Problem, Task
 
 LARGEST = 1 << 16
@@ -234,6 +236,16 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def change_size(self, height: int, width: int) -> ModelSpec:
         """The same network for another image size; learned positions are resampled when weights are loaded."""
         return msgspec.structs.replace(self, input=self.input.change_size(height, width))
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read a `ModelSpec` from a TOML or JSON file.
+
+    Raises:
+        InputError: VD3001, unreadable.
+        UsageError: VD2002, VD2003, VD2007 as `tomlfile.read_toml`, and what `ModelSpec` itself refuses.
+    """
+    return read_toml(path, ModelSpec)
 
 
 class SpecFields(TypedDict, total=False):

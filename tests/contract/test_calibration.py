@@ -110,7 +110,7 @@ def test_the_demo_models_weights_are_those_of_the_recorded_run() -> None:
     assert record["test_top1"] >= 0.90
     torch = pytest.importorskip("torch")
     from vitdeploy.checkpoints.safetensors import rebuild
-    from vitdeploy.recipe import read_spec
+    from vitdeploy.spec import read_spec
 
     spec = read_spec(recipes / "fashion_mnist_vit.toml")
     model, right, seen = rebuild(spec, weights), 0, 0

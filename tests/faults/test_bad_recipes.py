@@ -8,7 +8,8 @@ import pytest
 from vitdeploy.cli.arguments import is_spec
 from vitdeploy.cli.commands import main
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.recipe import Recipe, read_spec
+from vitdeploy.recipe import Recipe
+from vitdeploy.spec import read_spec
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = '[model]\nsource = "vit_tiny_patch16_224"\n'

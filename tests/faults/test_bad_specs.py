@@ -10,8 +10,7 @@ import pytest
 
 from tests.checkpoints.cases import contract, spec
 from vitdeploy.errors import UsageError
-from vitdeploy.recipe import read_spec
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec, read_spec
 
 NAN, INFINITY = float("nan"), float("inf")
 

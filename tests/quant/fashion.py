@@ -37,7 +37,7 @@ def config(**settings) -> QuantizeConfig:
 @functools.cache
 def pixels(split: str, count: int) -> np.ndarray:
     """Images as the demo model takes them, float32 [n, 1, 28, 28]."""
-    from vitdeploy.recipe import read_spec
+    from vitdeploy.spec import read_spec
 
     contract = read_spec(ROOT / "recipes/fashion_mnist_vit.toml").input
     load = LoadConfig(batch_size=100, limit=count)

@@ -29,10 +29,10 @@ from vitdeploy.recipe import (
     QuantizeConfig,
     Recipe,
     ValidateConfig,
-    read_spec,
 )
 from vitdeploy.record import Audit, CompileProof, Origin
 from vitdeploy.report import Metric, Report, Row
+from vitdeploy.spec import read_spec
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.verbs import builder
 from vitdeploy.verbs.builder import build

@@ -17,8 +17,8 @@ from vitdeploy.checkpoints import families, mapping, safetensors
 from vitdeploy.checkpoints.checkpoint import read
 from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer, build
-from vitdeploy.recipe import ModelConfig, read_spec
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.recipe import ModelConfig
+from vitdeploy.spec import InputContract, ModelSpec, read_spec
 from vitdeploy.tomlfile import read_table
 from vitdeploy.zoo.variants import VARIANTS, find
 

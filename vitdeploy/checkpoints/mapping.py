@@ -29,8 +29,7 @@ from torch import Tensor
 
 from vitdeploy.checkpoints.conversion import CHANGES, Converted, State
 from vitdeploy.errors import InputError, UsageError, nearest
-from vitdeploy.recipe import read_spec
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import ModelSpec, read_spec
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.zoo.variants import find
 

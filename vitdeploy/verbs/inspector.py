@@ -23,9 +23,9 @@ from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.reader import read
 from vitdeploy.onnxfile.summary import OnnxGraph, summarize
-from vitdeploy.recipe import Recipe, read_spec
+from vitdeploy.recipe import Recipe
 from vitdeploy.report import Report
-from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec, read_spec
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -115,3 +115,48 @@ def test_json_takes_strings_of_a_class_of_their_own_but_nothing_strange():
     assert json.loads(encode({"version": Version("2.0")})) == {"version": "2.0"}
     with pytest.raises(TypeError):
         encode({"stream": io.StringIO()})
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A terminal of 80 columns, and what was written to it without colours."""
+    for name, value in (("COLUMNS", "80"), ("NO_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    stream = Terminal()
+    return stream, lambda: [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in stream.getvalue().splitlines()]
+
+
+def test_many_numbers_on_many_subjects_are_several_tables_each_with_all_subjects(narrow):
+    stream, read = narrow
+    subjects = [f"quantize-engine-{n} / engine" for n in range(12)]
+    rows = tuple((name, *(f"{n}.{m:02d} ms [1.0, 2.0]" for m in range(6))) for n, name in enumerate(subjects))
+    console.print_tables([Table("", ("subject", *(f"metric {m}" for m in range(6))), rows)], stream)
+    lines = read()
+    assert max(map(len, lines)) <= 80
+    tables = [[line for line in lines if line.strip().startswith(name)] for name in subjects]
+    assert len({len(found) for found in tables}) == 1 < len(tables[0])
+    for number, found in enumerate(tables):
+        assert re.findall(rf"\b{number}\.\d\d ms \[1\.0, 2\.0\]", " ".join(found)) == [
+            f"{number}.{m:02d} ms [1.0, 2.0]" for m in range(6)
+        ]
+
+
+def test_words_at_the_end_of_a_row_are_wrapped(narrow):
+    stream, read = narrow
+    rows = (("tensorrt", "no", "NO", "not installed; on a Jetson use the system's package, " * 3), ("other", "yes", "yes", "1.2"))
+    console.print_tables([Table("", ("backend", "installed", "runs", "version or reason"), rows)], stream)
+    lines = read()
+    assert max(map(len, lines)) <= 80
+    assert sum("backend" in line for line in lines) == 1
+    assert any(line.split() == ["other", "yes", "yes", "1.2"] for line in lines)
+
+
+def test_notes_and_text_are_wrapped_at_words_and_commands_are_not(narrow):
+    stream, read = narrow
+    words = " ".join(f"word{n}" for n in range(40))
+    console.print_text(words, stream)
+    assert all(re.fullmatch(r"(word\d+ ?)+", line) and len(line) <= 80 for line in read())
+    assert len(read()) > 3
+    before = stream.getvalue()
+    console.print_text(words, stream, whole=True)
+    assert words in stream.getvalue()[len(before) :]

@@ -93,18 +93,22 @@ def _print_table(screen: Console, table: Table) -> None:
     if table.title:
         screen.print(_escape(table.title, "bold"))
     edge = screen.width if screen.is_terminal else _READABLE
-    upright = table
-    if _measure_width(screen, table) > edge and len(table.headings) > 3:
-        table = min(table, tables.turn(table), key=lambda one: _measure_width(screen, one))
-    if not screen.is_terminal or _fits(screen, table, edge):
+    turned = tables.turn(table)
+    if _fits(screen, table, edge):
         _print_grid(screen, _build_grid(table))
-        return
-    groups = min((_split_columns(screen, one, edge) for one in (upright, tables.turn(upright))), key=_count_lines)
-    if _count_lines(groups) <= len(upright.rows) * len(upright.headings):
+    elif not screen.is_terminal or _measure_width(screen, turned) <= edge:
+        _print_grid(screen, _build_grid(min(table, turned, key=lambda one: _measure_width(screen, one))))
+    else:
+        _print_parts(screen, table, edge)
+
+
+def _print_parts(screen: Console, table: Table, edge: int) -> None:
+    groups = min((_split_columns(screen, one, edge) for one in (table, tables.turn(table))), key=_count_lines)
+    if _count_lines(groups) <= len(table.rows) * len(table.headings):
         for group in groups:
             _print_grid(screen, _build_grid(group))
         return
-    for row in upright.rows:
+    for row in table.rows:
         screen.print(_escape(row[0], "bold"))
         cells = zip(table.headings[1:], row[1:], strict=True)
         _print_grid(screen, _build_grid(Table("", ("", ""), tuple((f"  {name}", cell) for name, cell in cells if cell))))

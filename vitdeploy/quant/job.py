@@ -214,7 +214,7 @@ class _Job:
         ranges: dict[str, float] = {}
         keep = list(self.config.keep_fp32)
         if self.pictures is not None:
-            images = self.pictures.tensors("ranges")
+            images = self.pictures.part("ranges")
             ranges = maxima(model, images, self.work, spec=self.source.spec, threads=self.config.threads)
         elif "layernorm" not in keep:
             keep.append("layernorm")

@@ -122,6 +122,16 @@ def test_a_graph_without_a_block_is_refused_by_what_was_looked_for(operator, nea
     assert "MatMul, Softmax, MatMul" in str(caught.value) and nearest in str(caught.value)
 
 
+@pytest.mark.parametrize(("kernel", "said"), [(1, "its layers are 1 x 1 convolutions, as "), (3, "the nearest is Softmax")])
+def test_layers_that_are_convolutions_are_named_with_the_tool_for_them(kernel, said) -> None:
+    sketch = Sketch(shape=("batch", 4, 6, 6))
+    maps = sketch.add("Conv", "x", sketch.weight(4, 4, kernel, kernel), pads=[kernel // 2] * 4)
+    model = vits.canonical(sketch.model(sketch.add("Softmax", sketch.add("MatMul", maps, maps))))
+    with pytest.raises(InputError, match=said) as caught:
+        recognise(model)
+    assert ("a tool for convolutional networks" in caught.value.fix) == (kernel == 1)
+
+
 def attention(sketch: Sketch, query: str, key: str, value: str, **softmax) -> tuple[str, str]:
     """Scores and context of one head of 16 channels."""
     scores = sketch.add("MatMul", query, sketch.add("Transpose", key, perm=[0, 2, 1]))

@@ -516,3 +516,21 @@ def test_tensors_of_every_type(kind: int, raw: bool, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the initializer 'some' is 3 x 6 of") as caught:
         check.check_file(save(model, path))
     assert caught.value.code == "VD3027"
+
+
+@pytest.mark.parametrize("operator", ["Concat", "Expand", "Cast", "Add", "MatMul"])
+def test_a_tensor_without_numbers_may_be_put_beside_others_and_not_computed_with(tmp_path: Path, operator: str) -> None:
+    """As the register tokens of a model that has none are."""
+    nothing = numpy_helper.from_array(np.zeros((1, 0, 4), np.float32), "registers")
+    shape = numpy_helper.from_array(np.array([2, 0, 4]), "shape")
+    attributes = {"Concat": {"axis": 1}, "Cast": {"to": TensorProto.FLOAT}}.get(operator, {})
+    others = {"Concat": ["x"], "Expand": ["shape"], "Cast": []}.get(operator, ["x"])
+    node = helper.make_node(operator, ["registers", *others], ["y"], **attributes)
+    x, y = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4]), helper.make_tensor_value_info("y", 1, None)
+    graph = helper.make_graph([node], "g", [x], [y], [nothing, shape] if operator == "Expand" else [nothing])
+    path = save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    if operator in ("Concat", "Expand", "Cast"):
+        check.check_file(path)
+    else:
+        with pytest.raises(InputError, match="'registers' holds no numbers: 1 x 0 x 4"):
+            check.check_file(path)

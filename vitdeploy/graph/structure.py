@@ -118,7 +118,8 @@ def recognise(model: ir.Model) -> Structure:
         known = [linear for linear in (*attention.linears, attention.projection) if linear is not None]
         inside.update(dict.fromkeys(known))
     if not inside:
-        raise InputError("VD3023", "has no block of a Vision Transformer: " + _explain_absence(model))
+        absence, fix = _explain_absence(model)
+        raise InputError("VD3023", "has no block of a Vision Transformer: " + absence, fix=fix)
     for first, second in _pair_layers(linears):
         inside.update(dict.fromkeys((first, second)))
     inside.update(dict.fromkeys(linear for linear in linears.values() if _is_own_branch(linear)))
@@ -126,13 +127,26 @@ def recognise(model: ir.Model) -> Structure:
     return Structure(attentions, sites, [linear for linear in linears.values() if linear not in inside])
 
 
-def _explain_absence(model: ir.Model) -> str:
+def _explain_absence(model: ir.Model) -> tuple[str, str]:
+    """What was looked for and is not there, and what to do about it."""
     looked = "MatMul, Softmax, MatMul between linear layers was looked for"
-    for operator in ("Softmax", "Attention", "MultiHeadAttention", "MatMul"):
-        nearest = next((node for node in model.graph if node.op_type == operator), None)
-        if nearest is not None:
-            return f"{looked}; the nearest is {operator} {nearest.name!r}"
-    return f"{looked}; it has no MatMul at all"
+    other_tool = "quantize it with a tool for convolutional networks, and compile what it gives"
+    points = [node for node in model.graph if node.op_type == "Conv" and _is_pointwise(node)]
+    nearest = {node.op_type: node for node in reversed(list(model.graph))}
+    operator = next((name for name in ("Softmax", "Attention", "MultiHeadAttention", "MatMul") if name in nearest), None)
+    if operator is None:
+        return f"{looked}; it has no MatMul at all", other_tool
+    if operator == "MatMul":
+        return f"{looked}; it has no attention, the nearest is MatMul {nearest[operator].name!r}", other_tool
+    if points:
+        return f"{looked}; its layers are 1 x 1 convolutions, as {points[0].name!r}, which are not read as linear", other_tool
+    return f"{looked}; the nearest is {operator} {nearest[operator].name!r}", ""
+
+
+def _is_pointwise(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    kernel = None if weight is None or weight.shape is None else tuple(weight.shape)[2:]
+    return kernel == (1, 1) and integer(node, "group", 1) == 1
 
 
 def _read_attention(softmax: ir.Node, linears: dict[ir.Node, Linear]) -> Attention | None:

@@ -28,6 +28,8 @@ MOST_EXPANDED = 1_000_000
 
 _FIELDS = {1: (4, 1), 14: (4, 2), 8: (6, 1), 7: (7, 1), 11: (10, 1), 15: (10, 2), 12: (11, 1), 13: (11, 1)}
 """Element type to the field of its numbers when they are not raw, and entries a number; all others are in field 5."""
+_CARRY = frozenset(("Concat", "Expand", "Identity", "Cast", "Shape"))
+"""Operators that engines run on a tensor without numbers."""
 _PACKED = {21: 2, 22: 2, 23: 2, 25: 4, 26: 4}
 """Element types of less than a byte: how many share an entry of field 5."""
 
@@ -43,8 +45,10 @@ def enforce(model: Model) -> None:
     _check_nesting(model)
     _check_functions(model)
     operators.enforce(model)
+    computed = {name for node in model.nodes if node.type not in _CARRY for name in node.inputs}
     for tensor in model.tensors:
         _check_tensor(model, tensor)
+        _check_empty(model, tensor, computed)
     _check_names(model)
 
 
@@ -101,8 +105,6 @@ def _check_tensor(model: Model, tensor: Tensor) -> None:
         raise refuse(model.path, f"{tensor.where} has the element type {tensor.kind}, which does not exist")
     if any(size >> 63 for size in tensor.sizes):
         raise refuse(model.path, f"{tensor.where} has a negative size: {sizes}")
-    if 0 in tensor.sizes and len(tensor.sizes) > 1:
-        raise refuse(model.path, f"{tensor.where} holds no numbers: {sizes}")
     if tensor.count * BITS.get(tensor.kind, 8) > 8 * MOST_BYTES:
         raise refuse(model.path, f"{tensor.where} is impossibly large: {sizes}")
     if tensor.outside not in (0, 1):
@@ -112,6 +114,12 @@ def _check_tensor(model: Model, tensor: Tensor) -> None:
             raise refuse(model.path, f"{tensor.where} has data both inside and beside the model")
         return
     _check_stored(model, tensor, sizes)
+
+
+def _check_empty(model: Model, tensor: Tensor, computed: set[str]) -> None:
+    """A tensor without numbers may be put beside others (a model's register tokens, of which it has none), not computed with."""
+    if 0 in tensor.sizes and len(tensor.sizes) > 1 and (not tensor.name or tensor.name in computed):
+        raise refuse(model.path, f"{tensor.where} holds no numbers: {' x '.join(map(str, tensor.sizes))}")
 
 
 def _check_stored(model: Model, tensor: Tensor, sizes: str) -> None:

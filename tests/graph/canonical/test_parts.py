@@ -344,6 +344,19 @@ def test_copies_go():
     assert counted == {"Relu": 1, "Identity": 1}  # an output must not be an input
 
 
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_part_without_numbers_goes(others, place):
+    """The register tokens of a model that has none."""
+    sketch = Sketch()
+    parts = ["x", *(sketch.add("Neg", "x") for _ in range(others))]
+    parts.insert(
+        place % (len(parts) + 1), sketch.add("Slice", "x", *(sketch.constant(np.array([end], np.int64)) for end in (2, 2, 1)))
+    )
+    counted, done = sketched(sketch, sketch.add("Relu", sketch.add("Concat", *parts, axis=1)))
+    assert counted["Concat"] == others and counted["Slice"] == 0 and "constants" in names_of(done)
+
+
 def test_what_nobody_needs_goes():
     sketch = Sketch(20)
     sketch.add("MatMul", "x", sketch.weight(16, 4))

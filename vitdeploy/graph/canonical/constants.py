@@ -20,7 +20,7 @@ _NUMBERS = {
 
 
 def fold_constants(editor: Editor) -> Iterator[tuple[str, ...]]:
-    """Make every value that depends on no input an initializer; leave out nodes that copy their input.
+    """Make every value that depends on no input an initializer; leave out nodes that copy their input, and empty parts.
 
     Args:
         editor: Of a graph whose types are inferred.
@@ -36,6 +36,9 @@ def fold_constants(editor: Editor) -> Iterator[tuple[str, ...]]:
             source = node.inputs[0]
             if source is not None and editor.replace(node.outputs[0], source):
                 yield (name,)
+            continue
+        if node.op_type == "Concat" and _drop_empty(editor, node):
+            yield (name,)
             continue
         if node.op_type == "If":
             if _take_branch(editor, node):
@@ -59,6 +62,15 @@ def _take_branch(editor: Editor, node: ir.Node) -> bool:
         if old.uses():
             editor.replace(old, new)
     return True
+
+
+def _drop_empty(editor: Editor, node: ir.Node) -> bool:
+    """Leave out what has no numbers, as the register tokens of a model without any."""
+    kept = [value for value in node.inputs if value is None or value.shape is None or 0 not in value.shape]
+    if not 0 < len(kept) < len(node.inputs):
+        return False
+    result = kept[0] if len(kept) == 1 else editor.add(node, "Concat", kept, axis=integer(node, "axis", 0))
+    return result is not None and editor.replace(node.outputs[0], result)
 
 
 def _is_copy(node: ir.Node) -> bool:

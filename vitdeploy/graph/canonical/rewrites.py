@@ -15,6 +15,7 @@ from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph.canonical.activations import fuse_gelu, split_gelu
 from vitdeploy.graph.canonical.attention import gather_scale, split_attention
 from vitdeploy.graph.canonical.constants import fold_constants, order_operands, remove_dead, strip_inputs
+from vitdeploy.graph.canonical.einsums import split_einsum
 from vitdeploy.graph.canonical.masks import drop_masks
 from vitdeploy.graph.canonical.matmuls import lead_batch, split_gemm, split_matmul, unflatten
 from vitdeploy.graph.canonical.norms import fuse_layer_norm, split_root_norm, split_skip_norm
@@ -51,6 +52,7 @@ _SETTLE: tuple[tuple[str, _Step], ...] = (
 _SPLIT: tuple[tuple[str, _Step], ...] = (
     ("attention", split_attention),
     ("fused-matmul", split_matmul),
+    ("einsum", split_einsum),
     ("skip-norm", split_skip_norm),
     ("root-norm", split_root_norm),
     ("fused-gelu", split_gelu),
@@ -79,6 +81,7 @@ NAMES: tuple[str, ...] = ("functions", *(name for steps in (_SETTLE, _SPLIT, _LO
 - ``tokens``: class token and registers are added to the padded patches.
 - ``attention``: fused attention is written as MatMul, Softmax, MatMul.
 - ``fused-matmul``: com.microsoft's FusedMatMul is written as MatMul, Transpose and Mul.
+- ``einsum``: Einsum of two operands is written as MatMul between moves.
 - ``skip-norm``: com.microsoft's SkipLayerNormalization is written as Add and LayerNormalization.
 - ``root-norm``: RMSNormalization is written in parts.
 - ``fused-gelu``: com.microsoft's kinds of GELU, and Swish, are written in ONNX's operators.

@@ -29,7 +29,8 @@ def messages(code: str) -> list[str]:
     texts = []
     for path in ROOT.rglob("*.py"):
         source = path.read_text()
-        if f'"{code}"' in source and path.parent.name != "codes":
+        raises = f'"{code}"' in source or (code == "VD3027" and "refuse(" in source)  # whose code stands in `reader.refuse`
+        if raises and path.parent.name != "codes":
             constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
             texts += [text for text in constants if isinstance(text, str) and 9 <= len(text) <= 120]
     return texts

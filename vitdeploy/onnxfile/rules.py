@@ -47,8 +47,8 @@ def enforce(model: Model) -> None:
     operators.enforce(model)
     computed = {name for node in model.nodes if node.type not in _CARRY for name in node.inputs}
     for tensor in model.tensors:
-        _check_tensor(model, tensor)
         _check_empty(model, tensor, computed)
+        _check_tensor(model, tensor)
     _check_names(model)
 
 

@@ -389,14 +389,32 @@ class TestInterruption:
         assert not [path for path in work.iterdir() if "ended" in path.name]
         assert signal.getsignal(signal.SIGTERM) is before
 
-    def test_a_reader_that_goes_away_is_no_error(self, work):
-        command = [sys.executable, "-m", "vitdeploy", "models", "-q"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=work)
-        child.stdout.close()  # before the child has begun to write
-        err = child.stderr.read()
-        child.stderr.close()
-        assert child.wait() == 141
-        assert err == b""
+    @pytest.mark.parametrize(
+        "arguments",
+        [["models", "-q"], ["models", "--json"], ["explain", "VD3012"], ["export", "--help"], ["--version"]],
+        ids=" ".join,
+    )
+    def test_a_reader_that_goes_away_is_no_error(self, work, arguments):
+        assert run_unread(arguments, work) == (141, "")
+
+    def test_an_error_stays_one_when_nobody_reads_its_record(self, work):
+        status, err = run_unread(["models", "--nope", "--json"], work)
+        assert (status, err.count("\n"), err.partition("]")[0]) == (2, 1, "error[VD2002")
+
+    def test_a_report_is_written_whole_when_nobody_reads_the_table(self, tiny_artifact, tmp_path):
+        options = ["--limit", "2", "--backend", "onnxruntime", "-o", "report.md", "-q"]
+        assert run_unread(["validate", str(tiny_artifact.folder), *options], tmp_path) == (141, "")
+        assert "verdict: pass" in (tmp_path / "report.md").read_text()
+
+
+def run_unread(arguments, work):
+    """Exit status and stderr of a command whose stdout is closed before it has begun to write."""
+    command = [sys.executable, "-m", "vitdeploy", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=work, text=True)
+    child.stdout.close()
+    err = child.stderr.read()
+    child.stderr.close()
+    return child.wait(), err
 
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("224x320", (224, 320)), ("8X16", (8, 16)), (None, None)])

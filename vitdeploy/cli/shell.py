@@ -2,7 +2,8 @@
 
 Commands return an `Outcome`; only this file prints it, and only this file turns an error into a message and an exit status:
 
-    0 done; 1 a gate failed; 2 to 7 the class of the error; 8 a mistake of ours, with a crash file; 130 interrupted
+    0 done; 1 a gate failed; 2 to 7 the class of the error; 8 a mistake of ours, with a crash file; 130 interrupted;
+    141 nobody reads the result any more (``| head``), as a shell says it of SIGPIPE
 """
 
 from __future__ import annotations
@@ -161,6 +162,10 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         return ending.report_interrupt()
     except BrokenPipeError:
         return _close_pipe()
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return _close_pipe()  # what click and rich make of a closed pipe is status 1, a failed gate's
     except _CLICK as error:
         return ending.report(explain_misuse(error))
     except Exception as error:  # noqa: BLE001 (the last door: what gets here is a mistake of ours)
@@ -233,8 +238,11 @@ class _Ending(NamedTuple):
         if self.json:
             from vitdeploy.jsonfile import encode
 
-            sys.stdout.write(encode({"schema_version": 1, "error": error}))
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(encode({"schema_version": 1, "error": error}))
+                sys.stdout.flush()
+            except BrokenPipeError:  # the error itself is told on stderr, and by the status
+                _close_pipe()
 
 
 def _say(line: str) -> None:

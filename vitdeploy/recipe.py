@@ -258,7 +258,8 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         batch: Images a run.
         max_bad: Unreadable images to tolerate.
         allow_shifted_labels: Measure accuracy also where every label is one too high or too low.
-        max_drop: Top-1 that may be lost against the reference, as ``"0.5 pt"``; a miss is exit status 1.
+        max_drop: Top-1 that may be lost against the reference, as ``"0.5 pt"``; a miss is exit status 1. The estimate decides
+            where its interval can't tell.
         min_agreement: Images with the reference's answer, as ``"99 %"``; a miss is exit status 1.
         backends: Engines to compare with PyTorch; empty means all that are installed.
         threads: Threads of each engine; None is the number of cores.

@@ -14,6 +14,7 @@ from vitdeploy import machine
 from vitdeploy.backends.table import list_packages
 from vitdeploy.errors import InputError, first_line
 from vitdeploy.record import Metric as Metric
+from vitdeploy.words import Undecided
 
 SCHEMA = 1
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -45,7 +46,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
         metric: The number that was measured; None where it was not.
         outcome: Whether it holds.
         why: One sentence.
-        needed: Images (or rounds) that would decide an inconclusive one, if any would.
+        needed: Images (or rounds) from which the interval would tell, where it does not and any would.
     """
 
     about: str
@@ -66,7 +67,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         outcome: ``fail`` if any limit was missed, else ``inconclusive`` if any could not be told, else ``pass``.
         passed: Whether a job may go on: also where inconclusive ones count as passed.
         limits: What was asked: threshold to limit, as it was written.
-        inconclusive: What a limit comes to that can't be told.
+        inconclusive: What a limit comes to that the interval can't tell.
         gates: One a limit and row.
     """
 
@@ -74,7 +75,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     passed: bool
     limits: dict[str, str | float]
-    inconclusive: Literal["fail", "pass"] = "fail"
+    inconclusive: Undecided = "fail"
     gates: tuple[Gate, ...]
 
 

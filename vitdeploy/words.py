@@ -46,6 +46,8 @@ Arrays = Literal["raw", "normalised"]
 """What arrays of floats hold: values on the scale of mean and std, or what the network sees."""
 WeightsCopy = Literal["ema", "plain"]
 """Which weights of a checkpoint that has an averaged copy beside the plain ones."""
+Undecided = Literal["fail", "pass", "estimate"]
+"""What a limit comes to that the interval of its number can't tell; ``estimate`` is what the number itself says."""
 VerdictFormat = Literal["text", "json", "md", "junit", "github"]
 """How a gate's verdict is printed."""
 PORTABLE = "portable"

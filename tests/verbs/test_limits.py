@@ -1,6 +1,7 @@
 """What a validation asks for, and what becomes of a model that is another function."""
 
 import json
+import math
 
 import pytest
 
@@ -27,6 +28,23 @@ def test_what_is_asked_is_judged() -> None:
     assert not judged.passed
     assert not Report(title="build", parts=(judged,)).passed
     assert judge_validation(judged, ValidateConfig()).passed
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "outcome"),
+    [
+        (0.0, -2.0, 2.0, "pass"),
+        (-0.5, -2.0, 2.0, "pass"),
+        (-0.6, -2.0, 2.0, "fail"),
+        (-0.6, -0.7, -0.55, "fail"),
+        (-0.4, -0.45, 0.0, "pass"),
+        (math.nan, None, None, "fail"),
+    ],
+)
+def test_the_estimate_decides_where_the_interval_can_not(value, low, high, outcome) -> None:
+    report = make_report(top1_difference=Metric(value, "points", low, high), images=Metric(100, "count"))
+    verdict = judge_validation(report, ValidateConfig(max_drop="0.5 pt")).verdict
+    assert (verdict.outcome, verdict.passed) == (outcome, outcome == "pass")
 
 
 def test_accuracy_that_was_asked_for_and_not_measured_fails() -> None:
@@ -67,10 +85,10 @@ class TestCommand:
         assert record["verdict"]["outcome"] == outcome
         assert ("is not the same: misses the limit" in text) == (status == 1)
 
-    def test_too_few_images_to_tell_are_no_pass(self, tiny_artifact, capsys) -> None:
+    def test_where_the_interval_can_not_tell_the_estimate_decides(self, tiny_artifact, capsys) -> None:
         ended, text, _ = self.run(tiny_artifact, capsys, "--min-agreement", "99 %")
-        assert ended == 1
-        assert "inconclusive" in text
+        assert ended == 0
+        assert "min_agreement 99 %: pass at 100.0" in text and "the estimate keeps it" in text
         assert "images would decide at this estimate" in text
 
 

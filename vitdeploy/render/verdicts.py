@@ -32,7 +32,7 @@ def tabulate_verdict(verdict: Verdict) -> Table:
 
 
 def summarise(verdict: Verdict) -> list[str]:
-    """A verdict in a line, and a line for each limit that does not hold."""
-    lines = [format_gate(gate) for gate in verdict.gates if gate.outcome != "pass"]
+    """A verdict in a line, and a line for each limit that does not hold, or of which the interval could not tell."""
+    lines = [format_gate(gate) for gate in verdict.gates if gate.outcome != "pass" or gate.needed is not None]
     limits = ", ".join(dict.fromkeys(f"{gate.name} {gate.limit}" for gate in verdict.gates))
     return [f"verdict: {verdict.outcome} ({limits})", *lines]

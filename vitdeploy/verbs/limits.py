@@ -10,13 +10,13 @@ from vitdeploy.report import Report
 
 
 def choose_thresholds(config: ValidateConfig) -> Thresholds:
-    """The limits of a validation.
+    """The limits of a validation; where the interval can't tell, the estimate decides.
 
     Raises:
         UsageError: VD2003, one is not a number with its unit.
     """
     asked = {name: getattr(config, name) for name in ("max_drop", "min_agreement") if getattr(config, name) is not None}
-    return msgspec.convert(asked, Thresholds)
+    return msgspec.convert({**asked, "inconclusive": "estimate"}, Thresholds)
 
 
 def judge_validation(report: Report, config: ValidateConfig) -> Report:

@@ -88,7 +88,7 @@ def check_verdict_files(out: Sequence[Path]) -> None:
     for path in out:
         if path.suffix not in (".json", ".md", ".xml"):
             raise UsageError("VD2003", f"{path} is no file of a verdict", fix="use .json, .md, or .xml for JUnit")
-        check_report_file(path)
+        check_file(path)
 
 
 def check_report_file(out: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitdeploy.errors import FOREIGN, LOADING, SEAMS, MachineError, find_seam, library
+from vitdeploy.errors import FOREIGN, LOADING, SEAMS, MachineError, find_seam, library, nearest
 
 
 def fail_torch(_: Path) -> None:
@@ -131,3 +131,19 @@ def test_an_engine_that_can_not_be_loaded() -> None:
         raise ImportError("libcuda.so: cannot open shared object file")
     with pytest.raises(AttributeError), library("engine", seam=LOADING):
         raise AttributeError("planted")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("gqu", "gpu"),
+        ("opst", "opset"),
+        ("vit_tiny", "vit_tiny_patch16"),
+        ("opset.more", "opset"),
+        ("cat", ""),
+        ("something", ""),
+        ("vit", ""),
+    ],
+)
+def test_only_what_is_near_is_suggested(word, meant):
+    assert nearest(word, ["gpu", "opset", "vit_tiny_patch16", "vit_tiny_patch16_224"]) == (meant and f"did you mean {meant!r}?")

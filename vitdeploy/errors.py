@@ -28,6 +28,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
 _NEAR = 0.75
 """Share of letters in common, in order, from which one word may be meant for another: one letter in four is off."""
+_SHORT, _NEAR_SHORT = 4, 0.6
+"""A word of so few letters is near to one from which it differs by one."""
 
 
 class VitdeployError(Exception):
@@ -212,5 +214,9 @@ def first_line(exc: BaseException) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """``did you mean 'x'?`` for a mistyped word, or "" when nothing is near: a wrong guess is worse than none."""
-    matches = difflib.get_close_matches(word, list(words), 1, _NEAR)
+    known = list(words)
+    matches = difflib.get_close_matches(word, known, 1, _NEAR if len(word) > _SHORT else _NEAR_SHORT)
+    if not matches and len(word) > _SHORT:  # the beginning of a name, or a name with something behind it
+        matches = [name for name in known if name.startswith(word) or word.startswith(f"{name}.")]
+        matches = [min(matches, key=len)] if matches else []
     return f"did you mean {matches[0]!r}?" if matches else ""

@@ -55,6 +55,8 @@ def place(tmp_path_factory) -> Path:
         for index in range(12):
             pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / label / f"{index}.png")
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / name)
     for line in COMMANDS["README.md"]:
         follow(line, folder)
     return folder

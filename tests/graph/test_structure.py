@@ -147,6 +147,22 @@ def test_columns_that_another_node_reads_are_not_given() -> None:
     assert recognised.columns == (None, None, None)
 
 
+@pytest.mark.parametrize("other", [None, "Relu"])
+def test_the_layer_behind_heads_that_were_written_one_by_one_is_in_the_block(other) -> None:
+    """Three heads of the full width, one beside the other; not where something else stands among them."""
+    sketch = Sketch()
+    contexts = []
+    for _ in range(3):
+        query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))
+        contexts.append(attention(sketch, query, key, value)[1])
+    if other is not None:
+        contexts[1] = sketch.add(other, contexts[1])
+    joined = sketch.add("Concat", *contexts, axis=-1)
+    structure = recognise(vits.canonical(sketch.model(sketch.add("MatMul", joined, sketch.weight(48, 16)))))
+    assert len(structure.linears) == 9 + (other is None)
+    assert len(structure.outside) == (other is not None)
+
+
 def test_scaled_values_are_not_taken_for_the_layers_own() -> None:
     sketch = Sketch()
     query, key, value = (sketch.add("MatMul", "x", sketch.weight(16, 16)) for _ in range(3))

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from vitdeploy.errors import InputError
 from vitdeploy.graph.linear import Linear, is_linear
 from vitdeploy.graph.moves import FAR, MOVES, find_root, is_scale, move, trace_path
-from vitdeploy.graph.query import Array, constant, integer, only_user
+from vitdeploy.graph.query import Array, constant, integer, maker, only_user
 
 _POINTWISE = frozenset(
     ("Gelu", "Sigmoid", "Mul", "Relu", "Tanh", "Erf", "Split", "Slice", "LayerNormalization", "Reshape", "Div")
@@ -122,7 +122,10 @@ def recognise(model: ir.Model) -> Structure:
         raise InputError("VD3023", "has no block of a Vision Transformer: " + absence, fix=fix)
     for first, second in _pair_layers(linears):
         inside.update(dict.fromkeys((first, second)))
-    inside.update(dict.fromkeys(linear for linear in linears.values() if _is_own_branch(linear)))
+    contexts = {attention.context.outputs[0] for attention in attentions}
+    inside.update(
+        dict.fromkeys(linear for linear in linears.values() if _is_own_branch(linear) or _joins_heads(linear, contexts))
+    )
     sites = _collect_sites([linear for linear in linears.values() if linear in inside], attentions)
     return Structure(attentions, sites, [linear for linear in linears.values() if linear not in inside])
 
@@ -317,6 +320,19 @@ def _is_own_branch(linear: Linear) -> bool:
     if norm is None or norm.op_type != "LayerNormalization" or len(users) != 1 or users[0].op_type != "Add":
         return False
     return norm.inputs[0] in users[0].inputs
+
+
+def _joins_heads(linear: Linear, contexts: set[ir.Value]) -> bool:
+    """Whether a layer takes what several attentions give, one beside the other: heads that were written one by one."""
+    join = maker(linear.input, "Concat")
+    return join is not None and all(_trace_moves(value) in contexts for value in join.inputs)
+
+
+def _trace_moves(value: ir.Value | None) -> ir.Value | None:
+    """Where the numbers of a tensor were computed."""
+    while (node := maker(value, *MOVES)) is not None:
+        value = node.inputs[0]
+    return value
 
 
 def _collect_sites(linears: list[Linear], attentions: list[Attention]) -> list[Site]:

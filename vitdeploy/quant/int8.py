@@ -30,6 +30,7 @@ from vitdeploy.quant.moments import Moments, from_rows
 from vitdeploy.quant.observations import Statistics
 from vitdeploy.quant.patches import quantize_patches
 from vitdeploy.quant.preparation import Layout, Prepared, plain_values
+from vitdeploy.quant.shares import describe_share
 from vitdeploy.record import SiteChoice
 
 Array = NDArray[Any]
@@ -259,6 +260,7 @@ class Quantizer:
             if name in self.lanes
         ]
         notes += products.note_skipped(self.prepared.structure, self.layout)
+        notes += [share] if (share := describe_share(editor.graph, {*gemms, *dynamic})) else []
         editor.check_interface("quantize")
         return Outcome(Plan(gemms=tuple(gemms), dynamic=tuple(dynamic), attention=tuple(attention)), report, notes)
 

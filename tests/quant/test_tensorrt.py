@@ -130,8 +130,8 @@ def test_attention_has_all_of_its_places_or_none(made, form):
         probabilities = graph.makers[graph.makers[context[0].input[0]].input[0]]
         assert probabilities.op_type == "Softmax"
         assert scale(graph, context[0]) == np.float16(1 / (448 if form.startswith("fp8") else 127))
-    notes = made[form].record.proof.notes
-    assert [note for note in notes if "class token" in note] == list(notes)
+    notes = [note for note in made[form].record.proof.notes if "multiplications" not in note]
+    assert [note for note in notes if "class token" in note] == notes
     assert len(notes) == bool(count)
 
 
@@ -170,7 +170,7 @@ def test_without_its_result_attention_is_not_quantized(source, tmp_path):
     found = quantize(source, settings("int8 attention", limit=32, lane_db=200.0), tmp_path / "out")
     graph = Graph(found)
     assert not [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
-    assert len(found.record.proof.notes) == 17
+    assert len(found.record.proof.notes) == 18  # the last is the share of what is in 8 bits
 
 
 INT8 = Layout(symmetric=True, half=True, attention=True, heads=TENSORRT_INT8)

@@ -250,10 +250,11 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_prefixes_of_safetensors_go(tmp_path: Path) -> None:
-    save_file({f"model.{name}": value for name, value in STATE.items() if name != "position_ids"}, tmp_path / "a.safetensors")
+    state = {name: value for name, value in STATE.items() if name != "position_ids"} | {"blocks.0.norm1.weight": torch.ones(8)}
+    save_file({f"model.{name}": value for name, value in state.items()}, tmp_path / "a.safetensors")
     contents = read(tmp_path / "a.safetensors")
-    assert "patch_embed.proj.weight" in contents.state
-    assert contents.notes == ("stripped 'model.' (a trainer's member) from 3 of 3 names",)
+    assert contents.state.keys() == state.keys()
+    assert contents.notes == ("stripped 'model.', under which the network stands, from 4 of 4 names",)
 
 
 def test_a_file_of_no_known_source_beside_its_configuration(tmp_path: Path) -> None:
@@ -265,3 +266,22 @@ def test_a_file_of_no_known_source_beside_its_configuration(tmp_path: Path) -> N
     with pytest.raises(InputError) as caught:
         load(tmp_path / "model.safetensors")
     assert caught.value.fix.endswith(f"give the folder instead: vitdeploy export {tmp_path}")
+
+
+def test_two_networks_of_one_file(tmp_path: Path) -> None:
+    state = {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "blocks.0.norm1.weight": torch.ones(8)}
+    both = {f"online.{name}": value for name, value in state.items()} | {
+        f"ema.{name}": 2 * value for name, value in state.items()
+    }
+    torch.save(both, tmp_path / "a.pth")
+    save_file(both, tmp_path / "a.safetensors")
+    for path in (tmp_path / "a.pth", tmp_path / "a.safetensors"):
+        for prefer, value in ((None, 2.0), ("ema", 2.0), ("plain", 1.0)):
+            assert read(path, prefer=prefer).state["blocks.0.norm1.weight"][0] == value
+
+
+def test_layers_beside_a_network_are_named(tmp_path: Path) -> None:
+    state = {"net.patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "net.blocks.0.norm1.weight": torch.ones(8)}
+    save_file({**state, "neck.0.weight": torch.ones(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"a network under 'net\.', beside layers that are not its own: neck\.0\.weight;"):
+        load(tmp_path / "a.safetensors")

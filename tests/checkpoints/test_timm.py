@@ -441,6 +441,29 @@ def test_a_folder_from_the_hub_loads(tmp_path: Path) -> None:
     safetensors.assemble(found.spec, found.state, found.grid)
 
 
+def test_a_folder_of_transformers_around_timm(tmp_path: Path) -> None:
+    transformers = peer("transformers")
+    given = {**config(), "model_args": {"depth": 1, "img_size": 32}, "num_labels": 3, "id2label": {0: "x", 1: "y", 2: "z"}}
+    del given["label_names"], given["num_classes"]
+    given["pretrained_cfg"] = {**given["pretrained_cfg"], "input_size": [3, 32, 32]}
+    theirs = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig(**given)).eval()
+    shake(theirs)
+    theirs.save_pretrained(tmp_path)
+    found = load(tmp_path)
+    assert (found.spec.labels, found.spec.input.mean, found.spec.input.height) == (("x", "y", "z"), (0.1, 0.2, 0.3), 32)
+    assert found.origin["notes"] == [
+        f"stripped 'timm_model.', under which the network stands, from {len(theirs.state_dict())} of "
+        f"{len(theirs.state_dict())} names"
+    ]
+    close(safetensors.assemble(found.spec, found.state, found.grid), lambda batch: theirs(batch).logits)
+
+
+def test_labels_by_number() -> None:
+    names = {"0": "a", "2": "c", "1": "b"}
+    model = SOURCE.spec(checkpoint(tiny(), {**config(label_names=None), "model_type": "timm_wrapper", "id2label": names}), None)
+    assert model.labels == ("a", "b", "c")
+
+
 def test_a_table_that_is_no_grid_is_refused() -> None:
     state = tiny()
     state["pos_embed"] = state["pos_embed"][:, :180]

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitdeploy.checkpoints import folders, npz, opcodes, pickles, safetensors
+from vitdeploy.checkpoints.composed import compose
 from vitdeploy.checkpoints.conversion import State
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.unwrap import strip
+from vitdeploy.checkpoints.unwrap import SAVE, strip
 from vitdeploy.errors import InputError, VitdeployError
 from vitdeploy.files import expect, sha256, sniff
 
@@ -24,7 +25,8 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
         prefer: ``ema`` or ``plain``, for a training checkpoint with both; see `vitdeploy.checkpoints.unwrap.choose`.
 
     Raises:
-        InputError: The file is damaged, of no known kind, or holds no weights: VD3001 to VD3008, VD3013, VD3016 to VD3021.
+        InputError: The file is damaged, of no known kind, or holds no weights: VD3001 to VD3008, VD3013, VD3016 to VD3021;
+            VD3015, weights that only code can put together.
         TrustError: VD7001 a link or name leads out of the folder; VD7002, VD7003 the file would run code.
         MachineError: The child process that reads a pickle failed.
         UsageError: VD2003, VD2010 ``trust`` or ``prefer`` does not fit.
@@ -40,12 +42,30 @@ def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> 
             _agree(part, name, layout.shards, path)
         notes += [note for note in said if note not in notes]
         state |= part
-    bare = strip(tuple(state))
-    files = {name: sha256(file) for name, file in (layout.weights | layout.read).items()}
-    state = {new: state[old] for old, new in bare.names.items()}
     if not state:
-        raise InputError("VD3021", "holds no weights", file=path, fix="save them with torch.save(model.state_dict(), path)")
-    return Checkpoint(path, state, layout.config, layout.preprocessor, files, (*notes, *bare.notes))
+        raise InputError("VD3021", "holds no weights", file=path, fix=f"save them with {SAVE}")
+    files = {name: sha256(file) for name, file in (layout.weights | layout.read).items()}
+    checkpoint = Checkpoint(path, state, layout.config, layout.preprocessor, files, tuple(notes))
+    return unwrap(checkpoint, prefer)
+
+
+def unwrap(checkpoint: Checkpoint, prefer: str | None = None) -> Checkpoint:
+    """A checkpoint by the names of the network itself, every weight in one tensor.
+
+    Args:
+        checkpoint: As it was read; its tensors may be without data.
+        prefer: See `read`.
+
+    Raises:
+        InputError: VD3015, weights that only code can put together; see `vitdeploy.checkpoints.composed.compose`.
+    """
+    bare = strip(checkpoint.names, prefer)
+    try:
+        state, composed = compose({new: checkpoint.state[old] for old, new in bare.names.items()})
+    except InputError as exc:
+        exc.file = str(checkpoint.path)
+        raise
+    return checkpoint._replace(state=state, notes=(*checkpoint.notes, *bare.notes, *composed), doubt=bare.doubt)
 
 
 def _weights(file: Path, name: str, trust: str | None, prefer: str | None) -> tuple[State, tuple[str, ...]]:

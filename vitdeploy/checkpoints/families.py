@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vitdeploy.checkpoints.conversion import convert
+from vitdeploy.checkpoints.heads import settle_heads
 from vitdeploy.checkpoints.source import Checkpoint, Loaded, Source
 from vitdeploy.errors import InputError
 
@@ -31,6 +32,7 @@ def load(path: Path, architecture: str | None = None, *, trust: str | None = Non
 
     checkpoint = read(path, trust=trust, prefer=prefer)
     source = recognise(checkpoint)
+    checkpoint = settle_heads(checkpoint)
     try:
         spec = source.spec(checkpoint, architecture)
         converted = convert(checkpoint.state, source.rules(checkpoint, spec))
@@ -62,7 +64,8 @@ def recognise(checkpoint: Checkpoint) -> Source:
     path = checkpoint.path
     if path.is_file() and (path.parent / "config.json").is_file():
         fix = f"config.json lies beside it, so give the folder instead: vitdeploy export {path.parent}"
-    raise InputError("VD3014", f"is of no known source; its first tensors are {first}", file=path, fix=fix)
+    message = checkpoint.doubt or f"is of no known source; its first tensors are {first}"
+    raise InputError("VD3014", message, file=path, fix=fix)
 
 
 __all__ = ["Checkpoint", "Loaded", "Source", "load", "recognise"]

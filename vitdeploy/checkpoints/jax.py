@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from vitdeploy.checkpoints.conversion import Rule, count
-from vitdeploy.checkpoints.source import Checkpoint, Source
+from vitdeploy.checkpoints.source import ANY_MODULE, Checkpoint, Source
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.spec import InputContract, ModelSpec, Pool, SpecFields
 
@@ -31,7 +31,6 @@ _LAYOUTS = {  # number of the attention, the second norm and the MLP: flax count
     "0": ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
 }
 _DAMAGED = "use the file as Google published it"
-_MODULE = "export the model with --module"
 
 
 def recognise(checkpoint: Checkpoint) -> bool:
@@ -182,7 +181,7 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
     elif len(names[_EMBEDDING]) == 2 or names[_table_name(names)][:1] != (1,):
         reason = "takes images of any shape (NaFlex), which is not supported"
     if reason:
-        raise InputError("VD3015", reason, file=checkpoint.path, fix=_MODULE)
+        raise InputError("VD3015", reason, file=checkpoint.path, fix=ANY_MODULE)
 
 
 def _shape(shape: tuple[int, ...], axes: int, name: str, path: Path) -> tuple[int, ...]:
@@ -197,14 +196,14 @@ def _own_position(rows: int, class_token: bool, path: Path) -> int:
         if rows > own and math.isqrt(rows - own) ** 2 == rows - own:
             return own
     message = f"has a position table of {rows} rows, which are no square grid"
-    raise InputError("VD3015", message, file=path, fix=_MODULE)
+    raise InputError("VD3015", message, file=path, fix=ANY_MODULE)
 
 
 def _head(names: dict[str, tuple[int, ...]], path: Path, beside_text: bool) -> SpecFields:
     """Fields of the head; beside a text tower it gives the embedding that both share (big_vision's two_towers.py)."""
     kernel, hidden = names.get("head/kernel"), names.get("pre_logits/kernel")
     if kernel is None and hidden is not None:
-        raise InputError("VD3015", "has a representation layer but no classes behind it", file=path, fix=_MODULE)
+        raise InputError("VD3015", "has a representation layer but no classes behind it", file=path, fix=ANY_MODULE)
     if kernel is None:
         return {"head": "none", "classes": 0}
     classes = _shape(kernel, 2, "head/kernel", path)[1]
@@ -224,7 +223,7 @@ def _check_axes(checkpoint: Checkpoint, heads: int) -> None:
             real = {"query": shape[1], "key": shape[1], "value": shape[1], "out": shape[0]}.get(parent, heads)
             if real != heads:
                 message = f"tensor {name!r} has {real} heads, the first block has {heads}"
-                raise InputError("VD3015", message, file=checkpoint.path, fix=_MODULE)
+                raise InputError("VD3015", message, file=checkpoint.path, fix=ANY_MODULE)
         if name in ("cls", "MAPHead_0/probe") and not shape:
             _shape(shape or (0,), 3, name, checkpoint.path)
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from vitdeploy.checkpoints.checkpoint import unwrap
 from vitdeploy.checkpoints.families import recognise
+from vitdeploy.checkpoints.heads import settle_heads
 from vitdeploy.checkpoints.source import Checkpoint
-from vitdeploy.checkpoints.unwrap import strip
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, UsageError, VitdeployError
 from vitdeploy.spec import ModelSpec
 
 
@@ -40,9 +41,11 @@ def describe(
         config: ``config.json`` beside the weights, or nothing.
         preprocessor: ``preprocessor_config.json``, or nothing.
     """
-    bare = strip(tuple(shapes))
-    state = {new: torch.empty(shapes[old], device="meta") for old, new in bare.names.items()}
-    checkpoint = Checkpoint(path, state, config, preprocessor, {}, bare.notes)
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        checkpoint = unwrap(Checkpoint(path, state, config, preprocessor, {}, ()))
+    except InputError as exc:
+        return Described("", None, (_explain(exc),))
     return identify(checkpoint)
 
 
@@ -52,9 +55,14 @@ def identify(checkpoint: Checkpoint) -> Described:
     try:
         source = recognise(checkpoint)
         name = source.name
+        checkpoint = settle_heads(checkpoint)
         return Described(name, source.spec(checkpoint, None), checkpoint.notes)
     except (InputError, UsageError) as exc:
-        reason = f"{exc.message}; {exc.fix}" if exc.fix else exc.message
+        reason = _explain(exc)
     except (RuntimeError, NotImplementedError):  # a source that must look at the numbers
         reason = "the numbers themselves are needed to tell the model"
     return Described(name, None, (*checkpoint.notes, reason))
+
+
+def _explain(error: VitdeployError) -> str:
+    return f"{error.message}; {error.fix}" if error.fix else error.message

@@ -25,7 +25,8 @@ from torch import Tensor
 from vitdeploy import isolate
 from vitdeploy.checkpoints import opcodes, safetensors
 from vitdeploy.checkpoints.conversion import State
-from vitdeploy.checkpoints.unwrap import SKIPPED, Name, choose
+from vitdeploy.checkpoints.members import SKIPPED
+from vitdeploy.checkpoints.unwrap import Name, choose
 from vitdeploy.errors import FOREIGN, InputError, MachineError, TrustError, UsageError, VitdeployError, first_line, library
 from vitdeploy.files import need_space, sniff, temporary_folder
 

@@ -18,6 +18,9 @@ PROBLEMS: dict[str, Problem] = {
 }
 """`problem_type` of transformers' ``PreTrainedConfig`` to ours."""
 
+ANY_MODULE = "write it as a module of your own: vitdeploy export --module FILE.py:FUNCTION --contract CONTRACT.toml -o OUT"
+"""What to do with a network that vitdeploy's own can't be."""
+
 
 class Checkpoint(NamedTuple):
     """Tensors and what stood beside them, whatever the file format was.
@@ -29,6 +32,7 @@ class Checkpoint(NamedTuple):
         preprocessor: ``preprocessor_config.json`` of the folder, or nothing.
         files: Name to SHA-256 of every file that was read.
         notes: What was stripped, upcast or chosen, a sentence each, for the user and the record.
+        doubt: Why the names of a network were left as they are, or nothing; see `vitdeploy.checkpoints.members`.
     """
 
     path: Path
@@ -37,6 +41,7 @@ class Checkpoint(NamedTuple):
     preprocessor: Mapping[str, object]
     files: dict[str, str]
     notes: tuple[str, ...]
+    doubt: str = ""
 
     @property
     def names(self) -> Sequence[str]:

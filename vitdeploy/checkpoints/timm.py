@@ -25,8 +25,8 @@ import msgspec
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.conversion import Rule, State, convert, has_matches
-from vitdeploy.checkpoints.source import Checkpoint, Source, read_problem
-from vitdeploy.checkpoints.timm_names import ANY_MODULE, Architecture, understand
+from vitdeploy.checkpoints.source import ANY_MODULE, Checkpoint, Source, read_problem
+from vitdeploy.checkpoints.timm_names import Architecture, understand
 from vitdeploy.contract import SMALLEST_WITH_MARGIN
 from vitdeploy.errors import InputError
 from vitdeploy.spec import InputContract, Mlp, ModelSpec, Pool, SpecFields
@@ -75,6 +75,9 @@ RULES: tuple[Rule, ...] = (
     Rule("rope.periods", None, why=_ROTARY),
 )
 """timm's names, our names."""
+
+WRAPPER = "timm_wrapper"
+"""`model_type` of a folder that transformers wrote around a network of timm's."""
 
 _MLPS, _TABLES = ("plain", "SwiGLU"), ("none", "learned")
 _Word = TypeVar("_Word", bound=str)
@@ -132,11 +135,12 @@ class Config(Prepared, frozen=True):
     global_pool: str | None = None
     model_args: dict[str, Any] | None = None
     pretrained_cfg: Prepared | None = None
+    id2label: dict[str, str] | None = None
 
 
 def recognise(checkpoint: Checkpoint) -> bool:
     """By the architecture in config.json, or by timm's names."""
-    if "architecture" in checkpoint.config and "model_type" not in checkpoint.config:
+    if "architecture" in checkpoint.config and checkpoint.config.get("model_type", WRAPPER) == WRAPPER:
         return True
     return has_matches(checkpoint.names, "patch_embed.proj.weight", "blocks.{i}.norm1.weight", "blocks.{i}.attn.{any}")
 
@@ -340,7 +344,10 @@ def _contract(checkpoint: Checkpoint, known: Architecture, side: tuple[int, int]
 
 
 def _labels(checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
-    names = _config(checkpoint).label_names or _read_preparation(checkpoint).label_names or []
+    config = _config(checkpoint)
+    numbered = config.id2label or {}
+    names = [numbered[str(place)] for place in range(classes) if str(place) in numbered]
+    names = names or config.label_names or _read_preparation(checkpoint).label_names or []
     return tuple(names) if len(names) == classes else ()
 
 

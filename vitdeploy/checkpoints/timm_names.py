@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy.checkpoints.source import ANY_MODULE
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.spec import SpecFields
 from vitdeploy.zoo.variants import VARIANTS
@@ -24,9 +25,6 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SATELLITE = ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143))
-
-ANY_MODULE = "export it with: vitdeploy export --module FILE.py:FUNCTION"
-"""What to do with a network that vitdeploy's own can't be."""
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitdeploy.checkpoints import shapes
 from vitdeploy.checkpoints.conversion import Rule, convert, has_matches
-from vitdeploy.checkpoints.source import Checkpoint, Source
+from vitdeploy.checkpoints.source import ANY_MODULE, Checkpoint, Source
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.spec import InputContract, ModelSpec, SpecFields
 
@@ -77,8 +77,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     if (known := _MODELS.get((read["width"], read["patch"][0]))) is None:
         names = ", ".join(name for name, _ in _MODELS.values())
         message = f"has width {read['width']} and patches of {read['patch'][0]}, as none of {names}; heads can't be told"
-        fix = "export it with: vitdeploy export --module FILE.py:FUNCTION"
-        raise InputError("VD3015", message, file=checkpoint.path, fix=fix)
+        raise InputError("VD3015", message, file=checkpoint.path, fix=ANY_MODULE)
     name, heads = known
     bare, _, tag = (architecture or name).lower().partition(".")
     if bare != name:

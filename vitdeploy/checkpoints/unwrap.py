@@ -1,11 +1,8 @@
 """The network's own weights out of what trainers wrap around them: first which dictionary counts, then which prefixes go.
 
-Both work on names alone, so both are tables and a rule. Nothing is done in silence: each step is a sentence in the notes.
-
-A prefix that only means "the network was a member of something" is stripped when every tensor has it, those of a head
-perhaps excepted. ``model.``, ``backbone.`` and ``encoder.`` are also honest parts of networks (``encoder.layer.0`` of
-Hugging Face, ``encoder.layers`` of torchvision, ``model.layer.0`` of DINOv3), so they go only when afterwards a patch
-embedding stands at the top, as it does in every network that is known.
+Both work on names alone. Nothing is done in silence: each step is a sentence in the notes. What torch's own wrappers put before
+names is a table, since it goes from any network; what else stands there is found by `members`, from the parts of the networks
+that are known.
 """
 
 from __future__ import annotations
@@ -14,43 +11,14 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vitdeploy.checkpoints.members import HEADS, SKIPPED, find_roots, is_average, place
 from vitdeploy.errors import InputError, UsageError
 
 Name = tuple[str, ...]
 
-SKIPPED = frozenset(
-    {
-        *("optimizer", "optimizers", "optimizer_state_dict", "optimizer_state", "optimizer_states", "optim"),
-        *("optim_state_dict", "opt", "amp", "scaler", "amp_scaler", "loss_scaler", "grad_scaler", "scheduler"),
-        *("schedulers", "scheduler_state_dict", "lr_scheduler", "lr_schedulers", "callbacks", "loops"),
-        *("hyper_parameters", "args", "config", "cfg", "opts", "epoch", "iteration", "iter", "step", "global_step"),
-        *("rng_state", "rng_states", "random_state", "cuda_rng_state", "meta", "message_hub", "criterion", "loss"),
-        *("dino_loss", "ibot_loss", "ibot_patch_loss", "koleo_loss", "best_score", "best_acc", "metrics", "metric"),
-        *("history", "ema_optimizer", "swav_queue", "queue"),
-    }
-)
-"""Keys beside the weights that are never weights."""
-
 PLAIN = ("state_dict", "model_state_dict", "model", "module", "net", "network", "model_state", "weights", "params", "student")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "teacher")
 """Keys of the weights as trained and of their running average, the likeliest first."""
-
-HEADS = frozenset(
-    {
-        *("head", "heads", "head_dist", "head_drop", "fc", "fc_norm", "classifier", "cls_classifier"),
-        *("distillation_classifier", "linear", "linear_head", "cls_head", "mlp_head", "last_layer", "dino_head"),
-        *("ibot_head", "projection_head", "projection", "projector", "predictor", "prototypes", "logit_scale"),
-        *("loss", "criterion"),
-    }
-)
-"""First parts of names that may stand beside a backbone without its prefix."""
-
-_PATCHES = re.compile(
-    r"((model|backbone|encoder)\.)*"  # those that are stripped next
-    r"(patch_embed(ding)?\.|conv_proj\.|conv1\.weight|visual\.|vision_model\.|embeds\.|to_patch_embedding\."
-    r"|(\w+\.)?embeddings\.patch_embeddings?\.)"
-)
-"""How the name of a patch embedding, or of the tower that holds it, begins in the networks that are known."""
 
 
 class Prefix(NamedTuple):
@@ -60,13 +28,11 @@ class Prefix(NamedTuple):
         text: The prefix, with its dot.
         wrapper: What puts it there.
         anywhere: It is never a part of a network, so it goes wherever it stands in a name.
-        patches: It goes only when a patch embedding is at the top afterwards.
     """
 
     text: str
     wrapper: str
     anywhere: bool = False
-    patches: bool = False
 
 
 PREFIXES = (
@@ -74,10 +40,10 @@ PREFIXES = (
     Prefix("_fsdp_wrapped_module.", "FullyShardedDataParallel", anywhere=True),
     Prefix("_checkpoint_wrapped_module.", "activation checkpointing", anywhere=True),
     Prefix("module.", "DataParallel or an averaged model"),
-    Prefix("model.", "a trainer's member", patches=True),
-    Prefix("backbone.", "a backbone under a head", patches=True),
-    Prefix("encoder.", "an encoder under a head", patches=True),
 )
+
+SAVE = 'torch.save(model.state_dict(), "weights.pth")'
+"""How weights are saved alone; under a name that no training checkpoint has."""
 
 DROPPED = {"n_averaged": "the count of an averaged model"}
 
@@ -98,12 +64,14 @@ class Stripped(NamedTuple):
     """Names without prefixes.
 
     Attributes:
-        names: Old name to new name, in the old order.
-        notes: What was stripped.
+        names: Old name to new name, in the old order, without what was left out.
+        notes: What was stripped, and left out.
+        doubt: Why the names of a network were left as they are, or nothing.
     """
 
     names: dict[str, str]
     notes: tuple[str, ...]
+    doubt: str = ""
 
 
 def choose(names: Sequence[Name], prefer: str | None = None) -> Chosen:
@@ -128,10 +96,13 @@ def choose(names: Sequence[Name], prefer: str | None = None) -> Chosen:
         key, note = _next(rest, prefer)
         if key is None:
             break
-        seen |= {kind for kind, keys in (("ema", AVERAGED), ("plain", PLAIN)) if key in keys}
+        seen |= {
+            kind for kind, keys in (("ema", AVERAGED), ("plain", PLAIN)) if key in keys or (kind == "ema" and is_average(key))
+        }
         here += (key,)
         notes += [note] if note else []
-    if prefer is not None and prefer not in seen and (prefer == "ema" or "ema" in seen):
+    twice = place([".".join(name[len(here) :]) for name in names if name[: len(here)] == here]).averaged
+    if prefer is not None and not twice and prefer not in seen and (prefer == "ema" or "ema" in seen):
         message = f"holds no {'averaged' if prefer == 'ema' else 'plain'} weights beside the others"
         raise UsageError("VD2010", message, fix="leave the preference out")
     return Chosen(here, tuple(notes))
@@ -157,7 +128,13 @@ def _next(rest: Sequence[Name], prefer: str | None) -> tuple[str | None, str]:
         key = next(iter(below))
         return key, f"took the tensors under {key!r}, the only ones"
     if not below:
-        raise InputError("VD3021", "holds no weights", fix="save them with torch.save(model.state_dict(), path)")
+        raise InputError("VD3021", "holds no weights", fix=f"save them with {SAVE}")
+    whole = [key for key, inside in below.items() if find_roots([".".join(name) for name in inside])]
+    if len(whole) == 1:
+        return whole[0], f"took the tensors under {whole[0]!r}, where the network stands"
+    averages = [key for key in whole if is_average(key)]
+    if len(whole) == 2 and len(averages) == 1:
+        return _either(averages[0], next(key for key in whole if key not in averages), below, prefer)
     keys = sorted(below)
     message = f"holds {len(keys)} dictionaries of tensors ({', '.join(map(repr, keys[:5]))}{', ...' * (len(keys) > 5)})"
     fix = f"save the one that counts: torch.save(checkpoint[{keys[0]!r}], path)"
@@ -176,11 +153,12 @@ def _bare(names: Sequence[Name]) -> set[str]:
     return set(strip([".".join(name) for name in names]).names.values())
 
 
-def strip(names: Sequence[str]) -> Stripped:
-    """Strip the prefixes that wrappers put before every name.
+def strip(names: Sequence[str], prefer: str | None = None) -> Stripped:
+    """Strip what wrappers put before names.
 
     Args:
         names: Flat names of all tensors, each once.
+        prefer: ``ema`` or ``plain`` where the network is there twice; None takes the average.
     """
     now = {name: name for name in names if name not in DROPPED}
     notes = [f"left out {name!r}, {DROPPED[name]}" for name in names if name in DROPPED]
@@ -191,11 +169,11 @@ def strip(names: Sequence[str]) -> Stripped:
             new = _drop(prefix, now)
             if new is not None:
                 gone = sum(new[name] != now[name] for name in now)
-                kept = sorted({text.split(".")[0] for name, text in now.items() if new[name] == text})
-                beside = f"; {', '.join(kept)} stood beside it" if kept and not prefix.anywhere else ""
-                notes.append(f"stripped {prefix.text!r} ({prefix.wrapper}) from {gone} of {len(now)} names{beside}")
+                notes.append(f"stripped {prefix.text!r} ({prefix.wrapper}) from {gone} of {len(now)} names")
                 now, changed = new, True
-    return Stripped(now, tuple(notes))
+    placed = place(list(now.values()), prefer)
+    bare = {name: placed.names[text] for name, text in now.items() if text in placed.names}
+    return Stripped(bare, (*notes, *placed.notes), placed.doubt)
 
 
 def _drop(prefix: Prefix, names: dict[str, str]) -> dict[str, str] | None:
@@ -203,13 +181,10 @@ def _drop(prefix: Prefix, names: dict[str, str]) -> dict[str, str] | None:
     if prefix.anywhere:
         marked = re.compile(rf"(?<![^.]){re.escape(prefix.text)}")  # at the start or after a dot
         new = {name: marked.sub("", text) for name, text in names.items()}
+    elif any(not text.startswith(prefix.text) and text.split(".")[0] not in HEADS for text in names.values()):
+        return None
     else:
-        beside = [text for text in names.values() if not text.startswith(prefix.text)]
-        if len(beside) == len(names) or any(text.split(".")[0] not in HEADS for text in beside):
-            return None
         new = {name: text.removeprefix(prefix.text) for name, text in names.items()}
     if new == names or len(set(new.values())) < len(new) or "" in new.values():
-        return None
-    if prefix.patches and not any(_PATCHES.match(text) for text in new.values()):
         return None
     return new

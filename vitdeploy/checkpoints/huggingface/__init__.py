@@ -37,6 +37,7 @@ from vitdeploy.checkpoints.conversion import Rule
 from vitdeploy.checkpoints.huggingface import beit, clip, dino, processor, vit
 from vitdeploy.checkpoints.huggingface.family import Family, Options, add_prefix
 from vitdeploy.checkpoints.source import Checkpoint, Source
+from vitdeploy.checkpoints.timm import WRAPPER
 from vitdeploy.errors import InputError
 from vitdeploy.spec import ModelSpec, SpecFields
 
@@ -45,14 +46,13 @@ FAMILIES: dict[str, Family] = {
 }
 """`model_type` of ``config.json`` to its family."""
 
-_OTHERS = ("timm_wrapper",)  # timm's names under a wrapper of transformers
 _FIX = "use --module with the model built by transformers"
 
 
 def recognise(checkpoint: Checkpoint) -> bool:
     """Whether ``config.json`` is one of transformers; also for models that are not supported, so that `spec` can say so."""
     kind = checkpoint.config.get("model_type")
-    return isinstance(kind, str) and kind not in _OTHERS
+    return isinstance(kind, str) and kind != WRAPPER
 
 
 def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:

@@ -78,6 +78,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.proof.verdict if isinstance(self.proof, QuantizeProof | CompileProof) else ""
 
     @property
+    def unproven(self) -> str:
+        """What was left out of the proof, in a sentence; "" for nothing."""
+        told = isinstance(self.proof, ExportProof) and self.origin.is_retold and not self.proof.against
+        return "the mapping was not compared with the code it came from (--against package.file:factory)" if told else ""
+
+    @property
     def audited(self) -> bool:
         """Whether it is an engine that has run where it was built."""
         return isinstance(self.proof, CompileProof) and self.proof.audit is not None

@@ -53,6 +53,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         qkv_bias: Which of the three projections have a bias.
         qk_norm: LayerNorm on each head's queries and keys.
         attn_norm: LayerNorm on what the heads give together, before their projection (EVA-02's CLIP towers, BEiT-3).
+        scale: Factor on the attention scores of every block; None is 1/sqrt(d) as in the paper, 1.0 leaves them as they are.
         mlp: Activation of the MLP; ``swiglu`` gates, ``linear`` is one Linear layer and no activation.
         mlp_width: Hidden width of the MLP; None is 4 x width.
         mlp_norm: LayerNorm on the hidden units, before the last Linear (EVA-02 base).
@@ -101,6 +102,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     qkv_bias: QkvBias = "qkv"
     qk_norm: bool = False
     attn_norm: bool = False
+    scale: float | None = None
     mlp: Mlp = "gelu"
     mlp_width: int | None = None
     mlp_norm: bool = False
@@ -263,6 +265,7 @@ class SpecFields(TypedDict, total=False):
     qkv_bias: QkvBias
     qk_norm: bool
     attn_norm: bool
+    scale: float | None
     mlp: Mlp
     mlp_width: int | None
     mlp_norm: bool
@@ -298,6 +301,9 @@ def _check_sizes(spec: ModelSpec) -> None:
         raise UsageError("VD2003", f"model {spec.name!r} has a size of {largest:,}, at most {LARGEST:,} is built")
     if not (min(spec.rotary_grid) > 0 and math.isfinite(spec.layer_scale or 0.0)):
         raise UsageError("VD2003", f"model {spec.name!r} has rotary_grid {spec.rotary_grid}, layer_scale {spec.layer_scale}")
+    if spec.scale is not None and not 0 < spec.scale < math.inf:
+        message = f"model {spec.name!r} multiplies its attention scores by {spec.scale}"
+        raise UsageError("VD2003", message, fix="use a number above 0 (1.0 is no scale), or leave scale out for 1/sqrt(d)")
     if spec.registers < 0 or not 0 < spec.norm_eps < 1:
         raise UsageError("VD2003", f"model {spec.name!r} has {spec.registers} registers and norm_eps {spec.norm_eps}")
     for side, pixels, patch in zip(("height", "width"), (spec.input.height, spec.input.width), spec.patch, strict=True):

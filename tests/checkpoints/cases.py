@@ -63,6 +63,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "heads-inner-narrower": {"heads": 3, "head_width": 8},
     "heads-full-width": {"heads": 2, "head_width": 32},
     "heads-one": {"heads": 1},
+    "scale": {"scale": 1.0},
     "mlp-gelu-tanh": {"mlp": "gelu_tanh"},
     "mlp-quick-gelu": {"mlp": "quick_gelu"},
     "mlp-relu": {"mlp": "relu", "mlp_width": None},

@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.checkpoints.cases import CASES, contract, pixels, shaken, spec
+from vitdeploy.models.freeze import freeze
 from vitdeploy.models.vit import Attention, VisionTransformer, build
 from vitdeploy.spec import ModelSpec
 
@@ -149,6 +151,25 @@ def test_full_width_heads_see_the_whole_token() -> None:
         heads = [(q @ k.mT / 32**0.5).softmax(-1) @ v for q, k, v in zip(query, key, value, strict=True)]
         expected = attention.proj(torch.cat(heads, -1))
         assert torch.allclose(attention(x, None), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_scores_are_scaled_as_the_spec_says(scale: float) -> None:
+    """With queries that are 1/sqrt(d) larger by that much, the usual scale gives the same."""
+    spec = msgspec.structs.replace(CASES["plain"], scale=scale)
+    ours, usual = build(spec), build(msgspec.structs.replace(spec, scale=None))
+    with torch.no_grad():
+        for block in ours.blocks:
+            block.attn.qkv.weight.mul_(8)  # scores that the softmax tells apart
+        usual.load_state_dict(ours.state_dict())
+        plain = usual(image := torch.randn(2, spec.input.channels, spec.input.height, spec.input.width))
+        for block in usual.blocks:
+            block.attn.qkv.weight[: spec.inner].mul_(scale * spec.head_size**0.5)
+            block.attn.qkv.bias[: spec.inner].mul_(scale * spec.head_size**0.5)
+        expected = usual(image)
+        torch.testing.assert_close(ours(image), expected)
+        torch.testing.assert_close(freeze(ours)(image), expected)
+        assert (plain - expected).abs().max() > 0.01 * expected.std()
 
 
 def test_dropping_works_in_training_only() -> None:

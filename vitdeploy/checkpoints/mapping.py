@@ -14,8 +14,9 @@ as in torch's ``in_proj_weight``) or apart (``attn.q``, ``attn.k``, ``attn.v``).
 
 Names can't say everything. `torch.nn.TransformerEncoderLayer` has the same names with ``norm_first=True`` and ``False``, and
 with ReLU (its default) and GELU: the network here normalises first, so a model with ``norm_first=False`` loads without
-complaint and computes something else. Set ``mlp`` and ``norm_eps`` (1e-5 in torch) in the spec, and compare one output with
-the original's.
+complaint and computes something else. Attention scores are divided by sqrt(d) unless the spec's ``scale`` says otherwise. Set
+``mlp`` and ``norm_eps`` (1e-5 in torch) in the spec, and let ``export --against package.file:factory`` compare the outputs with
+those of the code.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str)
     from vitdeploy.render import console
 
     record = {"schema_version": 1, "path": str(artifact.folder), "id": artifact.id, "record": artifact.record}
-    hint = f"wrote {artifact.folder}; next: vitdeploy {following.replace('{}', quote(artifact.folder))}"
+    unproven = f"{artifact.record.unproven}; " if artifact.record.unproven else ""
+    hint = f"wrote {artifact.folder}; {unproven}next: vitdeploy {following.replace('{}', quote(artifact.folder))}"
     return Outcome(record, lambda: console.print_tables(tables), hint)
 
 

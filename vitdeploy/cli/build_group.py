@@ -19,6 +19,7 @@ from vitdeploy.cli.arguments import (
     read_settings,
 )
 from vitdeploy.cli.options import (
+    Against,
     AlphaRule,
     CompilingBackend,
     Contract,
@@ -60,6 +61,7 @@ from vitdeploy.words import FloatPrecision, Goal, Hint, InstructionSet, MadePrec
     "vitdeploy export facebook_dinov2-small/ -o vit",
     "vitdeploy export vit_tiny_patch16_224.augreg_in21k_ft_in1k --weights vit.safetensors -o vit",
     "vitdeploy export vit_small_patch16_224 --input uint8 --image-size 224x320 -o vit-bytes",
+    "vitdeploy export mapping.toml --weights vit.pth --against my_project.vit:build -o vit",
 )
 def export(
     *,
@@ -67,6 +69,7 @@ def export(
     out: Out,
     weights: Weights = None,
     module: Module = None,
+    against: Against = None,
     contract: Contract = None,
     mean: Mean = None,
     std: Std = None,
@@ -108,7 +111,7 @@ def export(
     config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
     given = {"weights": weights, "seed": seed, "contract": contract, "trust_pickle": trust_pickle, "prefer": prefer, "task": task}
     source = choose_model(model, module, **given, **said)
-    artifact = vd.export(source, config, out, force=force, progress=progress)
+    artifact = vd.export(source, config, out, against=against, force=force, progress=progress)
     return answers.answer_artifact(artifact, [tables.tabulate_export(artifact)], "validate {}")
 
 

@@ -54,6 +54,9 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="The checkpoint of a MODEL that is a name or a spec; else random.")
 ]
 Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
+Against = Annotated[
+    str | None, typer.Option(help="package.file:factory the model must equal; IMPORTS AND RUNS that code. For mappings.")
+]
 Contract = Annotated[str | None, typer.Option(help="Input contract (.toml), or what it says of it.")]
 Labels = Annotated[str | None, typer.Option(help="Class names in output order: a file (text, JSON), or with commas.")]
 Mean = Annotated[str | None, typer.Option(help="Mean of [0, 1] pixels: one number, or one a channel with commas.")]

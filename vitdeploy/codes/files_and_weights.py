@@ -157,4 +157,11 @@ CODES: dict[str, Code] = {
         "or `bench` wrote",
         "Write the report again with `-o NAME.json`; Markdown is for people.",
     ),
+    "VD3029": Code(
+        "The model that was described, by a spec or a mapping, gives other outputs than the code it was described after.",
+        "'home-made' is another function than its code: outputs differ by 0.83, 0.31 of their standard deviation; 25 % of 4 "
+        "images have the same largest output; compare the spec with the code: scale, norm_eps, mlp",
+        "Names and shapes of tensors do not say what is done with them: correct what the spec says of it (the factor on "
+        "attention scores, the activation, epsilon, where norms stand), or export the code itself with --module.",
+    ),
 }

@@ -26,7 +26,8 @@ def freeze(model: VisionTransformer) -> VisionTransformer:
     * a missing key bias becomes zeros in the packed bias: x + 0 = x;
     * EVA-02's neighbouring pairs become halves, by permuting rows of the query and key projections (and qk-norm) alike:
       a scalar product does not depend on the order of its terms;
-    * 1/sqrt(d) goes into the query projection, or into the query norm where there is one: (s a) b = s (a b);
+    * 1/sqrt(d), or what the spec says, goes into the query projection, or into the query norm where there is one:
+      (s a) b = s (a b);
     * relative positions become one constant a table, [1, h, T, T];
     * attention becomes matmul, softmax, matmul.
     """

@@ -70,12 +70,15 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """MSA of equation 2 (appendix A, equations 5 to 8): softmax(q k^T / sqrt(d)) v in each head, then one projection."""
+    """MSA of equation 2 (appendix A, equations 5 to 8): softmax(q k^T / sqrt(d)) v in each head, then one projection.
+
+    The spec may say another factor than 1/sqrt(d).
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.heads, self.size = spec.heads, spec.head_size
-        self.scale = spec.head_size**-0.5
+        self.scale = spec.head_size**-0.5 if spec.scale is None else spec.scale
         self.interleaved = spec.rotary == "eva02"
         self.decomposed = False  # set by `freeze`: matmuls and softmax instead of one fused operator
         self.qkv = nn.Linear(spec.width, 3 * spec.inner, bias=spec.qkv_bias == "qkv")

@@ -16,7 +16,7 @@ from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import PROVER
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import MachineError
+from vitdeploy.errors import InputError, MachineError
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.proof.golden import IMAGES, Golden
 from vitdeploy.proof.thresholds import ALMOST_CONSTANT, TOP_K
@@ -66,6 +66,37 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
     difference, relative, company = worst["difference"], worst["relative"], worst["company"]
     proof = ExportProof(batches=batches, images=len(pixels), difference=difference, relative=relative, company=company)
     return proof, golden
+
+
+def compare(theirs: nn.Module, source: nn.Module, spec: ModelSpec, tolerance: float) -> float:
+    """How far a network is from the code that it was described after, on the images of `prove`.
+
+    Args:
+        theirs: The user's network: float32 [N, C, H, W] to [N, K].
+        source: Ours.
+        spec: Of ours.
+        tolerance: As `ExportConfig.tolerance`.
+
+    Returns:
+        Largest |difference|, as a share of the standard deviation of what ``theirs`` gives.
+
+    Raises:
+        InputError: VD3029, they are apart by more than the tolerance.
+    """
+    pixels = synthetic.pixels(IMAGES, spec.input)
+    expected, ours = (_reference(net, spec, pixels, ExportConfig())[spec.output] for net in (theirs, source))
+    if expected.shape != ours.shape:
+        message = f"{spec.name!r} gives {list(ours.shape[1:])} for an image, its code gives {list(expected.shape[1:])}"
+        raise InputError("VD3029", message, fix="correct the spec")
+    apart, spread = _largest(ours, expected), float(expected.std())
+    share = apart / (spread or 1.0)
+    if not apart <= tolerance * spread + ALMOST_CONSTANT:
+        same = (ours.argmax(1) == expected.argmax(1)).mean()
+        seen = f"outputs differ by {apart:.3g}, {share:.2g} of their standard deviation"
+        most = f"{100 * same:.0f} % of {len(ours)} images have the same largest output"
+        fix = "compare the spec with the code: scale, norm_eps, mlp, where norms and class token stand"
+        raise InputError("VD3029", f"{spec.name!r} is another function than its code: {seen}; {most}", fix=fix)
+    return share
 
 
 def _reference(source: nn.Module, spec: ModelSpec, pixels: NDArray[np.uint8], config: ExportConfig) -> Rows:

@@ -189,6 +189,7 @@ def tabulate_export(artifact: Artifact) -> Table:
         "weights": _describe_weights(record.origin),
         "proof": _describe_proof(record.proof),
         "contract": describe_trial(record.proof),
+        "not proven": record.unproven,
     }
     rows |= {f"note {number}": note for number, note in enumerate(record.origin.notes, 1)}
     if left_out := record.origin.left_out:
@@ -305,7 +306,8 @@ def _describe_proof(proof: object) -> str:
     if not isinstance(proof, ExportProof):
         return "none"
     apart = f"{proof.difference:.1e}, {proof.relative:.1e} of its standard deviation"
-    return f"at batch {format_setting(proof.batches)}: largest difference from PyTorch {apart}"
+    code = f"; from {proof.against} {proof.apart:.1e} of its standard deviation" if proof.apart is not None else ""
+    return f"at batch {format_setting(proof.batches)}: largest difference from PyTorch {apart}{code}"
 
 
 def tabulate_inspection(inspection: Inspection) -> list[Table]:

@@ -32,10 +32,11 @@ from vitdeploy.graph import storage
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
 from vitdeploy.machine import find_versions
 from vitdeploy.models.freeze import absorb_normalisation, freeze
+from vitdeploy.models.modules import load_module
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.contest import try_contract
-from vitdeploy.proof.exported import prove
+from vitdeploy.proof.exported import compare, prove
 from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.record import ContractTrial, Origin
 from vitdeploy.spec import ModelSpec
@@ -45,11 +46,12 @@ MODEL, WEIGHTS = "model.onnx", "weights.safetensors"
 STEPS = ("load", "trace", "write", "prove")
 
 
-def export(
+def export(  # noqa: PLR0913 (three of them are keywords that most callers leave out)
     model: ModelConfig | str,
     config: ExportConfig | None,
     out: files.PathName,
     *,
+    against: str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Artifact:
@@ -59,6 +61,8 @@ def export(
         model: Which model and weights, or its source alone.
         config: How; None is as usual.
         out: Folder to write. What the same verb made there from the same source is replaced in one step.
+        against: ``package.file:factory`` of the network that the model was described after, which is imported and run: the two
+            must give the same. No recipe or record names it, so that none can run code.
         force: Replace any artifact that lies there; never a source, and nothing that vitdeploy did not write.
         progress: Hears of each step.
 
@@ -68,7 +72,8 @@ def export(
 
     Raises:
         UsageError: Unknown model, impossible options, unusable ``out``.
-        InputError: Weights that are damaged or do not fit; labelled images that can't be read.
+        InputError: Weights that are damaged or do not fit; labelled images that can't be read; VD3029, ``against`` is another
+            function.
         MachineError: VD4003 the file does not compute the same; VD4002 disk full; VD4004 torch failed.
     """
     model = ModelConfig(source=model) if isinstance(model, str) else model
@@ -80,6 +85,7 @@ def export(
     origin = msgspec.convert(source.origin, Origin)
     check_place(out, sources=named, replaces=partial(_is_next, source, origin), force=force)
     spec = _as_exported(source.spec, config)
+    apart = None if against is None else _compare(source, against, config)
     trial = _try_contract(source, config, progress)
     progress("export: trace", 1, len(STEPS))
     graph = trace(source.net, spec, config)
@@ -98,7 +104,7 @@ def export(
             made_by="export",
             config=config,
             origin=origin,
-            proof=msgspec.structs.replace(proof, contract=trial),
+            proof=msgspec.structs.replace(proof, contract=trial, against=against or "", apart=apart),
             tools=find_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
             parent=source.parent,
         )
@@ -115,6 +121,14 @@ def _is_next(source: Original, origin: Origin, old: Record) -> bool:
     said = {name: getattr(origin, name) for name in ("state_sha256", "assumed", "assumed_from")}  # not what was read
     known = msgspec.structs.replace(old.origin, **said)
     return _is_export(old) and (known, old.parent, old.spec.name) == (origin, source.parent, source.spec.name)
+
+
+def _compare(source: Original, against: str, config: ExportConfig) -> float:
+    """How far the network is from the user's, which is imported and run; that the file is the network is proven later."""
+    if source.spec.network == "module":
+        message = f"{source.spec.name!r} is imported code itself, which the file is compared with in any case"
+        raise UsageError("VD2010", message, fix="leave out --against")
+    return compare(load_module(against, source.spec.input).net, source.net, source.spec, config.tolerance)
 
 
 def _try_contract(source: Original, config: ExportConfig, progress: Progress) -> ContractTrial | None:

@@ -80,7 +80,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def unproven(self) -> str:
         """What was left out of the proof, in a sentence; "" for nothing."""
-        told = isinstance(self.proof, ExportProof) and self.origin.is_retold and not self.proof.against
+        told = isinstance(self.proof, ExportProof) and self.origin.mapping_sha256 and not self.proof.against
         return "the mapping was not compared with the code it came from (--against package.file:factory)" if told else ""
 
     @property

@@ -50,11 +50,6 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state_sha256: str = ""
 
     @property
-    def is_retold(self) -> bool:
-        """Whether the network is the user's description of one that other code builds."""
-        return bool(self.mapping_sha256)
-
-    @property
     def assumption(self) -> str:
         """What was assumed, in a line; "" where all was read or said."""
         if not self.assumed:
@@ -90,8 +85,7 @@ class ExportProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", t
         relative: The same as a share of the standard deviation of PyTorch's output.
         company: Largest |difference| of a row from the same row in other company.
         contract: What labelled images say of the input contract; None where none were given.
-        against: ``package.file:factory`` of the code that the file was compared with, too; "" for none.
-        apart: Largest |difference| from that code's network, as `relative`; None where there was none.
+        against: ``package.file:factory`` of code that it was compared with, too, to what `relative` is of that.
     """
 
     batches: tuple[int, ...]
@@ -100,8 +94,7 @@ class ExportProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", t
     relative: float
     company: float
     contract: ContractTrial | None = None
-    against: str = ""
-    apart: float | None = None
+    against: dict[str, float] = {}
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

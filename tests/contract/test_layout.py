@@ -23,6 +23,7 @@ OF_SEVERAL = {
     "graph/half/test_limits.py": "where FP16 ends: ranges, constants and what is summed inside",
     "quant/test_tensorrt.py": "what quantize writes for TensorRT",
     "render/test_sinks.py": "markdown, JSON and console of the same report",
+    "verbs/test_against.py": "what is compared with the user's own code, and when that is imported",
     "verbs/test_places.py": "where artifacts may be written, for every verb that writes one",
 }
 """Files that are about more than one module, each with what it is about."""

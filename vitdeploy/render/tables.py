@@ -306,7 +306,7 @@ def _describe_proof(proof: object) -> str:
     if not isinstance(proof, ExportProof):
         return "none"
     apart = f"{proof.difference:.1e}, {proof.relative:.1e} of its standard deviation"
-    code = f"; from {proof.against} {proof.apart:.1e} of its standard deviation" if proof.apart is not None else ""
+    code = "".join(f"; from {name} {share:.1e} of its standard deviation" for name, share in proof.against.items())
     return f"at batch {format_setting(proof.batches)}: largest difference from PyTorch {apart}{code}"
 
 

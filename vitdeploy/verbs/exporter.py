@@ -78,14 +78,9 @@ def export(  # noqa: PLR0913 (three of them are keywords that most callers leave
     """
     model = ModelConfig(source=model) if isinstance(model, str) else model
     config, out = config or ExportConfig(), Path(out)
-    named = [Path(name) for name in (model.source, model.weights, model.contract) if name]
-    check_place(out, sources=named, replaces=_is_export, force=force)
-    progress("export: load", 0, len(STEPS))
-    source = load(model, config.image_size)
-    origin = msgspec.convert(source.origin, Origin)
-    check_place(out, sources=named, replaces=partial(_is_next, source, origin), force=force)
+    source, origin = _load(model, config, out, force=force, progress=progress)
     spec = _as_exported(source.spec, config)
-    apart = None if against is None else _compare(source, against, config)
+    apart = {} if against is None else {against: _compare(source, against, config)}
     trial = _try_contract(source, config, progress)
     progress("export: trace", 1, len(STEPS))
     graph = trace(source.net, spec, config)
@@ -104,13 +99,24 @@ def export(  # noqa: PLR0913 (three of them are keywords that most callers leave
             made_by="export",
             config=config,
             origin=origin,
-            proof=msgspec.structs.replace(proof, contract=trial, against=against or "", apart=apart),
+            proof=msgspec.structs.replace(proof, contract=trial, against=apart),
             tools=find_versions("torch", "onnx", "onnxscript", "onnx_ir", TABLE[PROVER].package),
             parent=source.parent,
         )
         record = seal(folder, record)
     progress("export", len(STEPS), len(STEPS))
     return Artifact(out, record)
+
+
+def _load(model: ModelConfig, config: ExportConfig, out: Path, *, force: bool, progress: Progress) -> tuple[Original, Origin]:
+    """What was named; refused where ``out`` can't be taken, as early as that is known."""
+    named = [Path(name) for name in (model.source, model.weights, model.contract) if name]
+    check_place(out, sources=named, replaces=_is_export, force=force)
+    progress("export: load", 0, len(STEPS))
+    source = load(model, config.image_size)
+    origin = msgspec.convert(source.origin, Origin)
+    check_place(out, sources=named, replaces=partial(_is_next, source, origin), force=force)
+    return source, origin
 
 
 def _is_export(old: Record) -> bool:

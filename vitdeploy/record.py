@@ -224,8 +224,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     Attributes:
         value: The number, in `unit`. NaN is allowed and never hidden.
-        unit: ``ms``, ``images/s``, ``dB``, ``share`` (in [0, 1]), ``count``, ``ratio``, ``points``
-            (percentage points), ``MiB``, or "" for none.
+        unit: ``ms``, ``images/s``, ``dB``, ``share`` of 1, ``count``, ``ratio``, ``points`` (percentage points), ``MiB``, or "".
         low: Lower end of the 95 % interval, if there is one.
         high: Upper end.
     """
@@ -312,8 +311,7 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
             was made for (``bf16``).
         hint: ``latency`` for one batch at a time, ``throughput`` for many at once.
         streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
-        spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime and
-            TensorRT only.
+        spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime and TensorRT only.
         arena: Whether memory of one run is kept for the next; None is the engine's choice. ONNX Runtime only.
         graph: Whether a run is replayed as one CUDA graph; None is yes where it can be. TensorRT only.
     """

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from vitdeploy import files
-from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
+from vitdeploy.errors import MachineError, TrustError, UsageError
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (2 << 20) + 1])
@@ -19,56 +19,6 @@ def test_digest_is_that_of_the_whole_file(tmp_path, size) -> None:
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("content", "kind"),
-    [
-        (b"", "empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "lfs"),
-        (b"\n <!DOCTYPE html><html></html>", "html"),
-        (b"\xef\xbb\xbf<html>", "html"),
-        (b"PK\x03\x04rest", "zip"),
-        (b"\x80\x02ctorch", "pickle"),
-        (b"7z\xbc\xaf'\x1crest", "7z"),
-        (b"\x1f\x8b\x08rest", "gzip"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{}              ", "safetensors"),
-        ((640).to_bytes(8, "little") + b'{"a":', "safetensors"),  # 0x280: begins like a pickle of protocol 2
-        (b"\x08\x0a\x12\x07pytorch", "onnx"),
-        (b"hello\n", "text"),
-        (b"a" * 512 + b"\0", "text"),  # as far as it is looked at
-        (b"a" * 511 + b"\0", "unknown"),
-        (b"\xff\xfe\x00\x01", "unknown"),
-    ],
-)
-def test_sniffing(tmp_path, content, kind) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    assert files.sniff(path) == kind
-
-
-@pytest.mark.parametrize(
-    ("content", "code", "words"),
-    [
-        (b"", "VD3002", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "VD3003", "git lfs pull"),
-        (b"<html>", "VD3004", "HTML page"),
-        (b"PK\x03\x04rest", "VD3005", "zip archive"),
-    ],
-)
-def test_a_wrong_kind_is_named(tmp_path, content, code, words) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=words) as caught:
-        files.expect(path, "onnx", what="an ONNX model")
-    assert (caught.value.code, caught.value.exit_code) == (code, 3)
-
-
-@pytest.mark.parametrize("path", ["missing", "."])
-def test_nothing_to_read(tmp_path, path) -> None:
-    with pytest.raises(InputError) as caught:
-        files.sniff(tmp_path / path)
-    assert caught.value.code == "VD3001"
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "", ".", "a/../../x", "link/x", "loop", "nul\0"])

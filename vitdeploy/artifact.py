@@ -22,6 +22,7 @@ import msgspec
 from vitdeploy import files, jsonfile
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
+from vitdeploy.kinds import refuse_folder
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.precision import read_precision
 from vitdeploy.recipe import CompileConfig, ExportConfig, QuantizeConfig
@@ -200,6 +201,7 @@ class Artifact:
         try:
             record = read_record(folder / RECORD)
         except FileNotFoundError:
+            refuse_folder(folder)
             fix = "give a folder that a vitdeploy command wrote, or a .onnx file"
             raise InputError("VD3010", f"is not an artifact (no {RECORD} in it)", file=folder, fix=fix) from None
         for name, digest in record.files.items():

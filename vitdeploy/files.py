@@ -1,4 +1,4 @@
-"""Files as they must be handled everywhere: written whole or not at all, named inside their folder, sniffed before parsed.
+"""Files as they must be handled everywhere: written whole or not at all, named inside their folder.
 
 Every write goes to a temporary name beside the target (same file system), is flushed to disk and then renamed, so that a
 kill -9 at any point leaves the old content or none, never half. Temporary names carry the writer's process id; those of
@@ -19,9 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, library
+from vitdeploy.errors import MachineError, TrustError, UsageError, library
 
-LFS = b"version https://git-lfs.github.com/spec/"
 _LOCK = ".lock"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -37,77 +36,6 @@ def sha256(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def sniff(path: Path) -> str:
-    """What a file really is, from its first bytes.
-
-    Returns:
-        One of ``empty lfs html safetensors zip pickle 7z gzip hdf5 npy text onnx unknown``. ``onnx`` means that the bytes
-        start like an ONNX protobuf, not that it is valid.
-
-    Raises:
-        InputError: VD3001, the file is missing or unreadable.
-    """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-    except IsADirectoryError:
-        raise InputError("VD3001", "is a folder, expected a file", file=path) from None
-    except OSError as exc:
-        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
-    if not head:
-        return "empty"
-    if head.startswith(LFS):
-        return "lfs"
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:15].lower().startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        return "html"
-    magic = {
-        b"PK\x03\x04": "zip",
-        b"PK\x05\x06": "zip",
-        b"7z\xbc\xaf'\x1c": "7z",
-        b"\x1f\x8b": "gzip",
-        b"\x89HDF": "hdf5",
-        b"\x93NUMPY": "npy",
-        b"\x80\x02": "pickle",
-        b"\x80\x03": "pickle",
-        b"\x80\x04": "pickle",
-        b"\x80\x05": "pickle",
-    }
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:  # first: some lengths look like a pickle's start
-        return "safetensors"
-    for start, kind in magic.items():
-        if head.startswith(start):
-            return kind
-    if head[0] == 0x08 and len(head) > 2 and head[1] < 0x40:  # field 1 (ir_version), varint, a small number
-        return "onnx"
-    if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in head):
-        return "text"
-    return "unknown"
-
-
-def expect(path: Path, kind: str, *, what: str) -> None:
-    """Refuse a file that is not ``kind`` before any library parses it, and say what it is instead.
-
-    Args:
-        path: The file.
-        kind: A word of `sniff`.
-        what: The kind in the user's words, for the message.
-
-    Raises:
-        InputError: VD3001 to VD3005.
-    """
-    real = sniff(path)
-    if real == kind:
-        return
-    if real == "empty":
-        raise InputError("VD3002", "is empty", file=path, fix="download or write it again")
-    if real == "lfs":
-        raise InputError("VD3003", "is a git-lfs pointer, not the file itself", file=path, fix="run: git lfs pull")
-    if real == "html":
-        raise InputError("VD3004", "is an HTML page", file=path, fix="download the file itself, perhaps after logging in")
-    named = {"zip": "a zip archive (a PyTorch .pt file?)", "pickle": "a Python pickle", "unknown": "of an unknown kind"}
-    raise InputError("VD3005", f"is {named.get(real, 'a ' + real + ' file')}, expected {what}", file=path)
 
 
 def inside(folder: Path, name: str) -> Path:

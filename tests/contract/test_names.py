@@ -9,7 +9,7 @@ import vitdeploy
 
 ROOT = Path(vitdeploy.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ROOT_MODULES = 400, 60, 16
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ROOT_MODULES = 400, 60, 17
 SAME_NAME = {
     "settings": "each engine's own, in its folder",
     "kernels": "what each engine executes, in its folder",

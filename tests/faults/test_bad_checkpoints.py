@@ -9,6 +9,9 @@ import json
 import os
 import pickle
 import re
+import shlex
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -158,13 +161,20 @@ OBJECTS = [
 def test_objects_of_trainers(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(archive(calling(name)))
-    says = rf"holds Python objects \({re.escape(name.replace(' ', '.'))}\) .*; where it was made, run: .*"
-    check(path, InputError, "VD3018", says + re.escape('torch.save({"model": ck["model"]}, path)'))
+    says = rf"holds Python objects \({re.escape(name.replace(' ', '.'))}\) .*; where it was made, save the weights alone: "
+    check(path, InputError, "VD3018", says + re.escape('torch.save(model.state_dict(), "weights.pth")'))
 
 
 def test_arguments_of_a_training_script(tmp_path: Path) -> None:
-    torch.save({"model": STATE, "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
-    check(tmp_path / "a.pth", InputError, "VD3018", r"holds Python objects \(argparse.Namespace\)")
+    path = tmp_path / "model best.pth.tar"
+    args = argparse.Namespace(lr=0.1, model="vit", state_dict="no")  # its own words are no keys of the checkpoint
+    torch.save({"args": args, "net": {"module": STATE}, "optimizer": {"state": {"a": torch.ones(3)}}}, path)
+    error = check(path, InputError, "VD3018", r"holds Python objects \(argparse.Namespace\)")
+    before = path.read_bytes()
+    command = shlex.split(error.fix.removeprefix("where it was made, run: "))
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert path.read_bytes() == before
+    assert read(tmp_path / "model best-weights.pth").state.keys() == STATE.keys()
 
 
 def test_whole_module(tmp_path: Path) -> None:
@@ -231,7 +241,7 @@ FILES: dict[str, tuple[bytes, str, str]] = {
     "html": (b"<!doctype html><html></html>", "VD3004", "is an HTML page; download the file itself"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(90), "VD3005", "is a 7z file, expected a checkpoint"),
     "gzip": (b"\x1f\x8b" + bytes(90), "VD3005", "is a gzip file, expected a checkpoint"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "VD3005", "is a hdf5 file, expected a checkpoint"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "VD3005", "is an HDF5 file, as Keras writes its weights, expected a checkpoint"),
     "text": (b"epoch 1\n", "VD3005", "is a text file, expected a checkpoint"),
     "noise": (bytes(range(255, 0, -1)), "VD3005", "is of an unknown kind, expected a checkpoint"),
     "zip cut off": (

@@ -12,7 +12,8 @@ from vitdeploy.checkpoints.conversion import State
 from vitdeploy.checkpoints.source import Checkpoint
 from vitdeploy.checkpoints.unwrap import SAVE, strip
 from vitdeploy.errors import InputError, VitdeployError
-from vitdeploy.files import expect, sha256, sniff
+from vitdeploy.files import sha256
+from vitdeploy.kinds import expect, sniff
 
 
 def read(path: Path, *, trust: str | None = None, prefer: str | None = None) -> Checkpoint:

@@ -20,12 +20,7 @@ from torch import Tensor
 
 from vitdeploy.checkpoints.conversion import State
 from vitdeploy.errors import InputError
-
-MERGE = (
-    'where it was made, run: torch.save(model.merge_and_unload().state_dict(), "merged.pth"); '
-    'or for a model of transformers: model.merge_and_unload().save_pretrained("merged")'
-)
-"""What turns an adapter and its model into weights."""
+from vitdeploy.kinds import MERGE
 
 _LORA = re.compile(r"(.*\.)?(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|(hada|lokr|oft|vera|ia3)_\w+)(\..*)?")
 _REMOVE = "where it was made, run: torch.nn.utils.parametrize.remove_parametrizations(module, name) for each, and save again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 
 from vitdeploy.checkpoints.conversion import convert
 from vitdeploy.checkpoints.heads import settle_heads
@@ -63,7 +64,7 @@ def recognise(checkpoint: Checkpoint) -> Source:
     fix = "write a mapping file (vitdeploy explain VD3014), or use --module"
     path = checkpoint.path
     if path.is_file() and (path.parent / "config.json").is_file():
-        fix = f"config.json lies beside it, so give the folder instead: vitdeploy export {path.parent}"
+        fix = f"config.json lies beside it, so give the folder instead: vitdeploy export {quote(str(path.parent))} -o OUT"
     message = checkpoint.doubt or f"is of no known source; its first tensors are {first}"
     raise InputError("VD3014", message, file=path, fix=fix)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitdeploy.errors import InputError, TrustError
-from vitdeploy.files import expect, inside, sniff
+from vitdeploy.files import inside
+from vitdeploy.kinds import expect, refuse_folder, sniff
 
 LARGEST_JSON = 10_000_000
 MOST_SHARDS = 1000
@@ -56,7 +57,8 @@ def find(folder: Path) -> Layout:
     """Find the weights of a folder and read the JSON files beside them.
 
     Raises:
-        InputError: VD3021 no weights, or several; VD3019 a JSON file is bad; VD3020 shards are missing.
+        InputError: VD3021 no weights, or several; VD3019 a JSON file is bad; VD3020 shards are missing; VD3005 a model of another
+            program's, an adapter, or weights in a form that is not read.
         TrustError: VD7001, a name or a link leads out of the folder.
     """
     folder, cage = _snapshot(folder)
@@ -174,6 +176,7 @@ def _revision(repository: Path) -> Path:
 
 def _find_others(folder: Path) -> list[str]:
     """The one file that looks like weights though its name is not known."""
+    refuse_folder(folder)
     candidates = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and _is_there(path))
     if not candidates:
         fix = "name a folder with model.safetensors or pytorch_model.bin in it, or the file itself"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from vitdeploy.errors import InputError
-from vitdeploy.files import expect
+from vitdeploy.kinds import expect
 
 MOST_TENSORS = 20_000
 LARGEST_HEADER = 100 << 20

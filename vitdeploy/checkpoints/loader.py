@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +16,7 @@ from vitdeploy.amendments import ASPECTS, describe_aspects, list_unsaid, read_co
 from vitdeploy.artifact import Artifact
 from vitdeploy.checkpoints import families, mapping, safetensors
 from vitdeploy.checkpoints.checkpoint import read
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import InputError, UsageError
 from vitdeploy.models.vit import VisionTransformer, build
 from vitdeploy.recipe import ModelConfig
 from vitdeploy.spec import InputContract, ModelSpec, read_spec
@@ -24,6 +25,9 @@ from vitdeploy.zoo.variants import VARIANTS, find
 
 CHECKPOINTS = frozenset((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz"))
 """Endings of checkpoint files; what a file really is, its content decides."""
+
+_PART = re.compile(r'"(weight_map|model_type|architecture|architectures|model_cfg)"\s*:')
+"""What JSON files beside weights say, and no spec does."""
 
 
 class Original(NamedTuple):
@@ -135,6 +139,9 @@ def _artifact(path: Path, given: Path | None) -> _Parts:
 
 def _describe(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     """A spec file, with weights by our names or random ones; or a mapping file with a checkpoint."""
+    if path.suffix == ".json" and path.is_file() and _PART.search(path.read_text(errors="replace")):
+        fix = f"give the folder: vitdeploy export {quote(str(path.parent))} -o OUT"
+        raise InputError("VD3005", "is one file of a folder that holds a checkpoint", file=path, fix=fix)
     if path.suffix == ".toml" and path.is_file() and _is_mapping(path):
         if given is None:
             raise UsageError("VD2010", "is a mapping file; the checkpoint is missing", file=path, fix="give --weights FILE")

@@ -9,8 +9,10 @@ a name best, reads no file of before torch 1.6 and no bare pickle, and takes Pyt
 
 from __future__ import annotations
 
+import json
 import pickletools
 import re
+import shlex
 import struct
 import sys
 import zipfile
@@ -22,8 +24,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from vitdeploy.checkpoints.skeleton import list_tensors
+from vitdeploy.checkpoints.unwrap import SAVE, choose
 from vitdeploy.errors import InputError, TrustError
-from vitdeploy.files import expect, sniff
+from vitdeploy.kinds import expect, recognise_archive, sniff
 
 LARGEST = 64 << 20
 MOST_OPCODES = 5_000_000
@@ -38,7 +42,6 @@ ZIP_ERRORS = (
 
 _HIDDEN = "a name that is put together while loading"
 _AGAIN = "download it again"
-_SAVE = "torch.save(model.state_dict(), path)"
 
 WEIGHTS = re.compile(
     r"collections\.(OrderedDict|Counter)|builtins\.(bytearray|set|complex)|_codecs\.encode"
@@ -93,9 +96,9 @@ def check(path: Path, *, trusted: bool = False) -> None:
         exc.file = str(path)
         raise
     if not trusted:
-        _judge(path, names)
+        _judge(path, names, raw)
     if plain:
-        fix = "write it with torch.save(state, path)"
+        fix = 'write it with torch.save(state, "weights.pth")'
         raise InputError("VD3005", "is a plain Python pickle, which torch.save did not write", file=path, fix=fix)
 
 
@@ -184,9 +187,11 @@ def _read_archive(path: Path) -> bytes:
     names = [info.filename for info in infos]
     if any(re.fullmatch(r"([^/]+/)?(constants\.pkl|code/.*)", name) for name in names):
         message = "is a TorchScript archive, which is a program and is not accepted"
-        raise InputError("VD3017", message, file=path, fix=f"save the weights of the model that was scripted: {_SAVE}")
+        raise InputError("VD3017", message, file=path, fix=f"save the weights of the model that was scripted: {SAVE}")
     pickles = [info for info in infos if re.fullmatch(r"[^/]+/data\.pkl", info.filename)]
     if len(pickles) != 1:
+        if foreign := recognise_archive(names):
+            raise InputError("VD3005", f"is {foreign.what}", file=path, fix=foreign.fix)
         first = ", ".join(names[:3]) or "nothing"
         message = f"is a zip archive that torch.save did not write; it holds {first}"
         raise InputError("VD3005", message, file=path, fix="unpack it if the checkpoint is inside")
@@ -202,7 +207,7 @@ def _read_archive(path: Path) -> bytes:
         raise InputError("VD3006", "is a damaged zip archive", file=path, fix=_AGAIN) from exc
 
 
-def _judge(path: Path, names: Iterable[str]) -> None:
+def _judge(path: Path, names: Iterable[str], raw: bytes) -> None:
     others = sorted(name for name in names if not WEIGHTS.fullmatch(name))
     code = [name for name in others if _is_code(name)]
     strangers = [name for name in others if not (MODULE.fullmatch(name) or OBJECTS.fullmatch(name) or name in code)]
@@ -212,11 +217,27 @@ def _judge(path: Path, names: Iterable[str]) -> None:
         raise TrustError("VD7002", f"contains code ({_shorten(code or strangers)})", file=path, fix=fix)
     if modules:
         message = f"is a pickled module ({_shorten(strangers or modules)}), not a state dict"
-        raise InputError("VD3016", message, file=path, fix=f"where it was made, run: {_SAVE}")
+        raise InputError("VD3016", message, file=path, fix=f"where it was made, run: {SAVE}")
     if others:
         message = f"holds Python objects ({_shorten(others)}) beside its weights, which are never loaded"
-        fix = 'where it was made, run: ck = torch.load(path, weights_only=False); torch.save({"model": ck["model"]}, path)'
-        raise InputError("VD3018", message, file=path, fix=fix)
+        raise InputError("VD3018", message, file=path, fix=f"where it was made, {_extract(path, raw)}")
+
+
+def _extract(path: Path, raw: bytes) -> str:
+    """How the weights are saved alone, by the keys that they have in this file, beside it and under another name."""
+    try:
+        keys = choose(list_tensors(raw, 4 if raw.startswith(MAGIC) else 1)).prefix
+    except InputError:
+        return f"save the weights alone: {SAVE}"
+    target = path.with_name(f"{path.name.split('.')[0]}-weights.pth")
+    load = f'checkpoint = torch.load({_quote(path)}, map_location="cpu", weights_only=False)'
+    save = f"torch.save(checkpoint{''.join(f'[{_quote(key)}]' for key in keys)}, {_quote(target)})"
+    return f"run: python -c {shlex.quote(f'import torch; {load}; {save}')}"
+
+
+def _quote(text: str | Path) -> str:
+    """A text as Python reads it, in double quotes: single ones are the shell's."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _is_code(name: str) -> bool:

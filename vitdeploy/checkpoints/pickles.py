@@ -28,7 +28,8 @@ from vitdeploy.checkpoints.conversion import State
 from vitdeploy.checkpoints.members import SKIPPED
 from vitdeploy.checkpoints.unwrap import Name, choose
 from vitdeploy.errors import FOREIGN, InputError, MachineError, TrustError, UsageError, VitdeployError, first_line, library
-from vitdeploy.files import need_space, sniff, temporary_folder
+from vitdeploy.files import need_space, temporary_folder
+from vitdeploy.kinds import sniff
 
 DEEPEST = 32
 MOST_ENTRIES = 200_000

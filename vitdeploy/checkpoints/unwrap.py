@@ -137,7 +137,7 @@ def _next(rest: Sequence[Name], prefer: str | None) -> tuple[str | None, str]:
         return _either(averages[0], next(key for key in whole if key not in averages), below, prefer)
     keys = sorted(below)
     message = f"holds {len(keys)} dictionaries of tensors ({', '.join(map(repr, keys[:5]))}{', ...' * (len(keys) > 5)})"
-    fix = f"save the one that counts: torch.save(checkpoint[{keys[0]!r}], path)"
+    fix = f'save the one that counts: torch.save(checkpoint[{keys[0]!r}], "weights.pth")'
     raise InputError("VD3021", f"{message}, none with a name that is known", fix=fix)
 
 

@@ -27,7 +27,8 @@ CODES: dict[str, Code] = {
         "Open the file in a browser to see what the server said; gated models need a token.",
     ),
     "VD3005": Code(
-        "The file is not of the kind that its name or the command says.",
+        "The file or folder is not of the kind that its name or the command says: a model of another program, or a checkpoint in "
+        "a form that is not read.",
         "model.pth: is a plain Python pickle, which torch.save did not write",
         "`vitdeploy inspect FILE` says what it is.",
     ),
@@ -87,19 +88,20 @@ CODES: dict[str, Code] = {
     "VD3016": Code(
         "The file is a whole pickled module: its class, not only its weights. Reading it would run the class's code.",
         "model.pth: is a pickled module (my_project.Net), not a state dict; where it was made, run: "
-        "torch.save(model.state_dict(), path)",
+        'torch.save(model.state_dict(), "weights.pth")',
         "Save the state dict where the class is at home, and give that.",
     ),
     "VD3017": Code(
         "The file is a TorchScript archive, which is a program; the weights alone are needed.",
         "model.pt: is a TorchScript archive, which is a program and is not accepted; save the weights of the model that was "
-        "scripted: torch.save(model.state_dict(), path)",
+        'scripted: torch.save(model.state_dict(), "weights.pth")',
         "Save the state dict of the model before it is scripted.",
     ),
     "VD3018": Code(
         "The checkpoint carries Python objects (arguments, a configuration) beside its weights; none is ever loaded.",
         "last.pth: holds Python objects (argparse.Namespace) beside its weights, which are never loaded",
-        'Where it was made, run: ck = torch.load(path, weights_only=False); torch.save({"model": ck["model"]}, path).',
+        "Where it was made, run the line that is printed: it saves the weights alone, under another name, and reads them by the "
+        "key that they have in this file.",
     ),
     "VD3019": Code(
         "A JSON file beside the weights is damaged, too large, or not an object.",

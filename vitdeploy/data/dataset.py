@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy import files
+from vitdeploy import kinds
 from vitdeploy.data import arrays, idx, shards, sources, stacks
 from vitdeploy.data.classes import align
 from vitdeploy.data.images import Picture, Pixels, Values
@@ -389,7 +389,7 @@ def is_source(path: Path) -> bool:
 
 
 def _is_idx(path: Path) -> bool:
-    return "-images" in path.name and path.stat().st_size > 0 and files.sniff(path) in ("gzip", "unknown")
+    return "-images" in path.name and path.stat().st_size > 0 and kinds.sniff(path) in ("gzip", "unknown")
 
 
 def _refuse_split(path: Path, split: str | None) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vitdeploy.errors import InputError
-from vitdeploy.files import expect
+from vitdeploy.kinds import expect
 from vitdeploy.onnxfile.model import DTYPES, Entry, Graph, Message, Model, Node, Port, Tensor
 from vitdeploy.onnxfile.wire import MOST_AXES, Field, Wire, decode_signed
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy import files
+from vitdeploy import files, kinds
 from vitdeploy.errors import InputError, VitdeployError, first_line
 from vitdeploy.quant.sketch import MOST_ROWS, Sketch
 
@@ -119,7 +119,7 @@ class Statistics:
         Raises:
             InputError: VD3001, VD3002, VD3005: missing, empty, or another kind of file; VD3109, damaged, with the reason.
         """
-        files.expect(path, "zip", what="calibration statistics")
+        kinds.expect(path, "zip", what="calibration statistics")
         try:
             with zipfile.ZipFile(path) as archive:
                 return _Reader(archive, path.stat().st_size).statistics()

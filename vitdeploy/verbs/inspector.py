@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vitdeploy import files
+from vitdeploy import files, kinds
 from vitdeploy.amendments import read_contract
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record
 from vitdeploy.checkpoints.headers import Outline, is_npz, read_npz, read_safetensors
@@ -83,7 +83,7 @@ def inspect(path: str | PathLike[str]) -> Inspection:
     path = Path(path)
     if path.is_dir():
         return _folder(path)
-    kind = files.sniff(path)
+    kind = kinds.sniff(path)
     if kind == "onnx":
         return _onnx(path)
     if kind == "safetensors" or (kind == "zip" and is_npz(path)):
@@ -92,8 +92,8 @@ def inspect(path: str | PathLike[str]) -> Inspection:
         return _pickle(path)
     if kind == "text" or (kind == "unknown" and path.suffix in (".toml", ".json", *_TABLES)):
         return _text(path)
-    if kind in ("empty", "lfs", "html"):
-        files.expect(path, "onnx", what="something that vitdeploy knows")
+    if kind in ("empty", "lfs", "html", *kinds.FOREIGN):
+        kinds.expect(path, "onnx", what="something that vitdeploy knows")
     if path.suffix == ".tar" or "-images" in path.name:
         return _data(path)
     return _image(path)
@@ -110,6 +110,7 @@ def _folder(path: Path) -> Inspection:
     weights = {entry.name: entry for entry in entries if entry.suffix in WEIGHT_SUFFIXES and entry.is_file()}
     if weights or "snapshots" in names or "model.safetensors.index.json" in names:
         return _checkpoint_folder(path, weights)
+    kinds.refuse_folder(path)
     return _data(path)
 
 
@@ -223,7 +224,7 @@ def _checkpoint(
     """A checkpoint, by the headers of its files."""
     tensors: dict[str, Outline] = {}
     for file in weights.values():
-        kind = files.sniff(file)
+        kind = kinds.sniff(file)
         if kind in ("zip", "pickle") and not is_npz(file):
             return _pickle(path)
         tensors |= read_npz(file) if kind == "zip" else read_safetensors(file)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from vitdeploy import __version__, files
+from vitdeploy import __version__, files, kinds
 from vitdeploy.amendments import Amendments, read_labels
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.jsonfile import encode
@@ -84,6 +84,6 @@ def _digest(path: Path) -> str:
     if path.is_dir():
         rows = [[str(file.relative_to(path)), files.sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    files.sniff(path)  # a missing file, or a folder, in our words
+    kinds.sniff(path)  # a missing file, or a folder, in our words
     named = re.findall(r"""^spec\s*=\s*["'](.+)["']""", path.read_text(errors="replace"), re.M) if path.suffix == ".toml" else []
     return files.sha256(path) + "".join(files.sha256(file) for name in named if (file := path.parent / name).is_file())

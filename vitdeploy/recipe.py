@@ -37,7 +37,7 @@ class ModelConfig(Amendments, frozen=True, kw_only=True, forbid_unknown_fields=T
     Attributes:
         source: A checkpoint that says what it is (a Hugging Face or timm folder, a file), an artifact, an architecture's
             name (`vitdeploy models`, or timm's), a spec file (.toml or .json), or a mapping file (.toml). With `module`, the
-            ``package.file:factory`` that makes the network.
+            ``FILE.py:function`` or ``package.file:function`` that makes the network.
         weights: The checkpoint's file or folder, for a source that is not one itself; None takes the artifact's own, or
             random weights from `seed`.
         seed: Seed of random weights.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
-from vitdeploy.models.modules import load_module
+from vitdeploy.models.modules import load_module, take_logits
 from vitdeploy.spec import InputContract
 
 CONTRACT = InputContract(height=8, width=12, resize="stretch")
@@ -34,7 +34,17 @@ class Net(nn.Module):
         wrap = {
             "dict": lambda: {"logits": y, "other": 1},
             "object": lambda: types.SimpleNamespace(logits=y),
-            "tuple": lambda: (y, y),
+            "tuple": lambda: (y, x),
+            "list": lambda: [y],
+            "scores": lambda: {"scores": y, "features": x},
+            "nested": lambda: ({"logits": y}, None),
+            "token": lambda: y[:, None],
+            "pixel": lambda: (y[..., None, None], 0),
+            "number": lambda: y[:, :1],
+            "empty": lambda: (),
+            "nothing": lambda: (None, y),
+            "tokens": lambda: torch.stack((y, y), 1),
+            "two": lambda: y.reshape(2, 5),
             "class": lambda: y.argmax(-1),
             "classes": lambda: y.argmax(-1, keepdim=True),
             "map": lambda: x,
@@ -62,7 +72,8 @@ def text():
 def leave():
     sys.exit("bye")
 
-for kind in ("dict", "object", "tuple", "class", "classes", "map", "random", "batch", "one", "nan", "boom", "exit"):
+kinds = "dict object tuple list scores nested token pixel number empty nothing tokens two class classes map random batch one nan"
+for kind in (*kinds.split(), "boom", "exit"):
     globals()["give_" + kind] = lambda kind=kind: Net(kind)
 
 ready = Net()
@@ -100,6 +111,64 @@ def test_accepted(name: str, module: str) -> None:
     assert sys.path == path
 
 
+TAKEN: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "dict": (),
+    "object": (),
+    "tuple": ("takes the first of the 2 that the network returns",),
+    "list": ("takes the first of the 1 that the network returns",),
+    "scores": ("takes 'scores' of the dict that the network returns",),
+    "nested": ("takes the first of the 2 that the network returns",),
+    "token": ("drops the axes of length 1 of its output [N, 1, 5]",),
+    "pixel": ("takes the first of the 2 that the network returns", "drops the axes of length 1 of its output [N, 5, 1, 1]"),
+    "number": (),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_logits_are_taken_from_what_the_network_returns_and_it_is_said(kind: str, module: str) -> None:
+    loaded = load_module(f"{module}:give_{kind}" if kind != "plain" else f"{module}:plain", CONTRACT)
+    pixels = torch.randn(3, 3, 8, 12)
+    network = loaded.net.network
+    network.kind = "plain"
+    expected = network(pixels)
+    network.kind = kind
+    assert torch.equal(loaded.net(pixels), expected[:, : loaded.classes])
+    assert loaded.classes == (1 if kind == "number" else 5)
+    assert loaded.notes == TAKEN[kind]
+
+
+def test_an_output_of_transformers() -> None:
+    outputs = pytest.importorskip("transformers").modeling_outputs
+    y = torch.ones(2, 5)
+    assert take_logits(outputs.ImageClassifierOutput(logits=y)) == (y, ())
+    assert take_logits(outputs.ImageClassifierOutput(loss=torch.ones(()), logits=y)) == (y, ())
+    assert take_logits(outputs.BaseModelOutputWithPooling(last_hidden_state=y)).notes == (
+        "takes 'last_hidden_state' of the BaseModelOutputWithPooling that the network returns",
+    )
+
+
+def test_a_file_is_named_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FILE.py:FUNCTION, wherever the file is, whatever it is called, with modules of its own beside it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my code-2"
+    folder.mkdir()
+    beside = f"beside_{next(NUMBER)}"
+    (folder / f"{beside}.py").write_text(CODE)
+    (folder / "json.py").write_text(
+        f"from {beside} import Net\ndef make():\n    from {beside} import plain\n    return plain()\n"
+    )
+    path, modules = list(sys.path), sys.modules["json"]
+    for reference in ("my code-2/json.py:make", f"{folder}/json.py:make", "my code-2/json.py:Net"):
+        assert load_module(reference, CONTRACT).classes == 5
+    assert sys.path == path and sys.modules["json"] is modules
+    (folder / "json.py").write_text("nonsense(")
+    with pytest.raises(MachineError, match=r"importing json\.py: .*never closed"):
+        load_module("my code-2/json.py:make", CONTRACT)
+    for name in [name for name in sys.modules if beside in name or "my_code_2" in name]:
+        del sys.modules[name]
+
+
 REFUSED: dict[str, tuple[str, type[VitdeployError], str, str]] = {
     "no colon": ("{}", UsageError, "VD2012", "package.file:factory"),
     "a file": ("net.py:", UsageError, "VD2012", "package.file:factory"),
@@ -113,7 +182,11 @@ REFUSED: dict[str, tuple[str, type[VitdeployError], str, str]] = {
     "factory exits": ("{}:leave", MachineError, "VD4004", "called sys.exit"),
     "network exits": ("{}:give_exit", MachineError, "VD4004", "called sys.exit"),
     "network fails": ("{}:give_boom", MachineError, "VD4004", "float32 \\[2, 3, 8, 12\\]: .*nonsense"),
-    "tuple": ("{}:give_tuple", InputError, "VD3022", "returns a tuple"),
+    "no such file": ("nowhere.py:make", UsageError, "VD2012", "nowhere.py: does not exist"),
+    "empty tuple": ("{}:give_empty", InputError, "VD3022", "returns a tuple"),
+    "a tuple of nothing": ("{}:give_nothing", InputError, "VD3022", "returns a NoneType"),
+    "tokens": ("{}:give_tokens", InputError, "VD3022", "gives \\[2, 2, 5\\] for 2 images"),
+    "two images": ("{}:give_two", MachineError, "VD4004", "takes two images and fails on float32 \\[1, 3, 8, 12\\]"),
     "class": ("{}:give_class", InputError, "VD3022", "type int64"),
     "classes": ("{}:give_classes", InputError, "VD3022", "type int64"),
     "image": ("{}:give_map", InputError, "VD3022", "expected \\[2, classes\\]"),

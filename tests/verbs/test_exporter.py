@@ -293,6 +293,61 @@ def test_a_frozen_batch_is_caught(small, tmp_path, monkeypatch) -> None:
     assert not list(tmp_path.iterdir())
 
 
+MODULE = """
+import torch
+from torch import nn
+
+
+class Windows(nn.Module):
+    def __init__(self, whole):
+        super().__init__()
+        self.patch, self.head, self.whole = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 5), whole
+
+    def forward(self, x):  # [N, 3, 32, 32]
+        windows = self.patch(x).unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 3, 5, 1).flatten(0, 2).flatten(1, 2)
+        batch = windows.shape[0] // 4 if self.whole else int(windows.shape[0] / 4)
+        tokens = windows.reshape(batch, 16, 8)
+        return self.head(tokens.mean(1, keepdim=True)), tokens  # [N, 1, 5], [N, 16, 8]
+
+
+def make():
+    torch.manual_seed(0)
+    return Windows(True)
+
+
+def fix():
+    return Windows(False)
+"""
+
+
+def test_a_module_from_a_file_with_its_logits_wrapped(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "contract.toml").write_text("height = 32\nwidth = 32\n")
+    model = ModelConfig(source=f"{tmp_path}/mine.py:make", module=True, contract=str(tmp_path / "contract.toml"))
+    artifact = export(model, ExportConfig(prove_batches=(1, 3)), tmp_path / "out")
+    assert artifact.spec.classes == 5
+    assert artifact.record.origin.notes == (
+        "takes the first of the 2 that the network returns",
+        "drops the axes of length 1 of its output [N, 1, 5]",
+    )
+    session = onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"pixels": np.zeros((3, 3, 32, 32), np.float32)})[0].shape == (3, 5)
+
+
+def test_a_module_that_fixes_the_batch_is_told_so(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "contract.toml").write_text("height = 32\nwidth = 32\n")
+    model = ModelConfig(source=f"{tmp_path}/mine.py:fix", module=True, contract=str(tmp_path / "contract.toml"))
+    with pytest.raises(
+        InputError, match=r"code fixes the batch at the example's, 2: .*; divide .* with //.*, or use --batch N"
+    ) as caught:
+        export(model, ExportConfig(), tmp_path / "out")
+    assert caught.value.code == "VD3022"
+    assert not (tmp_path / "out").exists()
+    artifact = export(model, ExportConfig(batch=2), tmp_path / "out")  # as advised
+    assert artifact.record.config.batch == 2
+
+
 def test_nan_never_passes_the_proof(small, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(exported, "_largest", lambda rows, expected: float("nan"))
     with pytest.raises(MachineError) as caught:

@@ -197,7 +197,8 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
         spec = msgspec.structs.replace(spec, labels=read_labels(model.labels))
     spec = spec if model.task is None else spec.change_task(model.task)
     assumed = describe_aspects(contract, unsaid)
-    return Original(loaded.net, spec, {"module": model.source, "assumed": assumed, "assumed_from": "ImageNet's custom"})
+    origin = {"module": model.source, "notes": loaded.notes, "assumed": assumed, "assumed_from": "ImageNet's custom"}
+    return Original(loaded.net, spec, origin)
 
 
 def _describe_input(model: ModelConfig, image_size: tuple[int, int] | None) -> tuple[InputContract, tuple[str, ...]]:

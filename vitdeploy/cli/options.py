@@ -53,9 +53,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace another artifact t
 Weights = Annotated[
     str | None, typer.Option("--weights", help="The checkpoint of a MODEL that is a name or a spec; else random.")
 ]
-Module = Annotated[str | None, typer.Option(help="package.file:factory; IMPORTS AND RUNS that code to get the network.")]
+Module = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION; IMPORTS AND RUNS that code to get the network.")]
 Against = Annotated[
-    str | None, typer.Option(help="package.file:factory the model must equal; IMPORTS AND RUNS that code. For mappings.")
+    str | None, typer.Option(help="FILE.py:FUNCTION the model must equal; IMPORTS AND RUNS that code. For mappings.")
 ]
 Contract = Annotated[str | None, typer.Option(help="Input contract (.toml), or what it says of it.")]
 Labels = Annotated[str | None, typer.Option(help="Class names in output order: a file (text, JSON), or with commas.")]

@@ -123,7 +123,8 @@ CODES: dict[str, Code] = {
         "The network of a Python module can't be exported: its output is not one row of logits an image, the same in "
         "every run and for every image alone.",
         "my.file:build gives [2, 197, 384] for 2 images, expected [2, classes]; return one row of logits an image",
-        "Return logits [N, classes]; call .eval() in the factory; look for batch statistics, dropout and fixed batch sizes.",
+        "Return logits [N, classes], or a tuple or mapping that begins with them; call .eval() in the factory; look for batch "
+        "statistics, dropout and code that makes a plain number of the batch (int(n / k), not n // k), or fix it by --batch N.",
     ),
     "VD3023": Code(
         "No ViT block was found in the graph: nothing looks like attention between two linear layers.",

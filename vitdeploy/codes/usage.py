@@ -67,7 +67,7 @@ CODES: dict[str, Code] = {
     "VD2012": Code(
         "There is no such Python module or name, or what it gives is not a torch.nn.Module.",
         "there is no Python module 'my_project'; run it where my_project can be imported",
-        "Write --module package.file:factory; the factory takes no arguments and returns the network.",
+        "Write --module FILE.py:FUNCTION, or package.file:factory; the function takes no arguments and returns the network.",
     ),
     "VD2013": Code(
         "The artifact was compiled for another engine, or has to be compiled before this engine can run it.",

@@ -27,7 +27,7 @@ from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, check_pl
 from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.checkpoints.loader import Original, load
 from vitdeploy.data import LoadConfig, open_dataset
-from vitdeploy.errors import MachineError, UsageError, library
+from vitdeploy.errors import InputError, MachineError, UsageError, library
 from vitdeploy.graph import storage
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
 from vitdeploy.machine import find_versions
@@ -173,6 +173,7 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
 
     Raises:
         MachineError: VD4004 torch's exporter failed; VD4003 the graph computes shapes at run time.
+        InputError: VD3022, code of the user's makes the batch a constant.
     """
     program = Program(source, spec, config)
     batch = config.batch or 2
@@ -206,10 +207,21 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     assert exported is not None
     graph = exported.model
     name_by_module(graph, root="model")
+    if config.batch is None:
+        _check_free_batch(graph)
     if spec.network == "vit" and (leftover := list_shape_arithmetic(graph)):
         message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
         raise MachineError("VD4003", message, fix="report this with the model's spec")
     return graph
+
+
+def _check_free_batch(graph: ir.Model) -> None:
+    """Refuse a graph whose first axis is a number, which torch's exporter makes of a batch that the code turns into one."""
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        if value.shape is not None and isinstance(value.shape[0], int):
+            message = f"the network's code fixes the batch at the example's, {value.shape[0]}: it makes a plain number of it"
+            fix = "divide whole numbers with // and take no int() or float() of them, or use --batch N"
+            raise InputError("VD3022", message, fix=fix)
 
 
 class Program(nn.Module):

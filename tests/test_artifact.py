@@ -52,7 +52,7 @@ def family(tmp_path):
     first = make("vit", b"original")
     origin = Origin(state_sha256=sha256(first.weights))
     make("other", b"another model's")
-    made = make("vit-int8", origin=origin, original=first.locate_weights(tmp_path / "shelf" / "vit-int8"))
+    made = make("vit-int8", origin=origin, original=first.locate_original(tmp_path / "shelf" / "vit-int8"))
     return first, made
 
 

@@ -45,7 +45,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         precision: The arithmetic the weights were prepared for.
         entry: The file that an engine opens.
         weights: The PyTorch original's state dict (safetensors) in this folder, or None.
-        original: Where the folder lay, relative to this one, whose `weights` are the original's, when this was made of it.
+        original: Where, relative to this folder, lay what this was made of: the folder whose `weights` are the original's, or
+            where there are none, the FP32 file or its folder.
         spec: The model and its input contract, as this file takes it.
         made_by: The verb that wrote it.
         config: That verb's settings.
@@ -153,6 +154,11 @@ class Artifact:
         return config.target if isinstance(config, QuantizeConfig) and config.target != PORTABLE else None
 
     @property
+    def is_float(self) -> bool:
+        """Whether it is an FP32 file: what everything else is made of, and compared with where PyTorch can't be run."""
+        return self.record.kind == "onnx" and self.record.precision == "fp32"
+
+    @property
     def name(self) -> str:
         """Name for tables: the model's."""
         return self.spec.name
@@ -232,10 +238,14 @@ class Artifact:
             files.need_space(folder, self.weights.stat().st_size)
             shutil.copyfile(self.weights, folder / self.weights.name)
 
-    def locate_weights(self, folder: Path) -> str | None:
-        """The folder of `weights` as `Record.original` says it of an artifact in ``folder``."""
-        path = self.weights
-        return None if path is None else Path(os.path.relpath(path.parent.resolve(), folder.resolve())).as_posix()
+    def locate_original(self, folder: Path) -> str | None:
+        """What an artifact in ``folder`` that is made of this one is compared with, as its `Record.original` says it."""
+        place = None if self.weights is None else self.weights.parent
+        if place is None and self.is_float:
+            place = self.folder if self.record.files else self.model
+        if place is None and self.record.original is not None:
+            place = self.folder / self.record.original
+        return None if place is None else Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
 
     def _agree(self, checked: check.Checked) -> None:
         """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""

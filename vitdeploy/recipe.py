@@ -64,6 +64,10 @@ class ModelConfig(Amendments, frozen=True, kw_only=True, forbid_unknown_fields=T
         _seed(self.seed)
 
 
+GOLDEN_IMAGES = 4
+"""Images of a golden batch where nobody says how many."""
+
+
 class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb", tag="export"):
     """How to export.
 
@@ -78,6 +82,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             plausible; None compares nothing.
         split: Which part of them.
         limit: Use at most this many of them.
+        golden: Images of the golden batch, whose outputs in PyTorch travel with everything that is made of the export.
         prove_batches: Batch sizes at which the file is run and compared before it is accepted.
         tolerance: Largest |difference| from PyTorch, as a share of the standard deviation of PyTorch's output.
     """
@@ -91,6 +96,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data: str | None = None
     split: str | None = None
     limit: int = 256
+    golden: int = GOLDEN_IMAGES
     prove_batches: tuple[int, ...] = (1, 2, 3, 7, 8)
     tolerance: float = 1e-4
 
@@ -100,7 +106,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2011", f"opset {self.opset} is not supported", fix=f"use {OPSETS[0]} to {OPSETS[-1]}")
         if self.batch is not None and self.batch < 1:
             raise UsageError("VD2011", f"batch is {self.batch}", fix="use 1 or more, or leave it out for a dynamic batch")
-        _positive(self, "limit")
+        _positive(self, "limit", "golden")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("VD2011", f"top-k is {self.top_k}", fix="use 1 or more")
         if len(set(self.outputs)) < len(self.outputs):

@@ -21,6 +21,10 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 """What a limit comes to."""
 
 
+RECORDED = " (recorded)"
+"""Behind the name of a reference that was not run here: its outputs came along."""
+
+
 class Row(msgspec.Struct, frozen=True):
     """What was measured on one subject.
 
@@ -116,6 +120,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     taken: str = msgspec.field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     parts: tuple[Report, ...] = ()
     verdict: Verdict | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether its reference was not run, but came along."""
+        return self.reference.endswith(RECORDED)
 
     @property
     def passed(self) -> bool:

@@ -178,3 +178,24 @@ def test_what_computes_in_fp32_is_held_to_parity_though_nobody_asks(sqnr, larges
     assert [(gate.subject, gate.name, gate.limit, gate.outcome) for gate in verdict.gates] == [
         ("fp32", "parity", "60 dB", outcome)
     ]
+
+
+def test_of_a_subject_in_two_tables_of_one_validation_the_one_of_more_images_counts() -> None:
+    """A golden batch of four images fails nobody who agrees on a thousand; parity is asked of both."""
+
+    def agree(share: float, images: int) -> dict[str, Metric]:
+        metrics = {"top1_agreement": Metric(share, "share"), "images": Metric(images, "count")}
+        return metrics | {"sqnr": Metric(40.0, "dB"), "max_abs_difference": Metric(0.1)}
+
+    few = Report(title="validate", reference="pytorch (recorded)", rows=(Row("a", agree(0.75, 4)), Row("b", agree(0.75, 4))))
+    exact = Row("a", agree(1.0, 1000), {"precision": "fp32"})
+    many = Report(title="validate", reference="onnxruntime", rows=(Row("onnxruntime", {}), exact), parts=(few,))
+    for report in (many, Report(title="build", parts=(many,))):
+        gates = judge([report], Thresholds(min_agreement="99 %")).gates
+        assert {(gate.subject, gate.name): gate.outcome for gate in gates} == {
+            ("a", "parity"): "fail",
+            ("a", "min_agreement"): "pass",
+            ("b", "min_agreement"): "fail",
+        }
+    several = judge([many, many], Thresholds(min_agreement="99 %")).gates
+    assert [gate.subject for gate in several if gate.name == "min_agreement"] == ["a", "b", "a", "b"]

@@ -3,14 +3,16 @@
 import json
 import sys
 
+import msgspec
 import pytest
 from safetensors.torch import save_file
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.cli.commands import main
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.recipe import ExportConfig, ModelConfig, Recipe
+from vitdeploy.recipe import ExportConfig, ModelConfig, Recipe, ValidateConfig
 from vitdeploy.verbs.exporter import export
+from vitdeploy.verbs.validator import validate
 
 CODE = """
 import torch
@@ -131,6 +133,19 @@ def test_without_it_the_record_and_the_last_line_say_what_was_not_compared(proje
     assert told in said.out
     record = Artifact.open(project / "out").record
     assert (record.unproven, record.proof.against) == (told, {})
+
+
+def test_validate_compares_with_the_code_that_is_named(project) -> None:
+    made = export(model("wrong.toml"), QUICK, "wrong")
+    config = ValidateConfig(backends=("onnxruntime",), limit=4, threads=1)
+    report = validate(made, config, against="afternoon:build")
+    assert report.reference == "afternoon:build"
+    assert (report.verdict.outcome, report.passed) == ("fail", False)
+    assert validate(made, config).passed  # its own original, which is the mapping's
+    right = export(model("right.toml"), msgspec.structs.replace(QUICK, input="uint8-nhwc"), "right")
+    assert validate(right, config, against="afternoon:build").passed
+    with pytest.raises(UsageError, match=r"gives 14 numbers, the artifact .* gives 7"):
+        validate(right, config, against="afternoon:Wider")
 
 
 def test_a_module_is_compared_with_itself_in_any_case(project) -> None:

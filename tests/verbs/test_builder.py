@@ -21,6 +21,7 @@ from PIL import Image
 from vitdeploy import files
 from vitdeploy.artifact import RECORD, Artifact, Record, seal, set_key
 from vitdeploy.errors import InputError, MachineError, UsageError
+from vitdeploy.progress import silent
 from vitdeploy.recipe import (
     BenchConfig,
     CompileConfig,
@@ -506,6 +507,76 @@ def test_an_engine_is_measured_only_where_it_is_named(compiling, compiled, tmp_p
     verbs = compiling()
     build(change(compiled, "validate", backends=("onnxruntime",)), tmp_path / "out")
     assert verbs.take() == ["export", "compile", "validate", "bench"]
+
+
+# One table of what was compared with the same thing
+
+
+def table(reference, *subjects, parts=()):
+    rows = tuple(Row(subject, {} if subject == reference else {"sqnr": Metric(40.0, "dB")}) for subject in subjects)
+    return Report(title="validate", reference=reference, rows=rows, parts=parts, notes=(f"of {subjects[-1]}",))
+
+
+RECORDED = ("pytorch (recorded)", "pytorch (recorded)", "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "expected"),
+    [
+        pytest.param(
+            table("pytorch", "pytorch", "onnxruntime"),
+            ("pytorch", "pytorch", "onnxruntime"),
+            {"pytorch": ["pytorch", "a / onnxruntime", "b / onnxruntime", "c / onnxruntime"]},
+            id="the original",
+        ),
+        pytest.param(
+            table("onnxruntime", "onnxruntime", "openvino", parts=(table(*RECORDED, "openvino"),)),
+            ("a / onnxruntime", "a / onnxruntime", "onnxruntime"),
+            {
+                "a / onnxruntime": ["a / onnxruntime", "a / openvino", "b / onnxruntime", "c / onnxruntime"],
+                "pytorch (recorded)": [
+                    "pytorch (recorded)",
+                    "a / onnxruntime",
+                    "a / openvino",
+                    "b / onnxruntime",
+                    "c / onnxruntime",
+                ],
+            },
+            id="an FP32 file that is compared in two engines",
+        ),
+        pytest.param(
+            table("", "onnxruntime", parts=(table(*RECORDED),)),
+            ("a / onnxruntime", "a / onnxruntime", "onnxruntime"),
+            {
+                "a / onnxruntime": ["a / onnxruntime", "b / onnxruntime", "c / onnxruntime"],
+                "pytorch (recorded)": ["pytorch (recorded)", "a / onnxruntime", "b / onnxruntime", "c / onnxruntime"],
+            },
+            id="an FP32 file with an accuracy alone",
+        ),
+        pytest.param(
+            table(*RECORDED),
+            ("a / onnxruntime", "a / onnxruntime", "onnxruntime"),
+            {
+                "a / onnxruntime": ["a / onnxruntime", "b / onnxruntime", "c / onnxruntime"],
+                "pytorch (recorded)": ["pytorch (recorded)", "a / onnxruntime", "b / onnxruntime", "c / onnxruntime"],
+            },
+            id="an FP32 file in one engine",
+        ),
+    ],
+)
+def test_rows_of_several_artifacts(monkeypatch, tiny_spec, first, others, expected):
+    parts = (table(*RECORDED),) if "pytorch (recorded)" in expected else ()
+    reports = {"a": first, "b": table(*others, parts=parts), "c": table(*others, parts=parts)}
+    artifacts = [Artifact(Path(name), Record(spec=tiny_spec, made_by="export")) for name in reports]
+    stand_in = SimpleNamespace(validate=lambda artifact, config, *, progress: reports[artifact.folder.name])
+    monkeypatch.setitem(sys.modules, "vitdeploy.verbs.validator", stand_in)
+    whole = builder._measure(artifacts, ValidateConfig(), silent)
+    tables = (whole, *whole.parts)
+    assert {each.reference: [row.subject for row in each.rows] for each in tables} == expected
+    assert len(tables) == len(expected)
+    assert all(
+        note in whole.notes + sum((part.notes for part in whole.parts), ()) for part in reports.values() for note in part.notes
+    )
 
 
 # Several engines

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from vitdeploy.artifact import Artifact, Record
@@ -66,3 +67,19 @@ def test_without_numbers_there_is_no_choice(artifacts):
     assert choose_best(artifacts, []) is None
     assert choose(artifacts, {}, TIMES) is None
     assert choose(artifacts, {"export / onnxruntime": agree(0.2)}, TIMES) is None
+
+
+def test_where_the_original_was_only_recorded(artifacts):
+    """The FP32 file is what others are compared with, and is itself compared with what was recorded."""
+    validated = report("validate", {"export / onnxruntime": {}, "quantize / onnxruntime": agree(0.9)})
+    recorded = report("validate", {"pytorch (recorded)": {}, "export / onnxruntime": agree(1.0, images=4)})
+    recorded = msgspec.structs.replace(recorded, reference="pytorch (recorded)")
+    validated = msgspec.structs.replace(validated, reference="export / onnxruntime", parts=(recorded,))
+    times = {"export / onnxruntime": 8.0, "quantize / onnxruntime": 5.0}
+    speeds = {name: {"p50": Metric(ms, "ms"), "speedup": Metric(8 / ms, "ratio")} for name, ms in times.items()}
+    benched = msgspec.structs.replace(report("bench", speeds), reference="export / onnxruntime")
+    choice = choose_best(artifacts[:2], [validated, benched])
+    assert choice.words.startswith("Best: export in onnxruntime: 8 ms, agreement 100.0 % on 4 images.")
+    better = msgspec.structs.replace(validated, rows=(*validated.rows[:1], Row("quantize / onnxruntime", agree(1.0))))
+    choice = choose_best(artifacts[:2], [better, benched])
+    assert choice.words.startswith("Best: quantize in onnxruntime: 5 ms, 1.60x export / onnxruntime, ")

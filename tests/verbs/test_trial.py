@@ -11,8 +11,9 @@ from vitdeploy.backends import table
 from vitdeploy.backends.table import TABLE
 from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.recipe import BenchConfig, QuantizeConfig, ValidateConfig
-from vitdeploy.verbs import validator
 from vitdeploy.verbs.bencher import bench
+from vitdeploy.verbs.reference import find_reference
+from vitdeploy.verbs.trial import choose_engines
 from vitdeploy.verbs.validator import validate
 
 QUICK = BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1)
@@ -24,8 +25,10 @@ SHORT = ValidateConfig(threads=1, batch=16)
 def test_device_without_torch(tiny_artifact, monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: name if name == "onnxruntime" else None)
     report = validate(tiny_artifact, SHORT)
-    assert [row.subject for row in report.rows] == ["onnxruntime"]
+    assert [row.subject for row in report.rows] == ["pytorch (recorded)", "onnxruntime"]
     assert any("PyTorch is not installed" in note for note in report.notes)
+    assert report.rows[1].metrics["sqnr"].value > 90
+    assert report.passed and report.verdict.outcome == "pass"
     rows = bench([tiny_artifact], QUICK)
     assert [row.subject for row in rows.rows] == ["onnxruntime"]
     assert any("no speed-up" in note for note in rows.notes)
@@ -48,7 +51,9 @@ def compiled(artifact, kind):
 
 def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
     """The default is that engine beside the original; another one is refused, and one that is not installed is named."""
-    assert validator._choose_subjects(compiled(tiny_artifact, "openvino"), ()) == (("pytorch", "openvino"), [])
+    engine = compiled(tiny_artifact, "openvino")
+    assert choose_engines((), engine) == ("openvino",)
+    assert find_reference(engine, ("openvino",), ()).name == "pytorch"
     for verb in (
         lambda: validate(compiled(tiny_artifact, "openvino"), msgspec.structs.replace(SHORT, backends=("onnxruntime",))),
         lambda: bench([compiled(tiny_artifact, "openvino")], msgspec.structs.replace(QUICK, backends=("onnxruntime",))),

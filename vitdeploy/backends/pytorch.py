@@ -20,6 +20,8 @@ from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_t
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
 from vitdeploy.errors import UsageError, library
+from vitdeploy.models.modules import load_module
+from vitdeploy.spec import ModelSpec
 
 _PRECISIONS = {None: "fp32", "f32": "fp32", "bf16": "bf16"}
 _TAKES = ("threads", "device", "precision")
@@ -99,6 +101,55 @@ class PyTorchRunner:
     def close(self) -> None:
         """Drop the network."""
         self._run = None
+
+
+class ModuleRunner:
+    """A network of the user's own code, which is imported and run, in this process; see `models.modules`.
+
+    Args:
+        reference: ``package.file:factory``.
+        spec: Of what it is compared with: it takes the same images and gives an output of that name.
+
+    Attributes:
+        contract: As the spec's, in float32.
+        classes: Numbers that it gives for an image.
+
+    Raises:
+        UsageError: VD2012; InputError: VD3022; MachineError: VD4004; as `load_module`.
+    """
+
+    batch: int | None = None
+
+    def __init__(self, reference: str, spec: ModelSpec) -> None:
+        self.contract = msgspec.structs.replace(spec.input, tensor="float32-nchw")
+        loaded = load_module(reference, self.contract)
+        self.classes = loaded.classes
+        self._network, self._output = loaded.net, spec.output
+        self.settings: dict[str, object] = {
+            "backend": PyTorch.name,
+            "version": str(torch.__version__),
+            "device": "cpu",
+            "precision": "fp32",
+        }
+
+    def configure(self, config: OpenConfig) -> ModuleRunner:
+        """The same; the number of threads is PyTorch's own and holds for the whole process."""
+        torch.set_num_threads(count_threads(config))
+        self.settings["threads"] = torch.get_num_threads()
+        return self
+
+    def run(self, tensor: Tensor) -> Outputs:
+        """Run one batch; see `Runner.run`."""
+        pixels = check_tensor(tensor, self.contract)
+        with library("torch"), torch.inference_mode():
+            return {self._output: np.array(self._network(torch.from_numpy(pixels.copy())).numpy(), np.float32)}
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """None, as of `PyTorchRunner`."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing is held that is not the user's."""
 
 
 def _in_bfloat16(network: nn.Module) -> _Function:

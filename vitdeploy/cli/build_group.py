@@ -91,6 +91,7 @@ def export(
     input: Annotated[InputKind, typer.Option(help="What the file takes.")] = "float32-nchw",
     top_k: Annotated[int | None, typer.Option(help="Also put out the K most probable classes.")] = None,
     outputs: Annotated[str | None, typer.Option(help="Also put out `tokens`, `pooled`, or both with a comma.")] = None,
+    golden: Annotated[int | None, typer.Option(help="Images whose outputs in PyTorch travel along; default 4.")] = None,
     seed: Seed = 0,
     force: Force = False,
     progress: Progress,
@@ -108,7 +109,7 @@ def export(
         "limit": limit,
     }
     said = parse_amendments(mean, std, resize, labels, crop=crop, interpolation=interpolation, exif=exif, alpha=alpha)
-    config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, **more)
+    config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, golden=golden, **more)
     given = {"weights": weights, "seed": seed, "contract": contract, "trust_pickle": trust_pickle, "prefer": prefer, "task": task}
     source = choose_model(model, module, **given, **said)
     artifact = vd.export(source, config, out, against=against, force=force, progress=progress)

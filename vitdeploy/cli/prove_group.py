@@ -32,6 +32,7 @@ from vitdeploy.words import VerdictFormat
     PROVE,
     "vitdeploy validate vit --data photos/ --limit 1000",
     "vitdeploy validate vit-int8 --data photos/ --max-drop '0.5 pt'   exit 1 if it lost more",
+    "vitdeploy validate vit-int8 --against my_project.vit:build   imports and runs that code",
     "vitdeploy validate vit --json",
 )
 def validate(
@@ -46,6 +47,10 @@ def validate(
     allow_shifted_labels: Annotated[
         bool, typer.Option("--allow-shifted-labels", help="Measure though all labels are off by one.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare with this artifact, .onnx, or package.file:factory, WHOSE CODE IS IMPORTED AND RUN."),
+    ] = None,
     max_drop: MaxDrop = None,
     min_agreement: MinAgreement = None,
     backend: Backends = None,
@@ -60,7 +65,7 @@ def validate(
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
     given |= {"allow_shifted_labels": allow_shifted_labels, "max_drop": max_drop, "min_agreement": min_agreement}
     config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
-    report = vd.validate(vd.Artifact.open(artifact), config, progress=progress)
+    report = vd.validate(vd.Artifact.open(artifact), config, against=against, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")
 
 

@@ -20,7 +20,7 @@ from vitdeploy.backends.table import TABLE
 from vitdeploy.data import images
 from vitdeploy.errors import MachineError
 from vitdeploy.proof.census import Plan, census, require
-from vitdeploy.proof.golden import Golden
+from vitdeploy.proof.golden import IMAGES, Golden
 from vitdeploy.proof.thresholds import COMPANY, LIMITS
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.record import Audit, Census
@@ -45,7 +45,7 @@ def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | N
 
     Args:
         artifact: What was compiled.
-        golden: Images, and what the ONNX file that it was compiled from puts out for them.
+        golden: Images, of which the first few are run, and what the ONNX file that it was compiled from puts out for them.
         plan: What that file is meant to run in 8 bits.
         config: Settings to open it with; None are the artifact's own.
 
@@ -62,7 +62,7 @@ def audit(artifact: Artifact, golden: Golden, plan: Plan, config: OpenConfig | N
             return Findings(seen, wrong, notes)
         precisions = str(runner.settings["precision"]), artifact.record.precision  # an engine may compute an FP16 file in FP32
         limit = max(LIMITS[arithmetic(each)] for each in precisions)
-        distances = _distances(artifact, runner, golden)
+        distances = _distances(artifact, runner, golden.take(IMAGES))
     seen = msgspec.structs.replace(seen, golden=golden.engine, limit=limit, distances=distances)
     for words, apart in distances.items():
         most = (COMPANY if words == _SAME else 1.0) * limit

@@ -14,11 +14,11 @@ from torch import nn
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Outputs, Runner, Tensor
 from vitdeploy.backends.child import open_in_child
-from vitdeploy.backends.table import PROVER
+from vitdeploy.backends.table import PROVER, REFERENCE
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.proof.golden import IMAGES, Golden
+from vitdeploy.proof.golden import IMAGES, Golden, require_room, run_pixels
 from vitdeploy.proof.thresholds import ALMOST_CONSTANT, TOP_K
 from vitdeploy.recipe import ExportConfig
 from vitdeploy.record import ExportProof
@@ -38,15 +38,17 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
         config: Batch sizes and tolerance.
 
     Returns:
-        The proof, and the golden batch: the first of these images.
+        The proof, and the golden batch: the first of these images, and more where more are wanted.
 
     Raises:
         MachineError: VD4003, a difference is above the tolerance, or NaN; VD4007, VD4008 the engine crashed or hung.
     """
     batches = (config.batch,) if config.batch else tuple(sorted(set(config.prove_batches)))
-    pixels = synthetic.pixels(max(batches), artifact.spec.input)  # [count, H, W, C]
+    require_room(config.golden, artifact)
+    count = max(batches)
+    pixels = synthetic.pixels(max(count, config.golden), artifact.spec.input)  # [at least count, H, W, C]
     truth = _reference(source, artifact.spec, pixels, config)
-    tensor = images.to_tensor(pixels, artifact.spec.input)
+    tensor = images.to_tensor(pixels[:count], artifact.spec.input)
     worst = {"difference": 0.0, "relative": 0.0, "company": 0.0}
     with closing(open_in_child(PROVER, artifact, OpenConfig())) as runner:
         alone = _alone(runner, tensor, config.batch)
@@ -62,7 +64,11 @@ def prove(source: nn.Module, artifact: Artifact, config: ExportConfig) -> tuple[
                 _check(artifact, f"output {name!r} at batch {batch} differs from the same image in other company", company, limit)
             if config.top_k is not None:
                 _check_top_k(artifact, rows, config.top_k)
-    golden = Golden(pixels[:IMAGES], alone[artifact.spec.output][:IMAGES], PROVER)
+        more = [run_pixels(runner, artifact, pixels[count:])] if len(pixels) > count else []
+    whole, output = truth[artifact.spec.output], np.concatenate([alone[artifact.spec.output], *more])
+    limit = config.tolerance * float(whole.std()) + ALMOST_CONSTANT
+    _check(artifact, "an output of the golden batch differs from PyTorch", _largest(output, whole), limit)
+    golden = Golden(pixels, output, PROVER, whole, REFERENCE).take(config.golden)
     difference, relative, company = worst["difference"], worst["relative"], worst["company"]
     proof = ExportProof(batches=batches, images=len(pixels), difference=difference, relative=relative, company=company)
     return proof, golden

@@ -1,7 +1,8 @@
 """The golden batch of an artifact: a few images and what the file puts out for them where it was made.
 
-An engine that is built on a device must be compared with something, and a device may have nothing else that runs the file.
-The images are generated: they come with the artifact, so nobody's photos may be among them.
+An engine that is built on a device must be compared with something, and a device may have nothing else that runs the file. Nor
+can the original be run everywhere: not without torch, nor where it is other people's code. What it gave travels from artifact to
+artifact. The images are generated, so nobody's photos may be among them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import PROVER, TABLE, list_engines
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import InputError, MachineError
+from vitdeploy.errors import InputError, MachineError, UsageError
+from vitdeploy.recipe import GOLDEN_IMAGES
 
 FILE = "golden.npz"
-IMAGES = 4
+IMAGES = GOLDEN_IMAGES
 _LARGEST = 256 << 20
+_PART = 32
 
 
 class Golden(NamedTuple):
@@ -33,15 +36,27 @@ class Golden(NamedTuple):
         pixels: uint8 [n, height, width, channels].
         output: float32 [n, K], the model's main output.
         engine: What computed it.
+        original: float32 [n, K], what the original gave for the same images; None where it was not there.
+        author: What computed that: ``pytorch``, or an engine for an FP32 file that was made elsewhere.
     """
 
     pixels: NDArray[np.uint8]
     output: NDArray[np.float32]
     engine: str
+    original: NDArray[np.float32] | None = None
+    author: str = ""
 
     def write(self, folder: Path) -> None:
         """Write it to ``golden.npz``; the same bytes for the same batch."""
-        np.savez(folder / FILE, pixels=self.pixels, output=self.output, engine=np.array(self.engine))
+        arrays = {"pixels": self.pixels, "output": self.output, "engine": np.array(self.engine)}
+        if self.original is not None:
+            arrays |= {"original": self.original, "author": np.array(self.author)}
+        np.savez(folder / FILE, **arrays)  # type: ignore[arg-type]  # numpy's own keyword is no array
+
+    def take(self, count: int) -> Golden:
+        """The first images."""
+        original = None if self.original is None else self.original[:count]
+        return self._replace(pixels=self.pixels[:count], output=self.output[:count], original=original)
 
 
 def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
@@ -51,7 +66,10 @@ def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
         MachineError: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
     """
     with closing(open_first(artifact, config)) as runner:
-        return of(runner, artifact)
+        made = of(runner, artifact)
+    if artifact.record.precision != "fp32":
+        return made
+    return made._replace(original=made.output, author=made.engine)  # of what becomes of an FP32 file, that is the original
 
 
 def open_first(artifact: Artifact, config: OpenConfig | None = None) -> Runner:
@@ -67,15 +85,48 @@ def open_first(artifact: Artifact, config: OpenConfig | None = None) -> Runner:
     return open_in_child(name, artifact, config or OpenConfig())
 
 
-def of(runner: Runner, artifact: Artifact) -> Golden:
+def of(runner: Runner, artifact: Artifact, source: Golden | None = None) -> Golden:
     """Run an opened artifact on generated images.
+
+    Args:
+        runner: The artifact, opened.
+        artifact: What is run.
+        source: The batch of what the artifact was made of, whose images and original outputs are kept; None for neither.
 
     Raises:
         MachineError: VD4004, VD4007, the engine failed.
     """
-    pixels = synthetic.pixels(IMAGES, artifact.spec.input)
-    output = run_main(runner, images.to_tensor(pixels, artifact.spec.input), artifact.spec)
-    return Golden(pixels, output, str(runner.settings["backend"]))
+    pixels = synthetic.pixels(IMAGES, artifact.spec.input) if source is None else source.pixels
+    made = Golden(pixels, run_pixels(runner, artifact, pixels), str(runner.settings["backend"]))
+    return made if source is None else made._replace(original=source.original, author=source.author)
+
+
+def run_pixels(runner: Runner, artifact: Artifact, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The main output, float32 [n, K], of any number of prepared images.
+
+    Args:
+        runner: The artifact, opened.
+        artifact: What is run.
+        pixels: uint8 [n, height, width, channels].
+
+    Raises:
+        MachineError: VD4004, VD4007, the engine failed.
+    """
+    parts = (pixels[start : start + _PART] for start in range(0, len(pixels), _PART))
+    return np.concatenate([run_main(runner, images.to_tensor(part, artifact.spec.input), artifact.spec) for part in parts])
+
+
+def require_room(count: int, artifact: Artifact) -> None:
+    """Refuse more images than a golden batch may have.
+
+    Raises:
+        UsageError: VD2011.
+    """
+    contract = artifact.spec.input
+    most = (_LARGEST >> 1) // (contract.height * contract.width * contract.channels)
+    if count > max(most, IMAGES):
+        message = f"{count:,} images of {contract.height} x {contract.width} are too many for a golden batch"
+        raise UsageError("VD2011", message, fix=f"use --golden {most:,} or fewer")
 
 
 def read(artifact: Artifact) -> Golden | None:
@@ -92,11 +143,16 @@ def read(artifact: Artifact) -> Golden | None:
             raise ValueError("too large")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             golden = Golden(arrays["pixels"], arrays["output"], str(arrays["engine"]))
+            if "original" in arrays:
+                golden = golden._replace(original=arrays["original"], author=str(arrays["author"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as exc:
         raise InputError("VD3010", f"is damaged: {exc}", file=path, fix="make the artifact again") from exc
     contract = artifact.spec.input
     shape = (contract.height, contract.width, contract.channels)
     if golden.pixels.shape[1:] != shape or len(golden.output) != len(golden.pixels) or not len(golden.pixels):
         message = f"holds images {list(golden.pixels.shape)}, the model takes {list(shape)}"
+        raise InputError("VD3010", message, file=path, fix="make the artifact again")
+    if golden.original is not None and golden.original.shape != golden.output.shape:
+        message = f"holds outputs {list(golden.output.shape)} and, of the original, {list(golden.original.shape)}"
         raise InputError("VD3010", message, file=path, fix="make the artifact again")
     return golden

@@ -52,14 +52,16 @@ def try_out(source: Artifact, made: Artifact, plan: Plan, pictures: Pictures | N
     options = OpenConfig(threads=config.threads)
     engines = list_judges(config.target)
     counts = {}
+    kept = golden.read(source) or golden.make(source, options)
     for engine in engines:
         with closing(load(engine).open(made, options)) as runner:
             counts[engine] = census(plan, runner.kernels(), engine)
             require(counts[engine])
             if engine == engines[0]:
-                golden.of(runner, made).write(made.folder)
+                golden.of(runner, made, kept).write(made.folder)
     if not engines:
-        golden.make(made, options).write(made.folder)
+        with closing(golden.open_first(made, options)) as first:
+            golden.of(first, made, kept).write(made.folder)
         unsaid = f"{config.precision.upper()}: not run here: no engine of the target {config.target!r} is installed"
         return Acceptance(counts, verdict=unsaid)
     if not config.verify:

@@ -82,7 +82,7 @@ def write(  # noqa: PLR0913 (three of them are keywords that only one caller giv
         precision=config.precision,
         entry=MODEL,
         weights=artifact.weights.name if config.keep_original and artifact.weights else None,
-        original=artifact.locate_weights(folder),
+        original=artifact.locate_original(folder),
         spec=source.spec,
         made_by="quantize",
         config=config,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 
 import msgspec
 
 from vitdeploy.artifact import Artifact, ArtifactLike
-from vitdeploy.backends.table import (
-    REFERENCE,
-    is_installed,
-)
+from vitdeploy.backends.table import REFERENCE, list_engines
 from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
@@ -19,6 +17,7 @@ from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.doubts import list_doubts
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Report
+from vitdeploy.verbs.reference import find_float, has_original, name_place
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 
 
@@ -46,22 +45,11 @@ def bench(
     if not models:
         raise UsageError("VD2010", "no artifact to measure", fix="give one or more")
     engines = [choose_engines(config.backends, artifact) for artifact in models]
-    subjects: list[Subject] = []
-    originals: dict[bytes, str] = {}
-    notes: list[str] = []
     labels = _make_labels(models)
-    originals_differ = len({key for key in map(_identify_original, models) if key is not None}) > 1
+    plan = _Plan(models, labels, engines)
     for artifact, label, names in zip(models, labels, engines, strict=True):
-        before = f"{label} / " if len(models) > 1 else ""
-        key = _identify_original(artifact)
-        if key is not None and key not in originals and is_installed(REFERENCE):
-            originals[key] = f"{before}{REFERENCE}" if originals_differ else REFERENCE
-            subjects.append(Subject(originals[key], artifact, REFERENCE, originals[key]))
-        reference = None if key is None else originals.get(key)
-        if reference is None:
-            notes.append(f"{label}: no speed-up, {explain_no_original(artifact)}")
-        notes += note_misfits(names, artifact)
-        subjects += [Subject(f"{before}{engine}", artifact, engine, reference) for engine in names]
+        plan.add(artifact, label, names)
+    subjects, notes = plan.settle()
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
     measured = latency.measure(subjects, config, progress=progress)
@@ -74,11 +62,70 @@ def bench(
     }
     return Report(
         title="bench",
-        reference=subjects[0].name,
+        reference=next((each.reference for each in subjects if each.reference is not None), ""),
         rows=measured.rows,
         settings=settings,
         notes=(*notes, *list_doubts(measured, config)),
     )
+
+
+class _Plan:
+    """What is measured, and beside what: originals once each, and FP32 files where the original can't be run."""
+
+    def __init__(self, models: list[Artifact], labels: list[str], engines: list[tuple[str, ...]]) -> None:
+        self._subjects: list[Subject] = []
+        self._notes: list[str] = []
+        self._several = len(models) > 1
+        self._originals: dict[bytes, str] = {}
+        self._stand_ins: dict[str, list[tuple[str, str]]] = {}
+        self._differ = len({key for key in map(_identify_original, models) if key is not None}) > 1
+        floats = zip(models, labels, engines, strict=True)
+        self._floats = {each.id: self._name(label, names[0]) for each, label, names in floats if each.is_float and names}
+        """FP32 files that are measured anyway, by id, to the row that others are compared with."""
+
+    def _name(self, label: str, engine: str) -> str:
+        return f"{label} / {engine}" if self._several else engine
+
+    def add(self, artifact: Artifact, label: str, engines: tuple[str, ...]) -> None:
+        """An artifact in its engines, behind what it is compared with."""
+        reference = self._find_original(artifact, label) or self._find_float(artifact, label)
+        self._subjects += [Subject(self._name(label, engine), artifact, engine, reference) for engine in engines]
+        self._notes += note_misfits(engines, artifact)
+        if reference is None:
+            self._notes.append(f"{label}: no speed-up: {explain_no_original(artifact)}")
+        elif reference not in self._originals.values():
+            self._stand_ins.setdefault(reference, []).append((label, explain_no_original(artifact)))
+
+    def settle(self) -> tuple[list[Subject], list[str]]:
+        """The subjects, none of which is compared with itself alone, and what a reader must not miss."""
+        compared = {each.reference for each in self._subjects if each.reference != each.name}
+        alone = [name for name in self._stand_ins if name not in compared]
+        subjects = [replace(each, reference=None) if each.reference in alone else each for each in self._subjects]
+        notes = list(self._notes)
+        for name, reasons in self._stand_ins.items():
+            said = "no speed-up" if name in alone else f"speed-ups are over {name}, the FP32 file"
+            notes += [f"{label}: {said}: {why}" for label, why in reasons]
+        return subjects, notes
+
+    def _find_original(self, artifact: Artifact, label: str) -> str | None:
+        key = _identify_original(artifact)
+        if key is None or not has_original(artifact):
+            return None
+        if key not in self._originals:
+            self._originals[key] = self._name(label, REFERENCE) if self._differ else REFERENCE
+            self._subjects.append(Subject(self._originals[key], artifact, REFERENCE, self._originals[key]))
+        return self._originals[key]
+
+    def _find_float(self, artifact: Artifact, label: str) -> str | None:
+        if artifact.id in self._floats:
+            return self._floats[artifact.id]
+        made_of, openers = find_float(artifact), list_engines()
+        if made_of is None or not openers:
+            return None
+        if made_of.id not in self._floats:
+            name = self._floats[made_of.id] = f"{name_place(made_of)} / {openers[0]}"
+            self._subjects.append(Subject(name, made_of, openers[0], name))
+        return self._floats[made_of.id]
 
 
 def _identify_original(artifact: Artifact) -> bytes | None:

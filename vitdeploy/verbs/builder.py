@@ -25,6 +25,7 @@ from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, Recipe, ValidateConfig
 from vitdeploy.render import markdown
+from vitdeploy.render.tables import walk
 from vitdeploy.report import Report, read_report, this_machine
 from vitdeploy.verbs.choice import choose_best
 from vitdeploy.verbs.keys import artifact_digest, data_digest, key_of, model_digest
@@ -179,25 +180,44 @@ def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, pr
     artifacts = [each for each in artifacts if each.record.kind == "onnx" or not named or each.record.kind in named]
     if isinstance(config, BenchConfig):
         return bench(artifacts, config, progress=progress)
-    whole, *others = (validate(artifact, config, progress=progress) for artifact in artifacts)
-    if not others:
-        return whole
-    whole = _name_rows(whole, artifacts[0], whole.reference)
-    for other, artifact in zip(others, artifacts[1:], strict=True):  # the same images and reference: rows of one table
-        rows = _name_rows(other, artifact, whole.reference).rows
-        new = rows[1:] if other.reference == whole.reference else rows
-        notes = [note for note in other.notes if note not in whole.notes]
-        whole = msgspec.structs.replace(whole, rows=(*whole.rows, *new), notes=(*whole.notes, *notes))
-    return judge_validation(whole, config)
+    reports = [validate(artifact, config, progress=progress) for artifact in artifacts]
+    if len(reports) == 1:
+        return reports[0]
+    return judge_validation(_join([_name_rows(*each) for each in zip(reports, artifacts, strict=True)]), config)
 
 
-def _name_rows(report: Report, artifact: Artifact, reference: str) -> Report:
-    """Rows named as `bench` names them: by the artifact's folder, but for the reference that all share."""
-    rows = tuple(
-        row if row.subject == reference else msgspec.structs.replace(row, subject=f"{artifact.folder.name} / {row.subject}")
-        for row in report.rows
-    )
-    return msgspec.structs.replace(report, rows=rows)
+def _join(reports: list[Report]) -> Report:
+    """Reports of several artifacts as one: what was compared with the same thing, on the same images, are rows of one table."""
+    tables: list[Report] = []
+    for table in sorted((part for report in reports for part in walk(report)), key=lambda table: table.is_recorded):
+        same = next((each for each in tables if _can_join(each, table)), None)
+        if same is None:
+            tables.append(table)
+            continue
+        known = {row.subject for row in same.rows}
+        rows = (*same.rows, *(row for row in table.rows if row.subject not in known))
+        notes = (*same.notes, *(note for note in table.notes if note not in same.notes))
+        reference = same.reference or table.reference
+        tables[tables.index(same)] = msgspec.structs.replace(same, rows=rows, notes=notes, reference=reference)
+    whole, *parts = (msgspec.structs.replace(table, parts=(), verdict=None) for table in tables)
+    return msgspec.structs.replace(whole, parts=tuple(parts))
+
+
+def _can_join(one: Report, other: Report) -> bool:
+    """Whether two tables have one reference: the same, or the first row of one that had nothing to be compared with."""
+    first = one.reference or (one.rows[0].subject if one.rows else "")
+    return first == (other.reference or first) and one.is_recorded == other.is_recorded
+
+
+def _name_rows(report: Report, artifact: Artifact) -> Report:
+    """Rows named as `bench` names them: by the artifact's folder, but for a reference that is none of its engines."""
+
+    def name(subject: str) -> str:
+        return f"{artifact.folder.name} / {subject}" if subject in TABLE and subject != REFERENCE else subject
+
+    rows = tuple(msgspec.structs.replace(row, subject=name(row.subject)) for row in report.rows)
+    parts = tuple(_name_rows(part, artifact) for part in report.parts)
+    return msgspec.structs.replace(report, rows=rows, reference=name(report.reference), parts=parts)
 
 
 def _runs_here(artifact: Artifact) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.table import TABLE
+from vitdeploy.backends.table import REFERENCE, TABLE
 from vitdeploy.proof.thresholds import AGREES, ALIKE, CORRELATES, COSINE, ENOUGH, LOSES
+from vitdeploy.render.tables import walk
 from vitdeploy.report import Metric, Report
 
 Metrics = Mapping[str, Metric]
@@ -56,7 +57,10 @@ def choose_best(artifacts: Sequence[Artifact], parts: Sequence[Report]) -> Choic
     if best is None:
         return None
     speedup = best.speed.get("speedup")
-    times = f", {speedup.value:.2f}x the original" if speedup else ""
+    reference = reports["bench"].reference
+    slower = "the original" if reference.endswith(REFERENCE) else reference
+    itself = reference in (best.engine, f"{best.folder} / {best.engine}")
+    times = f", {speedup.value:.2f}x {slower}" if speedup and not itself else ""
     words = f"Best: {best.folder} in {best.engine}: {best.ms:.3g} ms{times}, {_describe(best.parity)}."
     if candidates[0] is not best:
         other = candidates[0]
@@ -69,7 +73,8 @@ def _pair(artifacts: Sequence[Artifact], validated: Report, benched: Report) -> 
     for number, artifact in enumerate(artifacts):
         for engine in TABLE:
             names = {f"{artifact.folder.name} / {engine}"} | ({engine} if number == 0 else set())
-            parity = [row.metrics for row in validated.rows if row.subject in names and row.subject != validated.reference]
+            tables = ((table, row) for table in walk(validated) for row in table.rows)
+            parity = [row.metrics for table, row in tables if row.subject in names and row.subject != table.reference]
             speed = [row.metrics for row in benched.rows if row.subject in names]
             if parity and speed:
                 yield _Candidate(artifact.folder.name, engine, speed[0], parity[0])

@@ -103,7 +103,7 @@ def compile(  # noqa: PLR0913 (two sources, how, where, and the two that every v
             path.rename(folder / path.name)
         shutil.rmtree(work)
         source = rival if rival is not None and rival.id == made.record.parent else artifact
-        seal(folder, msgspec.structs.replace(made.record, original=source.locate_weights(folder)))
+        seal(folder, msgspec.structs.replace(made.record, original=source.locate_original(folder)))
     progress("compile", 1, 1)
     return Artifact.open(out, verify=False)
 

@@ -27,7 +27,7 @@ from vitdeploy.onnxfile.precision import read_precision
 from vitdeploy.onnxfile.summary import summarize
 from vitdeploy.proof import golden
 from vitdeploy.record import Origin
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import InputContract, ModelSpec
 from vitdeploy.words import GIVES, Task
 
 Sizes = tuple[int, ...]
@@ -54,12 +54,12 @@ class Outputs(NamedTuple):
     task: Task | None = None
 
 
-def open_foreign(path: Path, contract: Path, outputs: Outputs | None = None, *, name: str = "") -> Artifact:
+def open_foreign(path: Path, contract: Path | InputContract, outputs: Outputs | None = None, *, name: str = "") -> Artifact:
     """A ViT's ONNX file that was made elsewhere, with what it lacks.
 
     Args:
         path: The file. Its input may have any name, and so may its outputs.
-        contract: The input contract (.toml or .json).
+        contract: The input contract, or its file (.toml or .json).
         outputs: The main output and what it is. It is the first of numbers [N, K] by the shapes that the file declares or,
             where it does not say, that one run shows; else the first of all, as a vector.
         name: Of the model; the file's without one.
@@ -73,7 +73,8 @@ def open_foreign(path: Path, contract: Path, outputs: Outputs | None = None, *, 
     outputs = outputs or Outputs()
     model = check.check_file(path).model
     graph, nodes = summarize(model), Nodes(model)
-    spec = ModelSpec(name=name or path.stem, network="module", input=read_contract(contract))
+    known = contract if isinstance(contract, InputContract) else read_contract(contract)
+    spec = ModelSpec(name=name or path.stem, network="module", input=known)
     if len(graph.inputs) != 1 or not graph.outputs:
         raise InputError("VD3107", f"has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one image", file=path)
     candidates = _list_candidates(path, graph.outputs, outputs.name)

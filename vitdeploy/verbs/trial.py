@@ -21,7 +21,11 @@ from vitdeploy.errors import MachineError
 
 def explain_no_original(artifact: Artifact) -> str:
     """Why the PyTorch original of an artifact is not the reference."""
-    return f"it {artifact.explain_no_weights()}" if artifact.weights is None else "PyTorch is not installed"
+    if artifact.weights is not None:
+        return "PyTorch is not installed"
+    if code := artifact.record.origin.module:
+        return f"it is the code {code}, which is imported only where --against names it"
+    return f"it {artifact.explain_no_weights()}"
 
 
 def note_misfits(engines: Iterable[str], artifact: Artifact) -> list[str]:

@@ -1,24 +1,23 @@
-"""The verb `validate`: is it the same, and is it as good; always against the PyTorch original.
+"""The verb `validate`: is it the same, and is it as good; against the PyTorch original wherever that can be run.
 
-An artifact carries its original (spec and weights), so there is no second argument to get wrong. A bare .onnx does not,
-and a device has no PyTorch: then the first engine is the reference, and the report says so.
+An artifact carries its original (spec and weights), so nothing has to be named. Where the original can't be run, `reference` says
+what stands for it; what it gave for the golden batch is then a table of its own.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
+import msgspec
+
 from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
-from vitdeploy.backends.table import (
-    REFERENCE,
-    is_installed,
-)
+from vitdeploy.backends.table import REFERENCE
 from vitdeploy.data import Batch, Batches, Counts, Dataset, LoadConfig, images, open_dataset, synthetic
 from vitdeploy.data.dataset import explain_turned
 from vitdeploy.data.stacks import save
@@ -26,10 +25,12 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.parity import Parity
 from vitdeploy.progress import Progress, silent
+from vitdeploy.proof.golden import Golden, run_pixels
 from vitdeploy.recipe import ValidateConfig
-from vitdeploy.report import Metric, Report, Row
+from vitdeploy.report import RECORDED, Metric, Report, Row
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
+from vitdeploy.verbs.reference import Reference, find_reference, read_recorded, take_reference
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 from vitdeploy.words import GIVES
 
@@ -44,6 +45,7 @@ def validate(
     artifact: ArtifactLike,
     config: ValidateConfig | None = None,
     *,
+    against: ArtifactLike | None = None,
     data: Iterable[object] | None = None,
     progress: Progress = silent,
 ) -> Report:
@@ -52,17 +54,21 @@ def validate(
     Args:
         artifact: What to prove, or a path of it.
         config: Data, sample, engines, threads; None is parity on generated images.
+        against: What to compare with in place of the original: an artifact, an ONNX file, or ``package.file:factory``, WHICH IS
+            IMPORTED AND RUN.
         data: Images of a program in place of files: arrays [H, W, C] or [C, H, W], or pairs of one and its label (a class
             number or name); what their numbers are, `data.arrays` says. Of these the first `limit` are used.
         progress: Hears of every batch.
 
     Returns:
         A row for the reference and one for each engine: parity metrics (see `Parity.metrics`) for the engines, accuracy
-        metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes. The verdict holds engines
-        that compute in FP32 to parity, and all to the limits of ``config``; a miss is no error.
+        metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes. Where the original can't be
+        run, another table compares with what it gave for the golden batch. The verdict holds engines that compute in FP32 to
+        parity, and all to the limits of ``config``; a miss is no error.
 
     Raises:
-        UsageError: VD2003, a limit without its unit; VD2009, no such backend; VD2013, one that does not open this artifact.
+        UsageError: VD2003, a limit without its unit; VD2009, no such backend; VD2010, there is nothing to compare with;
+            VD2013, a backend that does not open this artifact; and as `reference.take_reference`.
         MachineError: VD4001, an engine, or every engine, is not installed; VD4004, one failed; VD4007, VD4008 one crashed
             or hung.
         InputError: The data can't be read (see `open_dataset` and `Dataset.batches`), or VD3106, their labels do not fit, or
@@ -70,30 +76,46 @@ def validate(
     """
     artifact, config = Artifact.take(artifact), config or ValidateConfig()
     choose_thresholds(config)  # a limit that makes no sense costs no minutes
-    names, notes = _choose_subjects(artifact, config.backends)
-    notes += note_misfits(names, artifact)
+    engines = choose_engines(config.backends, artifact)
+    reference = find_reference(artifact, engines, config.backends) if against is None else take_reference(artifact, against)
+    recorded = read_recorded(artifact, reference)
     with ExitStack() as stack:
         given = _open_data(config, data, stack)
-        trial = _Trial(artifact, names, given)
-        options = OpenConfig(threads=config.threads)
-        runners = {name: stack.enter_context(closing(open_in_child(name, artifact, options))) for name in names}
-        batches = stack.enter_context(_open_batches(given, artifact.spec.input, config))
+        trial = _Trial(artifact, reference, engines, given)
+        trial.require_meaning(recorded, config)
+        trial.open(stack, OpenConfig(threads=config.threads))
+        tables = [] if recorded is None else [trial.compare_recorded(recorded)]
+        if trial.compares:
+            tables.insert(0, _measure(trial, given, config, progress))
+    whole, *parts = tables
+    notes = note_misfits(engines, artifact)
+    if recorded is None and (reference is None or not reference.settled):
+        ask = "" if reference is not None else f": {explain_no_original(artifact)}; name something to compare with (--against)"
+        notes.append(f"Parity with the original was not measured{ask}.")
+    if assumption := artifact.record.origin.assumption:
+        notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
+    report = msgspec.structs.replace(whole, notes=(*notes, *whole.notes), parts=tuple(parts))
+    return judge_validation(report, config)
+
+
+def _measure(trial: _Trial, given: Dataset | None, config: ValidateConfig, progress: Progress) -> Report:
+    """The images through everything, and the table of it."""
+    with _open_batches(given, trial.artifact.spec.input, config) as batches:
         total = len(given.chosen(_make_load_config(config))) if given is not None else batches.counts.listed
         for batch in batches:
             progress("validate", min(batches.counts.used + batches.counts.bad - len(batch.pixels), total - 1), total)
-            trial.add(batch, runners)
-        settings = {name: runner.settings for name, runner in runners.items()}
+            trial.add(batch)
     progress("validate", total, total)
     if not config.allow_shifted_labels:
         trial.refuse_shift(config.data)
-    rows = tuple(Row(name, trial.metrics(name), settings[name]) for name in names)
     facts, remarks = _describe_data(given, batches.counts, config, trial)
-    facts = {"artifact": artifact.name, **facts}
-    if assumption := artifact.record.origin.assumption:
-        notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
-    notes += [*remarks, *trial.warnings()]
-    report = Report(title="validate", reference=rows[0].subject, rows=rows, settings=facts, notes=tuple(notes))
-    return judge_validation(report, config)
+    rows = tuple(Row(name, trial.metrics(name), trial.runners[name].settings) for name in trial.names)
+    settings = {"artifact": trial.artifact.name, **facts}
+    remarks += trial.warnings()
+    if trial.reference is None:
+        return Report(title="validate", rows=rows, settings=settings, notes=tuple(remarks))
+    notes = tuple(note for note in (trial.reference.note, *remarks) if note)
+    return Report(title="validate", reference=trial.reference.name, rows=rows, settings=settings, notes=notes)
 
 
 def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: ExitStack) -> Dataset | None:
@@ -107,24 +129,85 @@ def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: Ex
 
 
 class _Trial:
-    """One pass of `validate`: what is counted, and for whom."""
+    """One pass of `validate`: what is run, what is counted, and for whom.
 
-    def __init__(self, artifact: Artifact, names: tuple[str, ...], data: Dataset | None) -> None:
-        spec = artifact.spec
-        self.reference, *others = names
-        self.spec = spec
-        self.parity = {name: Parity(spec.task, probabilities=spec.probabilities) for name in others}
-        self.accuracy = Accuracy(self.reference, tuple(others))
+    Attributes:
+        artifact: What is validated.
+        reference: What it is compared with; None where there is nothing.
+        names: The rows, the reference first.
+        runners: The same, opened.
+    """
+
+    def __init__(self, artifact: Artifact, reference: Reference | None, engines: tuple[str, ...], data: Dataset | None) -> None:
+        self.artifact, self.spec, self.reference = artifact, artifact.spec, reference
+        self.engines, self.data = engines, data
+        others = [name for name in engines if reference is None or name != reference.name]
+        self.names = (*([] if reference is None else [reference.name]), *others)
+        self.runners: dict[str, Runner] = {}
+        compared = self.names[1:] if reference is not None else ()
+        self.parity = {name: Parity(self.spec.task, probabilities=self.spec.probabilities) for name in compared}
+        self.accuracy = Accuracy(self.names[0], self.names[1:])
         self.class_map = None
-        if data is not None and data.labels is not None and spec.classifies:
-            self.class_map = data.class_map(spec.labels, spec.classes)
+        if data is not None and data.labels is not None and self.spec.classifies:
+            self.class_map = data.class_map(self.spec.labels, self.spec.classes)
 
-    def add(self, batch: Batch, runners: Mapping[str, Runner]) -> None:
+    @property
+    def compares(self) -> bool:
+        """Whether images tell anything: there is a reference, or they have labels."""
+        return self.reference is not None or self.class_map is not None
+
+    def require_meaning(self, recorded: Golden | None, config: ValidateConfig) -> None:
+        """Refuse a table that would compare an engine with itself.
+
+        Raises:
+            UsageError: VD2010.
+        """
+        if not self.compares and recorded is None:
+            message = (
+                f"there is nothing to compare with: {explain_no_original(self.artifact)}, and {self.names[0]} is all that runs"
+            )
+            fix = "give --against ARTIFACT, an .onnx or package.file:factory" + "; or labelled images (--data)" * (
+                config.data is None
+            )
+            raise UsageError("VD2010", message, file=self.artifact.model, fix=fix)
+
+    def open(self, stack: ExitStack, options: OpenConfig) -> None:
+        """Open everything, until the stack ends."""
+        for name in self.names:
+            if self.reference is not None and name == self.reference.name:
+                runner = self.reference.open(options)
+            else:
+                runner = open_in_child(name, self.artifact, options)
+            self.runners[name] = stack.enter_context(closing(runner))
+
+    def compare_recorded(self, recorded: Golden) -> Report:
+        """The engines beside what the original gave, somewhere else, for the golden batch."""
+        name, count = recorded.author + RECORDED, len(recorded.pixels)
+        assert recorded.original is not None
+        rows = [Row(name, {}, {"backend": recorded.author, "precision": "fp32"})]
+        for engine in self.engines:
+            runner, parity = self.runners[engine], Parity(self.spec.task, probabilities=self.spec.probabilities)
+            parity.add(recorded.original, run_pixels(runner, self.artifact, recorded.pixels))
+            rows.append(Row(engine, parity.metrics(), runner.settings))
+        what = "PyTorch" if recorded.author == REFERENCE else f"the FP32 file in {recorded.author}"
+        why = explain_no_original(self.artifact)
+        notes = [f"The original was not run: {why}. Compared with what {what} gave for the {count} images of the golden batch."]
+        if not self.compares and self.data is None:
+            notes.append("No data were given: accuracy was not measured.")
+        elif not self.compares and self.data is not None:
+            notes.append(f"WARNING: {self.data.name} was not used: no labels fit, and nothing runs to compare with (--against).")
+        facts = {"artifact": self.artifact.name, "data": "golden batch", "images": count}
+        return Report(title="validate", reference=name, rows=tuple(rows), settings=facts, notes=tuple(notes))
+
+    def add(self, batch: Batch) -> None:
         """Run one batch through everything."""
-        tensor = images.to_tensor(batch.pixels, self.spec.input)
-        outputs = {name: run_main(runner, tensor, self.spec) for name, runner in runners.items()}
+        specs = {} if self.reference is None else {self.reference.name: self.reference.spec}
+        outputs = {}
+        for name, runner in self.runners.items():
+            spec = specs.get(name, self.spec)
+            outputs[name] = run_main(runner, images.to_tensor(batch.pixels, spec.input), spec)
         for name, parity in self.parity.items():
-            parity.add(outputs[self.reference], outputs[name])
+            parity.add(outputs[self.names[0]], outputs[name])
         if self.class_map is not None and batch.labels is not None:
             self.accuracy.add(outputs, self.class_map[batch.labels])
 
@@ -143,10 +226,10 @@ class _Trial:
         ]
         if not self._is_guessing():
             return warnings
-        top1 = self.accuracy.metrics(self.reference)["top1"].value
+        top1 = self.accuracy.metrics(self.names[0])["top1"].value
         words = self._find_shift() or "the label order or the preprocessing is probably wrong"
         images, classes = self.accuracy.images, self.accuracy.classes
-        seen = f"top-1 of the reference is {100 * top1:.1f} % on {images:,} images of {classes} classes"
+        seen = f"top-1 of {self._call_first()} is {100 * top1:.1f} % on {images:,} images of {classes} classes"
         warnings.append(f"WARNING: {seen}, hardly better than guessing; {words}")
         return warnings
 
@@ -157,35 +240,28 @@ class _Trial:
             InputError: VD3106.
         """
         if self._is_guessing() and (shift := self._find_shift()):
-            top1 = self.accuracy.metrics(self.reference)["top1"].value
-            message = f"top-1 of the reference is {100 * top1:.1f} %, and {shift}"
+            top1 = self.accuracy.metrics(self.names[0])["top1"].value
+            message = f"top-1 of {self._call_first()} is {100 * top1:.1f} %, and {shift}"
             fix = "number the labels from 0 in the model's order, or pass --allow-shifted-labels"
             raise InputError("VD3106", message, file=file, fix=fix)
 
+    def _call_first(self) -> str:
+        return "the reference" if self.reference is not None else self.names[0]
+
     def _is_guessing(self) -> bool:
         """Whether enough images show the reference's top-1 to be near that of a guess."""
-        top1, classes = self.accuracy.metrics(self.reference)["top1"], self.accuracy.classes
+        top1, classes = self.accuracy.metrics(self.names[0])["top1"], self.accuracy.classes
         if self.accuracy.images < ENOUGH or classes < 2 or top1.low is None:
             return False
         return top1.low <= 1 / classes or (classes > 4 and top1.value < 2 / classes)
 
     def _find_shift(self) -> str:
         """That labels are off by one, in words; "" where they are not."""
-        top1, classes = self.accuracy.metrics(self.reference)["top1"].value, self.accuracy.classes
+        top1, classes = self.accuracy.metrics(self.names[0])["top1"].value, self.accuracy.classes
         shift, share = max(self.accuracy.measure_shifts().items(), key=lambda item: item[1])
         if share <= 3 * top1 or share <= 2 / classes:
             return ""
         return f"with every label {shift:+d} it would be {100 * share:.1f} %: the labels are shifted by one"
-
-
-def _choose_subjects(artifact: Artifact, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """Names of the backends, the reference first, and why it is not the original if it is not."""
-    engines = choose_engines(wanted, artifact)
-    if REFERENCE in wanted or (artifact.weights is not None and is_installed(REFERENCE)):
-        return (REFERENCE, *engines), []
-    why = explain_no_original(artifact)
-    note = f"The reference is {engines[0]}, not the PyTorch original: {why}. Parity with PyTorch was not measured."
-    return engines, [note]
 
 
 def _make_load_config(config: ValidateConfig) -> LoadConfig:

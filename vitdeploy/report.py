@@ -143,7 +143,7 @@ def read_report(path: Path) -> Report:
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
     except (ValueError, RecursionError) as exc:
-        fix = "give the file that `vitdeploy validate -o FILE.json` or `bench` wrote"
+        fix = "give the file that `vitdeploy validate ARTIFACT -o FILE.json` or `bench` wrote"
         raise InputError("VD3028", f"is no report: {first_line(exc)}", file=path, fix=fix) from exc
 
 

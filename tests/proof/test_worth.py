@@ -67,7 +67,7 @@ def test_not_worth_it_for_speed(speed, words):
 
 def test_an_interval_that_holds_both_says_nothing():
     said = verdict("int8", "fp32", numbers(speedup=Metric(1.3, "x", 0.9, 1.7)))
-    assert said.endswith("too noisy to say: measure again with vitdeploy bench when nothing else runs")
+    assert said.endswith("too noisy to say: when nothing else runs, measure again: vitdeploy bench ARTIFACT")
 
 
 def test_a_wide_interval_gives_no_number():
@@ -76,7 +76,7 @@ def test_a_wide_interval_gives_no_number():
     assert said.startswith("INT8: between 1.20x and 5.90x the speed of FP32, agreement")
     assert said.endswith(": worth it")
     said = verdict("int8", "fp32", numbers(speedup=Metric(1.4, "x", 1.02, 2.0)))
-    assert said.endswith("too noisy to say: measure again with vitdeploy bench when nothing else runs")
+    assert said.endswith("too noisy to say: when nothing else runs, measure again: vitdeploy bench ARTIFACT")
 
 
 def test_the_lower_end_of_the_interval_decides():
@@ -104,7 +104,7 @@ def test_numbers_without_an_interval_have_no_brackets():
 def test_low_agreement_is_a_warning():
     said = verdict("int8", "fp32", numbers(agreement=0.90, width=0.03))
     assert "agreement 90.0 % [87.0, 91.5]" in said
-    assert said.endswith("check the accuracy first: vitdeploy validate with labelled images")
+    assert said.endswith("check the accuracy first, on labelled images: vitdeploy validate ARTIFACT --data DIR")
 
 
 def test_few_images_are_not_enough_to_say_that_accuracy_is_kept():
@@ -151,7 +151,7 @@ def test_labels_agree_one_by_one():
     said = verdict("int8", "fp32", numbers(task="multi_label"))
     assert said.endswith("agreement of labels 99.6 % [99.1, 99.8] on 256 images: worth it")
     said = verdict("int8", "fp32", numbers(task="multi_label", agreement=0.8))
-    assert said.endswith("fast, but check the accuracy first, by your own labels: vitdeploy predict --json")
+    assert said.endswith("fast, but check the accuracy first, by your own labels: vitdeploy predict ARTIFACT IMAGE --json")
 
 
 def test_without_images_or_times():

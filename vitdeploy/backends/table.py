@@ -274,7 +274,7 @@ def require_fit(name: str, artifact: Artifact) -> None:
         fix = f"use --backend {kind}, or compile the ONNX artifact for {name}"
         raise UsageError("VD2013", f"was compiled for {kind}, not for {name}", file=artifact.model, fix=fix)
     if kind == "onnx" and row.compiled_only:
-        fix = f"run: vitdeploy compile ARTIFACT --backend {name}"
+        fix = f"run: vitdeploy compile ARTIFACT --backend {name} -o OUT"
         raise UsageError("VD2013", f"has to be compiled before {name} can run it", file=artifact.model, fix=fix)
 
 

@@ -12,12 +12,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vitdeploy.checkpoints.conversion import State, count
+from vitdeploy.checkpoints.source import ANY_MODULE
 from vitdeploy.errors import InputError
 from vitdeploy.models.relative import EXTRA
 from vitdeploy.spec import FinalNorm, Head, SpecFields
 
 _RELATIVE = "rel_pos_bias.relative_position_bias_table"
 BLOCK = "blocks.{i}.norm1.weight"
+_CONFIGURE = (
+    "give a folder with the weights and a config.json that says the size it was trained for, in pixels: "
+    '{"architecture": "NAME", "pretrained_cfg": {"input_size": [3, HEIGHT, WIDTH]}}'
+)
 
 
 class Positions(NamedTuple):
@@ -104,7 +109,7 @@ def places(state: State, read: SpecFields, hint: tuple[int, int] | None, path: P
     Args:
         state: Tensors by our names.
         read: What `fields` gave.
-        hint: Rows and columns of patches from the configuration's image size, or None.
+        hint: Rows and columns of patches from the configuration's image size, or None where none is read.
         path: For messages.
 
     Raises:
@@ -123,7 +128,7 @@ def places(state: State, read: SpecFields, hint: tuple[int, int] | None, path: P
             if grid and grid[0] * grid[1] == rows - own > 0:
                 return Positions(grid, given)
     message = f"has a position table of {rows} rows, which is no square grid of patches"
-    fix = "put a config.json beside it whose input_size says the image's height and width"
+    fix = ANY_MODULE if hint is None else _CONFIGURE
     raise InputError("VD3015", message, file=path, fix=fix)
 
 

@@ -157,7 +157,7 @@ def spec(checkpoint: Checkpoint, architecture: str | None) -> ModelSpec:
     name = architecture or config.architecture
     if name is None:
         message = "holds timm's weights but not the architecture's name, which alone tells heads, activation and pool"
-        fix = "give the architecture's name: vitdeploy export NAME --weights FILE"
+        fix = "give the architecture's name: vitdeploy export NAME --weights FILE -o OUT"
         raise InputError("VD3015", message, file=checkpoint.path, fix=fix)
     known = understand(name, checkpoint.path)
     state = convert(checkpoint.state, RULES).state

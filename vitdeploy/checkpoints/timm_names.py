@@ -234,7 +234,7 @@ def understand(name: str, path: Path) -> Architecture:
             gated=re.fullmatch(_GATED, bare) is not None,
             table=re.fullmatch(_NO_TABLE, bare) is None,
         )
-    fix = nearest(bare, [*VARIANTS, *EXAMPLES]) or "name one that timm has; see: timm.list_models('vit_*')"
+    fix = nearest(bare, [*VARIANTS, *EXAMPLES]) or "name a ViT of timm's; to see many of them, run: vitdeploy models"
     raise UsageError("VD2001", f"no ViT architecture is named {bare!r}", fix=fix)
 
 

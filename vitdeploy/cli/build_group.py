@@ -160,7 +160,7 @@ def quantize(
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
     config = read_settings(vd.QuantizeConfig, **given, keep_original=keep_original, threads=threads)
     artifact = vd.quantize(open_source(source, contract, output, task), config, out, force=force, progress=progress)
-    following = f"compile {{}} --backend {artifact.engine}" if must_be_compiled(artifact) else "validate {} --data DIR"
+    following = f"compile {{}} --backend {artifact.engine} -o OUT" if must_be_compiled(artifact) else "validate {} --data DIR"
     return answers.answer_artifact(artifact, tables.tabulate_quantized(artifact), following)
 
 

@@ -146,7 +146,8 @@ CODES: dict[str, Code] = {
     "VD3026": Code(
         "The graph holds something that the engine can't run as it is meant: it is refused before the engine sees it.",
         "model.onnx: keeps data in a file named 'weights.bin'; save it with another name",
-        "Do what the line says; for TensorRT write the file with `vitdeploy quantize --backend tensorrt`.",
+        "Do what the line says; for TensorRT write the file from the FP32 artifact with "
+        "`vitdeploy quantize ARTIFACT --backend tensorrt --data DIR -o OUT`.",
     ),
     "VD3027": Code(
         "The ONNX file would crash or mislead an engine: impossible sizes, offsets that reach past a file, data missing.",
@@ -156,8 +157,8 @@ CODES: dict[str, Code] = {
     ),
     "VD3028": Code(
         "The file is not a report of this tool, or is cut off: a gate reads what `validate`, `bench` or `build` wrote as JSON.",
-        "run.json: is no report: Object missing required field `title`; give the file that `vitdeploy validate -o FILE.json` "
-        "or `bench` wrote",
+        "run.json: is no report: Object missing required field `title`; give the file that "
+        "`vitdeploy validate ARTIFACT -o FILE.json` or `bench` wrote",
         "Write the report again with `-o NAME.json`; Markdown is for people.",
     ),
     "VD3029": Code(

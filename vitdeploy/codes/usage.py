@@ -71,7 +71,8 @@ CODES: dict[str, Code] = {
     ),
     "VD2013": Code(
         "The artifact was compiled for another engine, or has to be compiled before this engine can run it.",
-        "vit/model.onnx: has to be compiled before tensorrt can run it; run: vitdeploy compile ARTIFACT --backend tensorrt",
+        "vit/model.onnx: has to be compiled before tensorrt can run it; run: "
+        "vitdeploy compile ARTIFACT --backend tensorrt -o OUT",
         "Run compiled artifacts with their own engine; quantize and compile from the ONNX artifact.",
     ),
 }

@@ -80,11 +80,12 @@ def census(plan: Plan, kernels: Iterable[Kernel], engine: str, *, tells: bool = 
     )
 
 
-def require(census: Census) -> None:
+def require(census: Census, target: str = "") -> None:
     """Refuse a model that does not run as planned.
 
     Args:
         census: What `census` returned.
+        target: What the model was quantized for, where that is known.
 
     Raises:
         MachineError: VD4009, planned nodes run in float; names the first ones and the likely cause.
@@ -96,7 +97,9 @@ def require(census: Census) -> None:
         f"{census.engine}: {len(census.missing)} of {sum(census.planned.values())} layers planned for 8 bits do not run in them: "
         f"{first} ({'; '.join(census.reasons)})"
     )
-    raise MachineError("VD4009", message, fix=f"quantize for this engine: --backend {find_engine(census.engine).quantize_target}")
+    own = find_engine(census.engine).quantize_target
+    fix = "use --precision fp16, or report this with the model" if target == own else f"quantize for this engine: --backend {own}"
+    raise MachineError("VD4009", message, fix=fix)
 
 
 def _runs_in_8_bits(kernels: list[Kernel]) -> bool:

@@ -29,10 +29,10 @@ from vitdeploy.spec import ModelSpec
 from vitdeploy.words import Task
 
 _CHECKS: dict[Task, str] = {
-    "single_label": "check the accuracy first: vitdeploy validate with labelled images",
-    "multi_label": "check the accuracy first, by your own labels: vitdeploy predict --json",
-    "regression": "check the error first, by your own numbers: vitdeploy predict --json",
-    "embedding": "check your own search first: vitdeploy predict -o FILE.npy",
+    "single_label": "check the accuracy first, on labelled images: vitdeploy validate ARTIFACT --data DIR",
+    "multi_label": "check the accuracy first, by your own labels: vitdeploy predict ARTIFACT IMAGE --json",
+    "regression": "check the error first, by your own numbers: vitdeploy predict ARTIFACT IMAGE --json",
+    "embedding": "check your own search first: vitdeploy predict ARTIFACT IMAGE -o FILE.npy",
 }
 """What to do where the outputs are not alike enough."""
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
@@ -242,7 +242,7 @@ def _advice(precision: str, source: str, worth: Worth) -> str:
     if worth.speedup.low is not None and worth.speedup.low < (FASTER if _is_vague(worth.speedup) else 1) < (
         worth.speedup.high or 0
     ):
-        return "too noisy to say: measure again with vitdeploy bench when nothing else runs"
+        return "too noisy to say: when nothing else runs, measure again: vitdeploy bench ARTIFACT"
     if speed < FASTER:
         sizes = list(worth.size_mib.values())
         smaller = f", but {sizes[0] / sizes[1]:.1f}x smaller" if len(sizes) == 2 and sizes[0] > 1.2 * sizes[1] else ""

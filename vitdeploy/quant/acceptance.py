@@ -56,7 +56,7 @@ def try_out(source: Artifact, made: Artifact, plan: Plan, pictures: Pictures | N
     for engine in engines:
         with closing(load(engine).open(made, options)) as runner:
             counts[engine] = census(plan, runner.kernels(), engine)
-            require(counts[engine])
+            require(counts[engine], config.target or "")
             if engine == engines[0]:
                 golden.of(runner, made, kept).write(made.folder)
     if not engines:

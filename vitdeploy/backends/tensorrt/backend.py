@@ -206,7 +206,12 @@ class TensorRt:
             raise UsageError("VD2013", message, file=artifact.folder, fix="give the ONNX artifact that it was compiled from")
         if made_for not in (None, "tensorrt"):
             message = f"was quantized for {made_for}"
-            raise UsageError("VD2013", message, file=artifact.folder, fix="run: vitdeploy quantize --backend tensorrt")
+            raise UsageError(
+                "VD2013",
+                message,
+                file=artifact.folder,
+                fix="run: vitdeploy quantize ARTIFACT --backend tensorrt --data DIR -o OUT",
+            )
 
     def _again(self, artifact: Artifact) -> str:
         """What builds an engine again."""

@@ -24,8 +24,8 @@ CODES = frozenset(("int8", "float8e4m3fn", "int4", "float4e2m1"))
 """Element types that QuantizeLinear and DequantizeLinear may have."""
 PLACES = 5
 """Of Q/DQ in an attention: queries, keys, probabilities, values, and what follows the second product."""
-_QUANTIZE = "quantize the FP32 model with: vitdeploy quantize --precision int8 --backend tensorrt"
-_HALVE = "convert the FP32 model with: vitdeploy quantize --precision fp16 --backend tensorrt"
+_QUANTIZE = "quantize the FP32 model with: vitdeploy quantize ARTIFACT --precision int8 --backend tensorrt --data DIR -o OUT"
+_HALVE = "convert the FP32 model with: vitdeploy quantize ARTIFACT --precision fp16 --backend tensorrt --data DIR -o OUT"
 _INTEGER = frozenset(("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "BitShift"))
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _SQUARES = ("Pow", "Mul")

@@ -265,7 +265,7 @@ def test_a_file_of_no_known_source_beside_its_configuration(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(InputError) as caught:
         load(tmp_path / "model.safetensors")
-    assert caught.value.fix.endswith(f"give the folder instead: vitdeploy export {tmp_path}")
+    assert caught.value.fix.endswith(f"give the folder instead: vitdeploy export {tmp_path} -o OUT")
 
 
 def test_two_networks_of_one_file(tmp_path: Path) -> None:

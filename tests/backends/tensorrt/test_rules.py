@@ -82,7 +82,7 @@ def case(name: str):
     def attention(tiny, folder):
         return graphs.attention(folder, TensorProto.FLOAT)
 
-    quantize = "vitdeploy quantize --precision int8 --backend tensorrt"
+    quantize = "vitdeploy quantize ARTIFACT --precision int8 --backend tensorrt --data DIR -o OUT"
     return {
         "MatMulInteger": (integers, ("DynamicQuantizeLinear 'blocks.0.attn.qkv/MatMul/Q'", quantize), "DynamicQuantizeLinear"),
         "uint8 around 128": (unsigned, ("type uint8", "(and 15 more of this kind)", quantize), "Non-zero zero point"),

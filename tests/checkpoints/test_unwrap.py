@@ -211,7 +211,7 @@ def test_choice_is_told_and_can_be_turned() -> None:
             InputError,
             "VD3021",
             "holds 2 dictionaries of tensors ('discriminator', 'generator'), none with a name that is known; save the one that "
-            "counts: torch.save(checkpoint['discriminator'], path)",
+            "counts: torch.save(checkpoint['discriminator'], \"weights.pth\")",
         ),
         (under("model"), "ema", UsageError, "VD2010", "holds no averaged weights beside the others"),
         (under("ema"), "plain", UsageError, "VD2010", "holds no plain weights beside the others"),

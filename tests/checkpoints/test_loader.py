@@ -57,7 +57,7 @@ def size_of(size: tuple[int, int]) -> ExportConfig:
     return ExportConfig(prove_batches=(1, 3), image_size=size)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", [case.name for case in FAMILIES.values()])
 def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
     """One architecture of every family, a bare state dict."""

@@ -14,6 +14,7 @@ from typing import Any
 Name = tuple[str, ...]
 
 MOST_PARTS = 200_000
+DEEPEST = 32  # keys that lead to a tensor: a dictionary that holds itself has no end
 _BROKEN = (ValueError, EOFError, LookupError, struct.error, OverflowError, TypeError, AttributeError)
 
 
@@ -54,7 +55,7 @@ def _walk(top: _Lump) -> Iterator[Name]:
         name, lump = stack.pop()
         if lump.is_tensor:
             yield name
-        else:
+        elif len(name) < DEEPEST:
             stack += [((*name, key), item) for key, item in reversed(lump.items.items())]
 
 
@@ -104,7 +105,10 @@ def _reduce(stack: list[_Lump | None], opcode: Any, argument: object) -> None:  
 
 def _take(stack: list[_Lump | None], count: int | None) -> list[_Lump]:
     """The newest values, oldest first: so many, or down to the mark, which goes too."""
-    start = len(stack) - count if count is not None else len(stack) - 1 - stack[::-1].index(None)
+    if count is None:
+        start = next((place for place in range(len(stack) - 1, -1, -1) if stack[place] is None), -1)
+    else:
+        start = len(stack) - count
     if start < 0:
         raise ValueError("the stack is empty")
     taken = [lump for lump in stack[start:] if lump is not None]

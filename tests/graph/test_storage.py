@@ -46,6 +46,17 @@ def test_a_file_with_weights_beside_it_is_read_edited_and_written_again(tmp_path
     assert (run(tmp_path / "first.onnx", pixels)[0] == run(tmp_path / "second.onnx", pixels)[0]).all()
 
 
+def test_a_smaller_file_holds_what_lay_beside_the_first(tmp_path, monkeypatch) -> None:
+    proto = vits.quick("plain")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "LARGEST_INLINE", 1000)
+        storage.write(vits.canonical(proto), tmp_path / "first.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    storage.write(storage.read(tmp_path / "first.onnx"), tmp_path / "elsewhere" / "second.onnx")
+    pixels = vits.feed(proto, 1)
+    assert (run(tmp_path / "first.onnx", pixels)[0] == run(tmp_path / "elsewhere" / "second.onnx", pixels)[0]).all()
+
+
 def test_metadata_stays_when_none_is_given_and_goes_when_some_is(tmp_path) -> None:
     model = vits.canonical(vits.quick("plain"))
     model.metadata_props["old"] = "kept"

@@ -44,5 +44,6 @@ def write(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None
         if size > LARGEST_INLINE:
             ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
         else:
+            ir.external_data.load_to_model(model)  # else the new file names data that lies beside the old one
             path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     versions.settle(path)

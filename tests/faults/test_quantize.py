@@ -22,6 +22,7 @@ from vitdeploy.backends.targets import settle_target
 from vitdeploy.data import synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError, VitdeployError
 from vitdeploy.quant.halves import HALVES
+from vitdeploy.quant.pictures import open_pictures
 from vitdeploy.recipe import QuantizeConfig
 
 
@@ -211,12 +212,8 @@ def test_an_activation_that_is_no_number_names_tensor_and_image(tiny_artifact, p
         refused(source, config(pictures, precision=precision), tmp_path / "out", "VD3110", "'logits' is nan", ".png'")
 
 
-def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path):
-    """Grey images are fine, a white one is beyond float32; the first images of the folder are not the one."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for index in range(6):
-        Image.fromarray(np.full((16, 24, 3), 128 if index != 4 else 255, np.uint8)).save(folder / f"{index}.png")
+def dazzled(artifact: Artifact, folder: Path) -> Artifact:
+    """Beyond float32 on an image with a white pixel in every channel, and as it was on others."""
 
     def change(model: onnx.ModelProto) -> None:
         gelu = next(node for node in model.graph.node if node.name == "blocks.0.mlp/Gelu")
@@ -240,10 +237,38 @@ def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path)
         taker = next(node for node in nodes[place + 1 :] if gelu.output[0] in node.input and node.op_type == "MatMul")
         taker.input[0] = "divided"
 
-    source = edited(tiny_artifact, tmp_path / "source", change)
-    error = refused(source, config(folder), tmp_path / "out", "VD3110")
-    assert "'4.png'" in str(error)
+    return edited(artifact, folder, change)
+
+
+def write_greys(folder: Path, count: int, white: int) -> Path:
+    """Grey images and a white one."""
+    folder.mkdir()
+    for index in range(count):
+        Image.fromarray(np.full((16, 24, 3), 128 if index != white else 255, np.uint8)).save(folder / f"{index:02}.png")
+    return folder
+
+
+def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path):
+    """The first images of the folder are not the one."""
+    source, folder = dazzled(tiny_artifact, tmp_path / "source"), write_greys(tmp_path / "images", 6, 4)
+    error = refused(source, config(folder), tmp_path / "out", "VD3110", "'04.png'")
     assert "blocks.0.mlp" in str(error) or "divided" in str(error)
+
+
+@pytest.mark.parametrize("settings", [{}, {"verify": True}, {"precision": "fp16"}, {"target": "tensorrt"}])
+def test_an_overflow_on_an_image_that_sets_no_range_names_it_too(tiny_artifact, settings, tmp_path):
+    """The last of twenty is one of the five that are held back."""
+    source, folder = dazzled(tiny_artifact, tmp_path / "source"), write_greys(tmp_path / "images", 20, 19)
+    assert "19.png" in [name for _, names in open_pictures(source, config(folder)).part("held") for name in names]
+    refused(source, config(folder, **settings), tmp_path / "out", "VD3110", "the output 'logits' is nan or infinite", "'19.png'")
+
+
+def test_a_large_folder_is_not_read_to_its_end_for_that(tiny_artifact, tmp_path):
+    """Images are drawn from it: nobody is told that all of them were seen."""
+    source, folder = dazzled(tiny_artifact, tmp_path / "source"), write_greys(tmp_path / "images", 40, 39)
+    options = config(folder, limit=16, verify_images=4)
+    assert not open_pictures(source, options).whole
+    quantize(source, options, tmp_path / "out")
 
 
 # Options

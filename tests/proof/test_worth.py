@@ -22,7 +22,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.latency import Measured
 from vitdeploy.proof import worth as module
 from vitdeploy.proof.thresholds import MOST_ROUNDS, NARROW
@@ -191,7 +191,8 @@ def untimed(monkeypatch):
 
 def batches(artifact, count=20, size=8):
     tensor = images.to_tensor(synthetic.pixels(count, artifact.spec.input), artifact.spec.input)
-    return [tensor[start : start + size] for start in range(0, count, size)]
+    names = [f"image {place}" for place in range(count)]
+    return [(tensor[start : start + size], names[start : start + size]) for start in range(0, count, size)]
 
 
 def changed(artifact, folder, size):
@@ -228,7 +229,7 @@ def test_a_changed_model_against_the_original(tiny_artifact, tmp_path, untimed):
     outputs = []
     for artifact in (tiny_artifact, made):
         with closing(load("onnxruntime").open(artifact, OpenConfig(threads=1))) as runner:
-            outputs.append(np.concatenate([runner.run(batch)["logits"] for batch in batches(artifact, 50)]))
+            outputs.append(np.concatenate([runner.run(batch)["logits"] for batch, _ in batches(artifact, 50)]))
     apart = divergence(*outputs)
     assert found.divergence.value == pytest.approx(apart.mean(), rel=1e-3)
     spread = 1.96 * apart.std(ddof=1) / math.sqrt(50)
@@ -236,6 +237,18 @@ def test_a_changed_model_against_the_original(tiny_artifact, tmp_path, untimed):
     assert 0 <= found.divergence.low < found.divergence.value
     assert found.agreement.value == pytest.approx((outputs[0].argmax(1) == outputs[1].argmax(1)).mean())
     assert not found.held_back
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(0, "check the weights"), (1, "the source gives numbers there")])
+def test_what_is_no_number_is_compared_with_nothing(tiny_artifact, tmp_path, untimed, wrong, words):
+    """The image is named, and which of the two it is."""
+    pair = [tiny_artifact, tiny_artifact]
+    pair[wrong] = changed(tiny_artifact, tmp_path / "made", np.inf)
+    pair = [Artifact(each.folder, msgspec.structs.replace(each.record, weights=None)) for each in pair]
+    said = rf"VD3110.*the output 'logits' is nan or infinite on the image 'image 0'; .*{words}"
+    with pytest.raises(InputError, match=said) as raised:
+        worth(Comparison(*pair, "onnxruntime", OpenConfig(threads=1)), batches(tiny_artifact))
+    assert raised.value.file == str(pair[wrong].model)
 
 
 def test_without_the_original_the_source_is_the_reference(bare_artifact, tmp_path, untimed):
@@ -349,7 +362,7 @@ def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):
 def test_every_batch_that_is_compared_is_heard(tiny_artifact, monkeypatch):
     monkeypatch.setattr(module, "_time", lambda *_: {})
     contract, heard = tiny_artifact.spec.input, []
-    batches = [images.to_tensor(synthetic.pixels(4, contract), contract)] * 3
+    batches = [(images.to_tensor(synthetic.pixels(4, contract), contract), "abcd")] * 3
     comparison = Comparison(tiny_artifact, tiny_artifact, "onnxruntime", OpenConfig(threads=1), images=12)
     worth(comparison, batches, progress=lambda *news: heard.append(news))
     assert heard == [("compare", done, 12) for done in (0, 0, 4, 8, 12)]

@@ -25,7 +25,7 @@ def seen(monkeypatch):
         return Worth(
             engine=comparison.engine,
             reference="",
-            images=sum(map(len, batches)),
+            images=sum(len(names) for _, names in batches),
             held_back=comparison.held_back,
             verdict="judged",
         )

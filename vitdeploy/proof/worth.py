@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from vitdeploy.measure.latency import Goal, Subject
 from vitdeploy.measure.parity import Parity
 from vitdeploy.onnxfile.summary import count_stored_bytes
 from vitdeploy.progress import Progress, silent
+from vitdeploy.proof.finite import require_finite
 from vitdeploy.proof.thresholds import AGREES, ALIKE, CORRELATES, COSINE, ENOUGH, FASTER, MOST_ROUNDS, NARROW, VAGUE
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.record import Worth
@@ -35,6 +36,9 @@ _CHECKS: dict[Task, str] = {
     "embedding": "check your own search first: vitdeploy predict ARTIFACT IMAGE -o FILE.npy",
 }
 """What to do where the outputs are not alike enough."""
+_OVERFLOWS = "the source gives numbers there: add images like this one to --data, or use another --precision"
+Named = tuple[NDArray[Any], Sequence[str]]
+"""Images as a model takes them, [n, ...], and their names."""
 _BENCH = BenchConfig(rounds=8, seconds=0.25, warmup=3)
 
 
@@ -58,15 +62,16 @@ class Comparison(NamedTuple):
     images: int = 0
 
 
-def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: Progress = silent) -> Worth:
+def worth(comparison: Comparison, batches: Iterable[Named], *, progress: Progress = silent) -> Worth:
     """Compare and measure.
 
     Args:
         comparison: The two models and the engine.
-        batches: Images as the contract says; none compares nothing.
+        batches: Images as the contract says, with their names; none compares nothing.
         progress: Hears of every batch and turn.
 
     Raises:
+        InputError: VD3110, one of the two gives NaN or infinity on an image.
         MachineError: The engine failed.
     """
     source, made, engine, *_ = comparison
@@ -80,7 +85,7 @@ def worth(comparison: Comparison, batches: Iterable[NDArray[Any]], *, progress: 
     return msgspec.structs.replace(whole, verdict=verdict(made.record.precision, source.record.precision, whole))
 
 
-def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[NDArray[Any]], progress: Progress) -> Worth:
+def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[Named], progress: Progress) -> Worth:
     source, made, engine, config, held_back, _ = comparison
     name = REFERENCE if reference_engine == REFERENCE else "source"
     spec, total = source.spec, max(1, comparison.images)
@@ -90,9 +95,11 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[ND
     with ExitStack() as stack:
         reference = stack.enter_context(closing(open_in_child(reference_engine, source, config)))
         runner = stack.enter_context(closing(open_in_child(engine, made, config)))
-        for batch in batches:
+        for batch, names in batches:
             progress("compare", min(parity.images, total - 1), total)
             expected, got = (run_main(each, batch, spec) for each in (reference, runner))
+            require_finite(source, spec.output, expected, names)
+            require_finite(made, spec.output, got, names, fix=_OVERFLOWS)
             parity.add(expected, got)
             if spec.classifies:
                 parts.append(divergence(*(_to_logits(rows, spec) for rows in (expected, got))))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import closing
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig
-from vitdeploy.backends.table import list_judges, load
+from vitdeploy.backends.base import OpenConfig, run_main
+from vitdeploy.backends.table import PROVER, list_judges, load
 from vitdeploy.progress import Progress
 from vitdeploy.proof import golden
 from vitdeploy.proof.census import Plan, census, require
-from vitdeploy.proof.worth import Comparison, worth
+from vitdeploy.proof.finite import require_finite
+from vitdeploy.proof.worth import Comparison, Named, worth
 from vitdeploy.quant.pictures import Pictures
 from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.record import Census, Worth
@@ -45,6 +44,7 @@ def try_out(source: Artifact, made: Artifact, plan: Plan, pictures: Pictures | N
         progress: Hears of each step.
 
     Raises:
+        InputError: VD3110, the source or what came out gives NaN or infinity on an image.
         MachineError: VD4009, an engine does not run what was planned; VD4004, VD4006 to VD4008, it failed.
     """
     config = made.record.config
@@ -62,14 +62,25 @@ def try_out(source: Artifact, made: Artifact, plan: Plan, pictures: Pictures | N
     if not engines:
         with closing(golden.open_first(made, options)) as first:
             golden.of(first, made, kept).write(made.folder)
+        _look_through(source, pictures, options)
         unsaid = f"{config.precision.upper()}: not run here: no engine of the target {config.target!r} is installed"
         return Acceptance(counts, verdict=unsaid)
     if not config.verify:
+        _look_through(source, pictures, options)
         return Acceptance(counts)
     held = pictures is not None and pictures.held > 0
-    batches: Iterator[NDArray[Any]] = iter(())
+    batches: Iterable[Named] = ()
     if pictures is not None and pictures.data is not None:
-        batches = pictures.tensors("held" if held else "ranges")
+        batches = pictures.part("held" if held else "ranges")
     images = 0 if pictures is None else pictures.held if held else pictures.used
     measured = worth(Comparison(source, made, engines[0], options, held, images), batches, progress=progress)
     return Acceptance(counts, measured, measured.verdict)
+
+
+def _look_through(source: Artifact, pictures: Pictures | None, options: OpenConfig) -> None:
+    """Where every image of a folder was to be used, also those that nothing is compared on give numbers."""
+    if pictures is None or not pictures.held or not pictures.whole:
+        return
+    with closing(load(PROVER).open(source, options)) as runner:
+        for batch, names in pictures.part("held"):
+            require_finite(source, source.spec.output, run_main(runner, batch, source.spec), names)

@@ -54,6 +54,11 @@ class Pictures:
         return "random" if self.data is None else self.data.name
 
     @property
+    def whole(self) -> bool:
+        """Whether no image of the data set is left out."""
+        return self.data is not None and self.used == len(self.data)
+
+    @property
     def digest(self) -> str:
         """Of the data set; "" for generated images."""
         return "" if self.data is None else self.data.digest

@@ -16,6 +16,7 @@ from vitdeploy.backends.table import PROVER, load
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.onnxfile.summary import read_graph
+from vitdeploy.proof.finite import require_finite
 from vitdeploy.proof.thresholds import REWRITTEN
 from vitdeploy.quant.pictures import Pictures
 
@@ -73,10 +74,7 @@ def compare_rewritten(source: Artifact, rewritten: Path, pictures: Pictures | No
 def _compare(source: Artifact, output: str, values: tuple[Array, Array], names: Sequence[str]) -> float:
     """The largest difference of one output; ``names`` are the images'."""
     expected, rewritten = (each.astype(np.float64) for each in values)
-    bad = ~np.isfinite(expected).reshape(len(expected), -1).all(1)
-    if bad.any():
-        message = f"the output {output!r} is nan or infinite on the image {names[int(bad.argmax())]!r}"
-        raise InputError("VD3110", message, file=source.model, fix="check the weights, and that it takes such images")
+    require_finite(source, output, expected, names)
     apart = float(np.abs(expected - rewritten).max() / (expected.std() or 1.0))
     if not apart <= REWRITTEN:
         message = f"the rewritten graph's output {output!r} differs from the source by {apart:.2g} of its standard deviation"

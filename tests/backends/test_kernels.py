@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -192,6 +193,42 @@ def test_weights_only_without_groups_are_float(tiny_artifact, tmp_path, monkeypa
     runner = Runner(quantizer.write(tmp_path), OpenConfig(threads=1))
     counted = census(Plan(dynamic=quantizer.gemms), runner.kernels(), "openvino")
     assert counted.missing == counted.fallbacks == quantizer.gemms
+
+
+@needs_vnni
+def test_a_bias_that_stays_apart_is_no_convolution(tiny_artifact, tmp_path):
+    """Where the size of a convolution's output is read, OpenVINO adds the bias behind it, under the convolution's name."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 16, 24] pixels) => (float[N, 32, 7] y)
+        <float scale = {1.0}, uint8 zero = {128}, int64[3] flat = {0, 32, -1}, int64 first = {0}, int64[2] rest = {32, 1}>
+        {
+            q = QuantizeLinear(pixels, scale, zero)
+            x = DequantizeLinear(q, scale, zero)
+            [conv] c = Conv(x, weight, bias)
+            tokens = Reshape(c, flat)
+            shape = Shape(c)
+            axis = Constant<value_ints = [0]>()
+            count = Gather(shape, axis)
+            size = Concat<axis = 0>(count, rest)
+            more = Expand(token, size)
+            y = Concat<axis = 2>(tokens, more)
+        }"""
+    model = onnx.parser.parse_model(text)
+    generator = np.random.default_rng(0)
+    codes = generator.integers(-127, 128, (32, 3, 8, 8)).astype(np.int8)
+    arrays = {"codes": codes, "steps": np.full(32, 0.01, np.float32), "zeros": np.zeros(32, np.int8)}
+    arrays |= {"bias": generator.normal(size=32).astype(np.float32), "token": generator.normal(size=(1, 32, 1)).astype(np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    weight = onnx.helper.make_node("DequantizeLinear", ["codes", "steps", "zeros"], ["weight"], axis=0)
+    model.graph.node.insert(0, weight)
+    onnx.save(model, tmp_path / "model.onnx")
+    counted = census(
+        Plan(gemms=("conv",)),
+        kernels(Artifact(tmp_path, Record(spec=tiny_artifact.spec, made_by="test")), "openvino"),
+        "openvino",
+    )
+    assert (counted.missing, counted.counts["conv/int8"]) == ((), 1)
 
 
 @needs_bf16

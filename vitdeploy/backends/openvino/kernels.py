@@ -45,10 +45,11 @@ def _implementations(runtime: Any) -> Counter[tuple[str, ...]]:  # noqa: ANN401 
 
 
 class _Source(NamedTuple):
-    """A product of the source graph: what it is for, and whether a factor is dequantized."""
+    """A product of the source graph: what it is for, whether a factor is dequantized, and what OpenVINO calls it."""
 
     role: Role
     quantized: bool
+    called: str
 
 
 class _Products(NamedTuple):
@@ -65,9 +66,10 @@ def _products(model: Any) -> _Products:  # noqa: ANN401 (openvino.Model, which h
         if kind not in ("MatMul", "Convolution"):
             continue
         weights, integers = zip(*(_origin(node.input_value(side)) for side in (0, 1)), strict=True)
-        name = node.get_friendly_name().removesuffix("/WithoutBiases")  # a Gemm is read as a MatMul and an Add
+        called = node.get_friendly_name()
+        name = called.removesuffix("/WithoutBiases")  # a product with a bias is read as two nodes; the sum has its name
         role: Role = "conv" if kind == "Convolution" else "gemm" if any(weights) else "attention"
-        products.by_name[name] = _Source(role, any(integers))
+        products.by_name[name] = _Source(role, any(integers), called)
         for weight in filter(None, weights):
             products.by_weight.setdefault(weight, []).append(name)
     return products
@@ -113,7 +115,11 @@ def _name_weight(node: Any) -> str:  # noqa: ANN401 (openvino.Node)
 
 def _kernels(layer: _Layer, products: _Products) -> list[tuple[Kernel, int]]:
     """The products of a layer, each with its depth if it may be quantized at run time, else 0; or the layer itself."""
-    names = [name for name in products.by_name if name in layer.names]
+    names = [
+        name
+        for name, source in products.by_name.items()
+        if source.called in layer.names or (name in layer.names and layer.kind in _ROLES)
+    ]
     if not names and layer.kind in _ROLES:  # symmetric activations: it is named after what was fused behind it
         owners = [products.by_weight.get(weight, []) for weight in layer.weights]
         names = [owner[0] for owner in owners if len(owner) == 1]

@@ -207,8 +207,9 @@ def explain_exhaustion(exc: BaseException, who: str = "", file: str | PathLike[s
 
 
 def first_line(exc: BaseException) -> str:
-    """The first non-empty line of an exception's text, at most 300 characters."""
+    """The first line of an exception's text that says something, at most 300 characters; no places in an engine's own source."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception from src/")] or lines
     return (lines[0] if lines else type(exc).__name__)[:300]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
@@ -15,6 +16,9 @@ from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends import table
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.errors import MachineError, UsageError
+from vitdeploy.graph import qdq, storage
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.linear import Linear
 from vitdeploy.proof.census import Plan, census, require
 
 CPU = Path("/proc/cpuinfo")
@@ -218,7 +222,10 @@ def test_a_bias_that_stays_apart_is_no_convolution(tiny_artifact, tmp_path):
     generator = np.random.default_rng(0)
     codes = generator.integers(-127, 128, (32, 3, 8, 8)).astype(np.int8)
     arrays = {"codes": codes, "steps": np.full(32, 0.01, np.float32), "zeros": np.zeros(32, np.int8)}
-    arrays |= {"bias": generator.normal(size=32).astype(np.float32), "token": generator.normal(size=(1, 32, 1)).astype(np.float32)}
+    arrays |= {
+        "bias": generator.normal(size=32).astype(np.float32),
+        "token": generator.normal(size=(1, 32, 1)).astype(np.float32),
+    }
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
     weight = onnx.helper.make_node("DequantizeLinear", ["codes", "steps", "zeros"], ["weight"], axis=0)
     model.graph.node.insert(0, weight)
@@ -229,6 +236,36 @@ def test_a_bias_that_stays_apart_is_no_convolution(tiny_artifact, tmp_path):
         "openvino",
     )
     assert (counted.missing, counted.counts["conv/int8"]) == ((), 1)
+
+
+@needs_vnni
+def test_tokens_that_are_joined_of_two_maps(tiny_artifact, tmp_path):
+    """As a class token that went round a convolution; OpenVINO fails over a Q/DQ pair right behind the Concat."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 16, 24] pixels) => (float[N, 4, 16] y)
+        <int64[3] rows = {0, 3, -1}>
+        {
+            x = Reshape(pixels, rows)
+            first, rest = Split<axis = 1>(x, counts)
+            token = Relu(first)
+            tokens = Concat<axis = 1>(token, x)
+            [layer] product = MatMul(tokens, weight)
+            y = Relu(product)
+        }"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).normal(size=(384, 16)).astype(np.float32)
+    arrays = {"weight": weight, "counts": np.array([1, 2])}
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    linear = Linear(next(node for node in model.graph if node.name == "layer"))
+    steps = np.abs(weight).max(0) / 127
+    qdq.quantize(Editor(model), linear.input, qdq.Codes(0.02, 128, np.uint8), [(linear.matmul, 0)])
+    qdq.quantize_weight(Editor(model), linear, np.rint(weight / steps).astype(np.int8), steps)
+    storage.write(model, tmp_path / "model.onnx")
+    artifact = Artifact(tmp_path, Record(spec=tiny_artifact.spec, made_by="test"))
+    for engine in ENGINES:
+        assert census(Plan(gemms=("layer",)), kernels(artifact, engine), engine).missing == ()
 
 
 @needs_bf16

@@ -62,6 +62,21 @@ def test_a_tensor_is_rounded_for_the_uses_that_are_named(zero, dtype) -> None:
     ]
 
 
+@pytest.mark.parametrize(("zero", "pairs"), [(101, 3), (0, 1)])
+def test_codes_are_joined_where_the_tensor_is(zero, pairs) -> None:
+    """Of parts that are joined themselves, too. Where 0 is its own code, the pair stands behind the whole."""
+    sketch = Sketch()
+    inner = sketch.add("Concat", sketch.add("Relu", "x"), sketch.add("Neg", "x"), axis=1)
+    whole = sketch.add("Concat", inner, sketch.add("Tanh", "x"), axis=1)
+    model = vits.canonical(sketch.model(sketch.add("MatMul", whole, sketch.weight(WIDTH, UNITS)), whole))
+    (one,) = linears(model)
+    plain = vits.peek(model, one.input)[0]
+    qdq.quantize(Editor(model), one.input, qdq.Codes(0.02, zero, np.uint8), [(one.matmul, 0)])
+    after = vits.sound(model)
+    assert [node.op_type for node in after.graph.node].count("QuantizeLinear") == pairs
+    np.testing.assert_allclose(vits.peek(model, one.input)[0], rounded(plain, 0.02, zero, np.uint8), atol=1e-6)
+
+
 def test_one_tensor_can_be_rounded_twice() -> None:
     sketch = Sketch()
     first, second = (sketch.add("MatMul", "x", sketch.weight(WIDTH, 4)) for _ in range(2))

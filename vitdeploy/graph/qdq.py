@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.linear import Linear
-from vitdeploy.graph.query import Array, find_first, only_user
+from vitdeploy.graph.query import Array, find_first, integer, only_user
 
 E4M3: np.dtype[Any] = ir.DataType.FLOAT8E4M3FN.numpy()
 """8-bit floats, 4 bits of exponent and 3 of mantissa. A cast to them rounds to even, and makes NaN of what is too large."""
@@ -43,6 +43,9 @@ class Codes(NamedTuple):
 def quantize(editor: Editor, value: ir.Value, codes: Codes, uses: Iterable[tuple[ir.Node, int]]) -> None:
     """Put a Q/DQ pair into some uses of a tensor.
 
+    A tensor that is joined of parts, as of a class token and patches, is joined of their codes: OpenVINO moves the pair before
+    the parts, and fails over the zero point of each.
+
     Args:
         editor: Of the graph.
         value: The tensor.
@@ -55,14 +58,28 @@ def quantize(editor: Editor, value: ir.Value, codes: Codes, uses: Iterable[tuple
         editor.constant(f"{name}.scale", np.array(codes.scale, np.float32)),
         editor.constant(f"{name}.zero", np.array(codes.zero, codes.dtype)),
     ]
-    down = ir.node("QuantizeLinear", [value, *constants], name=f"{name}/QuantizeLinear")
-    up = ir.node("DequantizeLinear", [down.outputs[0], *constants], name=f"{name}/DequantizeLinear")
-    down.outputs[0].name, up.outputs[0].name = f"{name}.quantized", f"{name}.dequantized"
-    declare(down.outputs[0], ir.TensorType(ir.DataType.from_numpy(np.dtype(codes.dtype))), value.shape)
+    rounded = _round(editor, before, value, constants)
+    up = ir.node("DequantizeLinear", [rounded, *constants], name=f"{name}/DequantizeLinear")
+    up.outputs[0].name = f"{name}.dequantized"
     declare(up.outputs[0], value.type, value.shape)
-    editor.insert([down, up], before)
+    editor.insert([up], before)
     for node, index in uses:
         node.replace_input_with(index, up.outputs[0])
+
+
+def _round(editor: Editor, before: ir.Node, value: ir.Value, constants: list[ir.Value]) -> ir.Value:
+    """The codes of a tensor, joined where it is joined and 0 has a code of its own."""
+    join, zero = value.producer(), constants[1].const_value
+    assert zero is not None
+    if join is None or join.op_type != "Concat" or not zero.numpy():
+        node = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}/QuantizeLinear")
+    else:
+        parts = [_round(editor, before, part, constants) for part in join.inputs if part is not None]
+        node = ir.node("Concat", parts, {"axis": integer(join, "axis", 0)}, name=f"{value.name}/Concat")
+    node.outputs[0].name = f"{value.name}.quantized"
+    declare(node.outputs[0], ir.TensorType(zero.dtype), value.shape)
+    editor.insert([node], before)
+    return node.outputs[0]
 
 
 def quantize_weight(editor: Editor, linear: Linear, codes: Array, scale: Array) -> None:

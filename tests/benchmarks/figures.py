@@ -238,6 +238,42 @@ class GatePower(msgspec.Struct, frozen=True):
     rows: list[PowerRow]
 
 
+class FamilyStep(msgspec.Struct, frozen=True):
+    """What one step came to.
+
+    Attributes:
+        result: ``ok``; ``refused``: with a code for what was given; ``failed``: with a code for what came out; ``crash``;
+            ``not exported``: torch's exporter can't.
+        said: The error.
+        sqnr: Signal to noise against what it was made from, in dB; the signal is what tells images apart.
+        share: Of the multiplications in 8 bits.
+    """
+
+    result: str
+    said: str = ""
+    sqnr: float | None = None
+    share: float | None = None
+
+
+class FamilyRow(msgspec.Struct, frozen=True):
+    """One architecture from one of torch's exporters; ``fixed``: at a batch of one, because its code stands no other."""
+
+    library: str
+    name: str
+    exporter: str
+    opset: int
+    fixed: bool = False
+    steps: dict[str, FamilyStep] = {}
+
+
+class Families(msgspec.Struct, frozen=True):
+    """Rows of all architectures, and how many images set ranges and judge."""
+
+    calibration: int
+    images: int
+    rows: list[FamilyRow]
+
+
 KINDS: dict[str, type] = {
     "demo": Demo,
     "quantization": Quantization,
@@ -249,6 +285,7 @@ KINDS: dict[str, type] = {
     "load_time": LoadTime,
     "startup": Startup,
     "isolation": Isolation,
+    "families": Families,
 }
 """Scripts that store something, in the order of the page."""
 

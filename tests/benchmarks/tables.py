@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import figures
+from tests.benchmarks import family_rows, figures
 from tests.benchmarks.figures import HERE, KINDS, Result, Value
 from vitdeploy.render import markdown
 
@@ -231,6 +231,17 @@ def _distance(row: figures.QuantizedRow, reference: figures.QuantizedRow) -> lis
     return [span(row.drop, 1, "+.1f"), span(row.agreement, 100, ".1f"), span(row.kl, 1000)]
 
 
+def families(measured: figures.Families) -> Iterator[str]:
+    """How often each step went well, the rows, and what was said where one did not."""
+    steps = family_rows.list_steps(measured)
+    yield f"{measured.calibration} generated images set ranges, {measured.images} others judge.\n"
+    yield from grid(("", "architectures", *steps), family_rows.list_counts(measured))
+    yield ""
+    yield from grid(("architecture", "exporter", "opset", *steps), family_rows.list_rows(measured))
+    yield ""
+    yield from (f"- {markdown.escape(line)}" for line in family_rows.list_failures(measured))
+
+
 def why(folder: Path = HERE) -> str:
     """The three rows of the top README: FP32, the closest of the other quantizers, and ours, on one model; "" without figures."""
     result = figures.read("quantization", folder)
@@ -323,6 +334,15 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
         "What it costs that engines run in processes of their own",
         "Whole commands on a tiny model, in pairs: what is left is starting and ending.",
         isolation,
+    ),
+    "families": (
+        "What becomes of other architectures",
+        "Small networks with random weights, from each of torch's exporters: how far what was made of a file is from the file\n"
+        "(signal to noise of the outputs less their mean over images; `same` is above 100 dB), and what share of the\n"
+        "multiplications of linear layers is in 8 bits. `checkpoint`: saved by its library and loaded here. `batch 1`: its code\n"
+        "or torch's exporter stands no other. Refused is an answer with a code, for what is no Vision Transformer of a known\n"
+        "form; failed is ours or an engine's; what torch can't export is no fault of either.",
+        families,
     ),
 }
 """Script to title, what is shown, and how."""

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.benchmarks import figures, results, tables
-from tests.benchmarks.figures import Check, Goal, QuantizedRow, QuantizedTable, Value
+from tests.benchmarks.figures import Check, FamilyRow, FamilyStep, Goal, QuantizedRow, QuantizedTable, Value
 from vitdeploy.report import Metric, Report, Row
 
 
@@ -31,6 +31,22 @@ METRICS = {"batch": Metric(1, "count"), "p50": Metric(2.345, "ms"), "throughput"
 FASTER = METRICS | {"speedup": Metric(1.5, "ratio", 1.25, 2.0)}
 MEASURED: dict[str, msgspec.Struct] = {
     "demo": figures.Demo(Report(title="build", parts=(Report(title="bench", rows=(Row("vit", METRICS),)),))),
+    "families": figures.Families(
+        32,
+        16,
+        [
+            FamilyRow(
+                "timm",
+                "vit",
+                "dynamo",
+                20,
+                True,
+                {"int8": FamilyStep("ok", "", 35.4, 0.995), "fp16": FamilyStep("ok", "", 120.0)},
+            ),
+            FamilyRow("timm", "cnn", "dynamo", 21, False, {"int8": FamilyStep("refused", "VD3023: no block")}),
+            FamilyRow("timm", "new", "torchscript", 14, False, {"int8": FamilyStep("crash", "KeyError in a <b>")}),
+        ],
+    ),
     "gate_power": figures.GatePower(0.5, 100, [figures.PowerRow(500, 0.02, 0.0, 0.25, 0.05, 0.7)]),
     "startup": figures.Startup({"python": [0.3, 0.1, 0.2]}),
     "load_time": figures.LoadTime("vit", [2.0, 4.0, 6.0], [1.0, 1.0, 1.0]),
@@ -80,6 +96,7 @@ MEASURED: dict[str, msgspec.Struct] = {
     ),
 }
 EXPECTED = {
+    "families": "| vit | dynamo | 20, batch 1 | 35 dB, 100 % | same |",
     "demo": "| vit | 1 | 2.35 ms | 400 images/s |",
     "gate_power": "| 500 | 25.0 / 5.0 / 70.0 |",
     "startup": "| `python` | 200 | 100 |",
@@ -108,7 +125,7 @@ def folder(tmp_path, monkeypatch, capsys):
 def test_every_script_has_figures_a_section_and_a_file():
     assert set(MEASURED) == set(EXPECTED) == set(tables.SECTIONS) == set(figures.KINDS)
     assert {path.stem for path in figures.HERE.glob("*.json")} <= set(figures.KINDS)
-    shared = {"figures", "results", "tables", "test_tables", "torch_compile"}
+    shared = {"architectures", "family_rows", "figures", "results", "tables", "test_tables", "torch_compile"}
     assert {path.stem for path in figures.HERE.glob("*.py")} == set(figures.KINDS) | shared
 
 
@@ -139,6 +156,10 @@ def test_other_lines(folder):
     assert "| dinov2 | onnxruntime | latency | 1.0 | **no** |" in text
     assert "Quantizers ran with nncf 2.9." in text
     assert "- a note with &lt;b&gt;" in text
+    assert "| timm dynamo | 2 | 1 ok, 1 refused | 1 ok |" in text
+    assert "| cnn | dynamo | 21 | refused VD3023 |  |" in text
+    assert "| new | torchscript | 14 | crash |  |" in text
+    assert "- new (torchscript), int8: KeyError in a &lt;b&gt;" in text
     assert [text.index(f"## {tables.SECTIONS[name][0]}\n") for name in figures.KINDS] == sorted(
         text.index(f"## {tables.SECTIONS[name][0]}\n") for name in figures.KINDS
     )

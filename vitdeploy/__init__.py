@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from vitdeploy.verbs.gatekeeper import gate as gate
     from vitdeploy.verbs.inspector import Inspection as Inspection
     from vitdeploy.verbs.inspector import inspect as inspect
+    from vitdeploy.verbs.packer import PackConfig as PackConfig
+    from vitdeploy.verbs.packer import Packed as Packed
+    from vitdeploy.verbs.packer import pack as pack
     from vitdeploy.verbs.predictor import PredictConfig as PredictConfig
     from vitdeploy.verbs.predictor import Prediction as Prediction
     from vitdeploy.verbs.predictor import Predictor as Predictor
@@ -56,7 +59,12 @@ if TYPE_CHECKING:
     from vitdeploy.verbs.predictor import predict as predict
     from vitdeploy.verbs.predictor import predict_each as predict_each
     from vitdeploy.verbs.quantizer import quantize as quantize
+    from vitdeploy.verbs.signer import Keys as Keys
+    from vitdeploy.verbs.signer import keygen as keygen
     from vitdeploy.verbs.validator import validate as validate
+    from vitdeploy.verbs.verifier import Verification as Verification
+    from vitdeploy.verbs.verifier import VerifyConfig as VerifyConfig
+    from vitdeploy.verbs.verifier import verify as verify
     from vitdeploy.zoo.variants import VARIANTS as VARIANTS
 
 # onnxruntime reports its use to its makers unless this is set before it is imported; nothing here phones home
@@ -64,7 +72,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
-VERBS = ("export", "quantize", "compile", "validate", "bench", "gate", "build", "predict", "inspect")
+VERBS = ("export", "quantize", "compile", "validate", "bench", "gate", "build", "predict", "pack", "verify", "keygen", "inspect")
 """The functions that do the work; each is a command of the same name."""
 
 _HOME = {
@@ -96,6 +104,14 @@ _HOME = {
     "predict": "verbs.predictor",
     "predict_each": "verbs.predictor",
     "load": "verbs.predictor",
+    "PackConfig": "verbs.packer",
+    "Packed": "verbs.packer",
+    "Keys": "verbs.signer",
+    "keygen": "verbs.signer",
+    "pack": "verbs.packer",
+    "VerifyConfig": "verbs.verifier",
+    "Verification": "verbs.verifier",
+    "verify": "verbs.verifier",
     "Inspection": "verbs.inspector",
     "inspect": "verbs.inspector",
     "VitdeployError": "errors",

@@ -147,6 +147,22 @@ def read_report(path: Path) -> Report:
         raise InputError("VD3028", f"is no report: {first_line(exc)}", file=path, fix=fix) from exc
 
 
+def read_verdict(path: Path) -> Verdict:
+    """Read a verdict that `gate` wrote as JSON, or that of a report.
+
+    Raises:
+        InputError: VD3001, it can't be read; VD3028, it is neither, or a report that nothing has judged.
+    """
+    try:
+        return msgspec.convert(json.loads(path.read_bytes()), Verdict, strict=False)
+    except (OSError, ValueError, RecursionError):
+        verdict = read_report(path).verdict
+    if verdict is None:
+        fix = "give the file that `vitdeploy gate ARTIFACT -o FILE.json` wrote"
+        raise InputError("VD3028", "is a report without a verdict", file=path, fix=fix)
+    return verdict
+
+
 def this_machine() -> Machine:
     """The machine this process runs on; cores are those it may use."""
     return Machine(

@@ -12,6 +12,7 @@ from vitdeploy.cli.app import app
 from vitdeploy.cli.arguments import read_settings
 from vitdeploy.cli.options import (
     ArtifactPath,
+    Force,
     Threads,
 )
 from vitdeploy.cli.shell import SHIP, Outcome, command
@@ -69,3 +70,90 @@ def predict(
     hint = "; ".join(said if out is None else [*said, f"wrote {out}"])
     record = {"schema_version": 1, "predictions": predictions}
     return Outcome(record, lambda: console.print_tables([tabulate_predictions(predictions)]), hint)
+
+
+@command(
+    app,
+    SHIP,
+    "vitdeploy pack vit-int8 vit -o vit.vdb --sign release.key --release 4",
+    "vitdeploy pack vit-int8 -o vit.vdb --gate verdict.json --max-latency-ms 30",
+)
+def pack(
+    *,
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Forms of one model, the one that a box should prefer first.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle: one file if it ends in .vdb, else a folder.")],
+    name: Annotated[str | None, typer.Option(help="What is shipped; default: the model's name.")] = None,
+    release: Annotated[int, typer.Option(help="Counts up with every bundle of this name.")] = 1,
+    label: Annotated[str, typer.Option(help="What people call this release, such as 2.1.0.")] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, as SPDX writes it: Apache-2.0.")] = "",
+    gate: Annotated[Path | None, typer.Option(help="A verdict of `vitdeploy gate -o FILE.json`, which must be a pass.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Most that an image may take on a box.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Private key to sign with, from `vitdeploy keygen`.")] = None,
+    force: Force = False,
+    progress: Progress,
+) -> Outcome:
+    """Pack a model into one signed thing to ship, which proves itself on the box."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+    from vitdeploy.render.bundles import tabulate_packed
+
+    config = read_settings(
+        vd.PackConfig,
+        name=name,
+        release=release,
+        version=label,
+        licence=licence,
+        max_latency_ms=max_latency_ms,
+        gate=None if gate is None else str(gate),
+        sign=None if sign is None else str(sign),
+    )
+    packed = vd.pack(artifacts, config, out, force=force, progress=progress)
+    key = f" --key {answers.quote(sign)}.pub" if sign is not None else ""
+    hint = f"wrote {out}; next, on the box: vitdeploy verify {answers.quote(out)}{key} --run"
+    return Outcome(packed, lambda: console.print_tables(tabulate_packed(packed)), hint)
+
+
+@command(
+    app,
+    SHIP,
+    "vitdeploy verify vit.vdb --key release.key.pub",
+    "vitdeploy verify vit.vdb --key release.key.pub --run   runs it here on its own samples",
+)
+def verify(
+    *,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `vitdeploy pack` wrote.")],
+    key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run it here, and compare with what it gave where it was packed.")] = False,
+    backend: Annotated[str | None, typer.Option(help="The engine; default: the first that is installed.")] = None,
+    threads: Threads = None,
+    after: Annotated[int | None, typer.Option(help="Refuse a release that is not above this one.")] = None,
+    progress: Progress,
+) -> Outcome:
+    """Tell whether a bundle is what was packed, by whom, and runs here as it did there: exit 1 if it does not."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+    from vitdeploy.render.bundles import tabulate_verification
+
+    config = read_settings(
+        vd.VerifyConfig, key=None if key is None else str(key), run=run, backend=backend, threads=threads, after=after
+    )
+    verification = vd.verify(bundle, config, progress=progress)
+    hint = f"next: vitdeploy predict {answers.quote(bundle)} IMAGE" if verification.passed else ""
+    exit_status = 0 if verification.passed else answers.GATE_FAILED
+    return Outcome(verification, lambda: console.print_tables(tabulate_verification(verification)), hint, exit_status)
+
+
+@command(app, SHIP, "vitdeploy keygen -o release.key")
+def keygen(
+    *, out: Annotated[Path, typer.Option("--out", "-o", help="File of the private half; .pub is the public one.")]
+) -> Outcome:
+    """Make a key pair to sign bundles with; the public half goes to every box."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+    from vitdeploy.render.bundles import tabulate_keys
+
+    keys = vd.keygen(out)
+    hint = f"keep {keys.private} secret; next: vitdeploy pack ARTIFACT --sign {answers.quote(out)} -o OUT.vdb"
+    return Outcome(keys, lambda: console.print_tables([tabulate_keys(keys)]), hint)

@@ -168,4 +168,15 @@ CODES: dict[str, Code] = {
         "Names and shapes of tensors do not say what is done with them: correct what the spec says of it (the factor on "
         "attention scores, the activation, epsilon, where norms stand), or export the code itself with --module.",
     ),
+    "VD3030": Code(
+        "The bundle can't be read: it is something else, cut off, or written by another program or version.",
+        "vit.vdb: does not end where its files end; get the bundle again from whoever packed it",
+        "Copy the bundle again, or pack it again with `vitdeploy pack ARTIFACT -o OUT.vdb`.",
+    ),
+    "VD3031": Code(
+        "The file is no key that signs or verifies bundles: a P-256 key in PEM, the private one without a password.",
+        "release.pub: is no public key in PEM; give the .pub file of `vitdeploy keygen`, or write one: openssl ec -in KEY "
+        "-pubout -out KEY.pub",
+        "Make a pair with `vitdeploy keygen -o KEY`; `pack --sign` takes KEY, `verify --key` takes KEY.pub.",
+    ),
 }

@@ -34,4 +34,19 @@ CODES: dict[str, Code] = {
         "operators of ONNX alone",
         "Export it again without custom operators.",
     ),
+    "VD7006": Code(
+        "The bundle is not signed, or not with the key that you trust, or its signature is of other files.",
+        "vit.vdb: was not made with this key (sha256 9f86d081884c); get the bundle again, and the key from whoever signed it",
+        "Get the bundle again, and the public key from whoever signed it, by another way than the bundle.",
+    ),
+    "VD7007": Code(
+        "The bundle does not hold exactly the files that its manifest lists: one is changed, missing, added or a link.",
+        "vit.vdb: models/0-int8/model.onnx changed after it was packed; get the bundle again from whoever packed it",
+        "Get the bundle again from whoever packed it. If it came over a network that you do not control, ask for a signed one.",
+    ),
+    "VD7008": Code(
+        "The bundle is no later release than the one that it must follow: an old model may have been sent again.",
+        "vit.vdb: is release 3 of vit; it must be above 4; get a later release, or ask for it with --after",
+        "Get a later release. To go back on purpose, leave out --after or give a smaller number.",
+    ),
 }

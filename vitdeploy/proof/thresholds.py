@@ -21,6 +21,13 @@ Rounding of that arithmetic stays well below. Where the outputs have nothing in 
 distance is 1 and above; one such row in four makes it about 0.6.
 """
 
+LEARNT, CLOSEST = 8.0, 0.2
+"""What a bundle asks of a box: that outputs lie at most eight times as far from those that it holds as in any engine where it was
+packed. Never more than `LIMITS`, and no less than a fifth of it, for other instructions round otherwise."""
+
+PREPARED = 1.0
+"""Levels of 255 that a prepared pixel may be off: decoders and resizes of one rule differ in rounding at most."""
+
 COMPANY = 0.1
 """Share of the limit that may lie between rows of the same image in one batch: kernels may add up a last row in another order."""
 

@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,6 +16,8 @@ from vitdeploy.artifact import Artifact, Record
 from vitdeploy.data import synthetic
 from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.verbs.packer import PackConfig, Packed, pack
+from vitdeploy.verbs.signer import keygen
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests that send Ctrl-C would wait for ever
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -142,6 +145,25 @@ def tiny_bytes(shelf) -> Artifact:
 def bare_artifact(tiny_artifact) -> Artifact:
     """The exported file alone: no record, no PyTorch original."""
     return Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))
+
+
+class Shipment(NamedTuple):
+    """Where a bundle and its keys lie, and what packing said."""
+
+    bundle: Path
+    private: Path
+    public: Path
+    packed: Packed
+
+
+@pytest.fixture(scope="session")
+def shipment(tiny_artifact, tiny_bytes, tmp_path_factory) -> Shipment:
+    """Two forms of the tiny model: normalised floats first, raw bytes second. Nothing may change it."""
+    folder = tmp_path_factory.mktemp("shipment")
+    keys = keygen(folder / "release.key")
+    config = PackConfig(name="tiny", release=4, version="2.1", licence="Apache-2.0", sign=keys.private)
+    packed = pack([tiny_artifact, tiny_bytes], config, folder / "tiny.vdb")
+    return Shipment(folder / "tiny.vdb", Path(keys.private), Path(keys.public), packed)
 
 
 @pytest.fixture(scope="session")

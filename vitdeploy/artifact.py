@@ -56,6 +56,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         files: Name to SHA-256 of every file but the record.
         key: Digest of everything the artifact was made from, where `build` made it: it need not make an equal one again.
         parent: `Artifact.id` of the artifact it was made from.
+        packed: Whether it lies in a bundle, or was copied out of one: nothing may point to where it is.
     """
 
     schema_version: int = SCHEMA
@@ -73,6 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     files: dict[str, str] = {}
     key: str = ""
     parent: str | None = None
+    packed: bool = False
 
     @property
     def verdict(self) -> str:
@@ -240,6 +242,8 @@ class Artifact:
 
     def locate_original(self, folder: Path) -> str | None:
         """What an artifact in ``folder`` that is made of this one is compared with, as its `Record.original` says it."""
+        if self.record.packed:
+            return None
         place = None if self.weights is None else self.weights.parent
         if place is None and self.is_float:
             place = self.folder if self.record.files else self.model

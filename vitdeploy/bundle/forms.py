@@ -137,7 +137,7 @@ def _copy_model(artifact: Artifact, folder: Path) -> Artifact:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.folder / name, target)
     digests = {name: files.sha256(folder / name) for name in names}
-    record = msgspec.structs.replace(artifact.record, weights=None, original=None, files=digests)
+    record = msgspec.structs.replace(artifact.record, weights=None, original=None, files=digests, packed=True)
     (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     return Artifact.open(folder)
 

@@ -24,7 +24,9 @@ from vitdeploy.spec import InputContract, ModelSpec
 LARGEST = 256 << 20
 """Bytes of the outputs that a bundle may hold."""
 _ORIENTATION, _QUARTER_TURN = 0x0112, 6
-_SHAPES = {"plain": (1.0, 1.0), "wide": (1.2, 1.9), "tall": (1.7, 1.1), "small": (0.6, 0.7), "large": (2.3, 2.6)}
+_TILE = 5
+"""Pixels a side."""
+_SHAPES = {"plain": (1.0, 1.0), "wide": (1.2, 1.9), "tall": (1.7, 1.1), "small": (0.6, 0.7), "edges": (2.3, 2.6)}
 """Kind of a sample to its height and width, as shares of the input's."""
 
 
@@ -112,16 +114,23 @@ def _draw(contract: InputContract) -> list[tuple[str, Image.Image]]:
     shapes = {kind: (1.0, 1.0) if fixed else shape for kind, shape in _SHAPES.items()}
     if not fixed or contract.height == contract.width:
         shapes["turned"] = shapes["wide"]
-    drawn = [(kind, _photograph(contract, shape, seed)) for seed, (kind, shape) in enumerate(shapes.items())]
+    drawn = [
+        (kind, _photograph(contract, shape, seed, edges=kind == "edges")) for seed, (kind, shape) in enumerate(shapes.items())
+    ]
     grey, seen = (_photograph(contract, shapes["wide"], len(shapes) + more) for more in (0, 1))
     veil = np.linspace(0, 255, seen.width * seen.height).reshape(seen.height, seen.width).astype(np.uint8)
     seen.putalpha(Image.fromarray(veil))
     return [*drawn, ("grey", grey.convert("L")), ("veiled", seen)]
 
 
-def _photograph(contract: InputContract, shape: tuple[float, float], seed: int) -> Image.Image:
+def _photograph(contract: InputContract, shape: tuple[float, float], seed: int, *, edges: bool = False) -> Image.Image:
+    """A drawn image of a shape; with edges it is inverted in every other tile, which no two resampling filters soften alike."""
     height, width = (max(1, round(side * share)) for side, share in zip((contract.height, contract.width), shape, strict=True))
     size = msgspec.structs.replace(
         contract, height=height, width=width, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3, resize_to=None
     )
-    return Image.fromarray(synthetic.pixels(1, size, seed=seed)[0], "RGB")
+    pixels = synthetic.pixels(1, size, seed=seed)[0]
+    if edges:
+        rows, columns = np.arange(height)[:, None] // _TILE, np.arange(width)[None, :] // _TILE
+        pixels[(rows + columns) % 2 == 1] ^= 255
+    return Image.fromarray(pixels, "RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -173,7 +174,7 @@ def quantize(
 )
 def compile(
     *,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What `export` or `quantize` wrote, or any ViT's .onnx file.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An artifact, a bundle, or any ViT's .onnx file.")],
     backend: CompilingBackend,
     out: Out,
     contract: Annotated[Path | None, typer.Option(help="Input contract (.toml) of an .onnx made elsewhere.")] = None,
@@ -205,6 +206,8 @@ def compile(
 ) -> Outcome:
     """Compile an engine, and check that it is what was asked for."""
     import vitdeploy as vd
+    from vitdeploy.bundle.bundle import is_bundle
+    from vitdeploy.bundle.choice import open_model
     from vitdeploy.render import tables
 
     given: dict[str, object] = {"backend": backend, "device": device, "precision": precision}
@@ -213,10 +216,11 @@ def compile(
     given |= {"architectures": architecture, "weakly_typed": weakly_typed, "compatible": compatible, "refit": refit}
     config = read_settings(vd.CompileConfig, **given, keep_original=keep_original, seconds=seconds, threads=threads)
     foreign = (contract, output, task)
-    if print_trtexec:
-        return answers.answer_command(open_source(source, *foreign), config, out)
-    other = None if rival is None else open_source(rival, *(() if rival.is_dir() else foreign))
-    artifact = vd.compile(open_source(source, *foreign), config, out, rival=other, force=force, progress=progress)
+    with open_model(source, backend, compiles=True) if is_bundle(source) else nullcontext(open_source(source, *foreign)) as model:
+        if print_trtexec:
+            return answers.answer_command(model, config, out)
+        other = None if rival is None else open_source(rival, *(() if rival.is_dir() else foreign))
+        artifact = vd.compile(model, config, out, rival=other, force=force, progress=progress)
     following = "validate {}" if artifact.record.audited else "inspect {}"
     return answers.answer_artifact(artifact, tables.tabulate_compiled(artifact), following)
 

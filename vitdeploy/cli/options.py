@@ -47,7 +47,10 @@ Model = Annotated[
         autocompletion=_complete_model,
     ),
 ]
-ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that `export` wrote, or its .onnx file.")]
+ArtifactPath = Annotated[
+    Path,
+    typer.Argument(metavar="ARTIFACT", help="A folder that `export`, `quantize` or `compile` wrote, its .onnx, or a bundle."),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace another artifact that lies there.")]
 Weights = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -60,12 +61,14 @@ def validate(
 ) -> Outcome:
     """Compare engines with the PyTorch original: parity, and accuracy on labels."""
     import vitdeploy as vd
+    from vitdeploy.bundle.choice import open_model
 
     answers.check_report_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
     given |= {"allow_shifted_labels": allow_shifted_labels, "max_drop": max_drop, "min_agreement": min_agreement}
     config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
-    report = vd.validate(vd.Artifact.open(artifact), config, against=against, progress=progress)
+    with open_model(artifact, backend[0] if backend else None) as model:
+        report = vd.validate(model, config, against=against, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")
 
 
@@ -83,11 +86,14 @@ def bench(
 ) -> Outcome:
     """Measure latency against the PyTorch original, with intervals."""
     import vitdeploy as vd
+    from vitdeploy.bundle.choice import open_model
 
     answers.check_report_file(out)
     sizes = [parse_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
     config = read_settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
-    report = vd.bench([vd.Artifact.open(path) for path in artifacts], config, progress=progress)
+    with ExitStack() as stack:
+        models = [stack.enter_context(open_model(path, backend[0] if backend else None)) for path in artifacts]
+        report = vd.bench(models, config, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy predict {answers.quote(artifacts[0])} IMAGE")
 
 

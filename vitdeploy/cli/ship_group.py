@@ -48,6 +48,7 @@ def predict(
     """Tell what a model says of images: classes, labels, numbers or embeddings."""
     import vitdeploy as vd
     from vitdeploy.backends.targets import explain_misfit
+    from vitdeploy.bundle.choice import open_model
     from vitdeploy.render import console
     from vitdeploy.render.predictions import tabulate_predictions, tabulate_summary
     from vitdeploy.verbs import predictor
@@ -55,17 +56,16 @@ def predict(
     if out is not None:
         answers.check_file(out)
     config = read_settings(vd.PredictConfig, top=top, backend=backend, threads=threads, max_bad=max_bad)
-    model = vd.Artifact.open(artifact)
-    if out is not None and out.suffix == ".jsonl":
-        lines = predictor.predict_each(model, images, config, progress=progress)
-        summary = predictor.write_lines(lines, out)
-        return Outcome(summary, lambda: console.print_tables([tabulate_summary(summary)]), f"wrote {out}")
-    if out is not None:
-        predictor.require_vectors(model, out)
-    predictions = vd.predict(model, images, config, progress=progress)
+    with open_model(artifact, backend) as model:
+        misfit = explain_misfit(backend, model) if backend else ""
+        if out is not None and out.suffix == ".jsonl":
+            summary = predictor.write_lines(predictor.predict_each(model, images, config, progress=progress), out)
+            return Outcome(summary, lambda: console.print_tables([tabulate_summary(summary)]), f"wrote {out}")
+        if out is not None:
+            predictor.require_vectors(model, out)
+        predictions = vd.predict(model, images, config, progress=progress)
     if out is not None:
         predictor.write_vectors(predictions, out)
-    misfit = explain_misfit(backend, model) if backend else ""
     said = [f"WARNING: {artifact}: {misfit}"] if misfit else []
     hint = "; ".join(said if out is None else [*said, f"wrote {out}"])
     record = {"schema_version": 1, "predictions": predictions}

@@ -18,6 +18,7 @@ import msgspec
 from vitdeploy import files, kinds
 from vitdeploy.amendments import read_contract
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record
+from vitdeploy.bundle.bundle import is_bundle, open_bundle
 from vitdeploy.checkpoints.headers import Outline, is_npz, read_npz, read_safetensors
 from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import check
@@ -32,7 +33,7 @@ if sys.version_info >= (3, 11):
 else:  # JetPack 6 has Python 3.10
     import tomli as tomllib
 
-Kind = Literal["artifact", "onnx", "checkpoint", "recipe", "spec", "contract", "mapping", "report", "image", "data"]
+Kind = Literal["artifact", "bundle", "onnx", "checkpoint", "recipe", "spec", "contract", "mapping", "report", "image", "data"]
 LARGEST_TEXT = 64 << 20
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
@@ -81,6 +82,8 @@ def inspect(path: str | PathLike[str]) -> Inspection:
         TrustError: A PyTorch file that would run code, or a folder that names files outside of itself.
     """
     path = Path(path)
+    if is_bundle(path):
+        return _bundle(path)
     if path.is_dir():
         return _folder(path)
     kind = kinds.sniff(path)
@@ -144,6 +147,28 @@ def _artifact(path: Path) -> Inspection:
         spec=record.spec,
         contract=record.spec.input,
         notes=(*notes, *(inner.notes if inner else ())),
+    )
+
+
+def _bundle(path: Path) -> Inspection:
+    """What a bundle's manifest says; whether that is true, `verify` tells."""
+    with open_bundle(path) as bundle:
+        held, signed = bundle.manifest, bundle.signature is not None
+    facts: dict[str, object] = {
+        "id": held.id,
+        "name": held.name,
+        "release": held.release,
+        **({"version": held.version} if held.version else {}),
+        **({"licence": held.licence} if held.licence else {}),
+        "models": {model.folder: f"{model.precision}, for {model.engine or 'any engine'}" for model in held.models},
+        "signed": signed,
+        **({"gates": list(held.gates)} if held.gates else {}),
+        "source": msgspec.to_builtins(held.source),
+        "tools": held.tools,
+    }
+    notes = ("its files were not compared with the manifest; run: vitdeploy verify BUNDLE",)
+    return Inspection(
+        path=str(path), kind="bundle", bytes=sum(each.size for each in held.files.values()), facts=facts, notes=notes
     )
 
 

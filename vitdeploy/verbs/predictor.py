@@ -10,7 +10,7 @@ import io
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class Predictor:
     """A model that stays open: call it with images, as often as one likes and from as many threads.
 
     Args:
-        artifact: What `export`, `quantize` or `compile` wrote, or a path of it.
+        artifact: What `export`, `quantize`, `compile` or `pack` wrote, or a path of it.
         config: How.
 
     Attributes:
@@ -129,11 +129,16 @@ class Predictor:
     def __init__(self, artifact: ArtifactLike, config: PredictConfig | None = None) -> None:
         from vitdeploy.backends.base import OpenConfig
         from vitdeploy.backends.child import open_in_child
+        from vitdeploy.bundle.choice import open_model
 
-        self.artifact, self.config = Artifact.take(artifact), config or PredictConfig()
-        name = self.config.backend or self.artifact.engine or choose_engine()
+        self.config = config or PredictConfig()
         self._lock = threading.Lock()  # one run at a time: an engine's process answers in the order in which it was asked
-        self._runner = open_in_child(name, self.artifact, OpenConfig(threads=self.config.threads))
+        with ExitStack() as stack:
+            self.artifact = stack.enter_context(open_model(artifact, self.config.backend))
+            name = self.config.backend or self.artifact.engine or choose_engine()
+            runner = open_in_child(name, self.artifact, OpenConfig(threads=self.config.threads))
+            self._runner = stack.enter_context(closing(runner))
+            self._stack = stack.pop_all()
         self.settings = self._runner.settings
 
     def __call__(self, images: Images) -> list[Prediction]:
@@ -181,7 +186,7 @@ class Predictor:
     def close(self) -> None:
         """End the engine. Closing twice is allowed."""
         with self._lock:
-            self._runner.close()
+            self._stack.close()
 
     def __enter__(self) -> Predictor:
         """Itself."""
@@ -225,7 +230,7 @@ def predict(
         InputError: As `Predictor.stream`.
         MachineError: As `Predictor`.
     """
-    artifact, parts = _open_parts(artifact, images)
+    parts = _open_parts(images)
     if sum(part.size for part in parts) > MOST_IN_MEMORY:
         message = f"more than {MOST_IN_MEMORY:,} images: too many answers to keep in memory"
         raise UsageError("VD2010", message, fix="write them as they come: -o FILE.jsonl, or predict_each")
@@ -246,19 +251,19 @@ def predict_each(
     Raises:
         VitdeployError: As `predict`, of any number of images.
     """
-    return _predict_parts(*_open_parts(artifact, images), config, progress)
+    return _predict_parts(artifact, _open_parts(images), config, progress)
 
 
-def _open_parts(artifact: ArtifactLike, images: Images) -> tuple[Artifact, list[gather.Part]]:
-    """The model, and all that was given: what does not exist is told before an engine is started."""
+def _open_parts(images: Images) -> list[gather.Part]:
+    """All that was given: what does not exist is told before an engine is started."""
     parts = [gather.open_part(each, number) for number, each in enumerate(gather.split_images(images))]
     if not parts:
         raise UsageError("VD2010", "no image was given", fix="name at least one image file")
-    return Artifact.take(artifact), parts
+    return parts
 
 
 def _predict_parts(
-    artifact: Artifact, parts: Sequence[gather.Part], config: PredictConfig | None, progress: Progress
+    artifact: ArtifactLike, parts: Sequence[gather.Part], config: PredictConfig | None, progress: Progress
 ) -> Iterator[Prediction]:
     total = sum(part.size for part in parts)
     hear = progress if total >= MANY else silent

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,13 +14,13 @@ from vitdeploy import files
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
-from vitdeploy.backends.table import TABLE, find_engine, is_installed, list_engines
 from vitdeploy.bundle import samples, signature
 from vitdeploy.bundle.bundle import EXPECTED, SAMPLES, Bundle, open_bundle
+from vitdeploy.bundle.choice import choose_model
 from vitdeploy.bundle.manifest import PackedModel
 from vitdeploy.bundle.samples import Expected, prepare_samples, run_samples
 from vitdeploy.data import images
-from vitdeploy.errors import InputError, MachineError, TrustError, UsageError
+from vitdeploy.errors import InputError, TrustError
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.engine import distance
 from vitdeploy.proof.thresholds import PREPARED
@@ -84,20 +82,6 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         return all(check.outcome == "pass" for check in self.checks)
 
 
-class Choice(NamedTuple):
-    """What of a bundle runs here.
-
-    Attributes:
-        model: The model.
-        engine: The engine.
-        why: In a sentence.
-    """
-
-    model: PackedModel
-    engine: str
-    why: str
-
-
 def verify(path: str | Path, config: VerifyConfig | None = None, *, progress: Progress = silent) -> Verification:
     """Compare a bundle with its manifest and signature, and on request with what it does on this machine.
 
@@ -135,45 +119,6 @@ def verify(path: str | Path, config: VerifyConfig | None = None, *, progress: Pr
             verification = _run(bundle, config, verification)
         progress("verify", 2, 2)
     return verification
-
-
-@contextmanager
-def open_model(path: Path, backend: str | None = None) -> Iterator[Artifact]:
-    """The model of a bundle that runs here, copied out and compared with its digests, until the block ends.
-
-    Raises:
-        VitdeployError: As `open_bundle`, `choose_model` and `Bundle.take_model`.
-    """
-    with open_bundle(path) as bundle, files.temporary_folder() as folder:
-        yield bundle.take_model(choose_model(bundle, backend).model, folder)
-
-
-def choose_model(bundle: Bundle, backend: str | None = None) -> Choice:
-    """The first model of a bundle that an engine which is installed here runs.
-
-    Args:
-        bundle: Its models are in the order in which they should be taken.
-        backend: The engine; None for any.
-
-    Raises:
-        UsageError: VD2009, no such backend; VD2013, none of the models is for it.
-        MachineError: VD4001, none of the engines is installed.
-    """
-    wanted = list_engines() if backend is None else (find_engine(backend).name,)
-    for model in bundle.manifest.models:
-        for engine in wanted:
-            if model.engine in (None, engine) and not TABLE[engine].compiled_only and is_installed(engine):
-                others = [each.folder for each in bundle.manifest.models if each is not model]
-                first = "the first of its models" if others else "its model"
-                asked = "as asked" if backend else "the first engine that is installed"
-                return Choice(model, engine, f"{model.folder} is {first} that runs here; {engine} is {asked}")
-    names = ", ".join(bundle.manifest.needs.engines)
-    if backend is not None and is_installed(backend):
-        made_for = ", ".join(sorted({model.engine or "any" for model in bundle.manifest.models}))
-        fix = f"use --backend {bundle.manifest.needs.engines[0]}"
-        raise UsageError("VD2013", f"holds models for {made_for}, none for {backend}", file=bundle.path, fix=fix)
-    fix = TABLE[backend or bundle.manifest.needs.engines[0]].fix
-    raise MachineError("VD4001", f"needs one of these engines: {names}", file=bundle.path, fix=fix)
 
 
 def _run(bundle: Bundle, config: VerifyConfig, verification: Verification) -> Verification:

@@ -224,6 +224,24 @@ def on_artifact(*values: object, exits: tuple[int, ...] = (0,)) -> Callable[[Kit
     return lambda kit, line: kit.run(line, shlex.split(kit.words["ARTIFACT"])[0], *values, exits=exits)
 
 
+def on_bundle(*values: object) -> Callable[[Kit, str], None]:
+    """On a bundle that is signed."""
+
+    def follow(kit: Kit, line: str) -> None:
+        artifact = shlex.split(kit.words["ARTIFACT"])[0]
+        vitdeploy.keygen("key")
+        vitdeploy.pack([artifact], vitdeploy.PackConfig(sign="key"), "bundle.vdb")
+        kit.run(line, *values, BUNDLE="bundle.vdb")
+
+    return follow
+
+
+def sign_bundle(kit: Kit, line: str) -> None:
+    vitdeploy.keygen("key")
+    kit.run(line, "key", KEY="key", **{"OUT.vdb": "out.vdb"})
+    assert vitdeploy.verify("out.vdb", vitdeploy.VerifyConfig(key="key.pub")).key
+
+
 def on_embedding(kit: Kit, line: str) -> None:
     kit.run(line, **{"FILE.npy": "vectors.npy"})
     assert np.load("vectors.npy").shape == (1, 12)
@@ -259,6 +277,15 @@ SCENARIOS: dict[str, Callable[[Kit, str], None]] = {
     "vitdeploy export {} -o OUT": export_folder,
     "vitdeploy export NAME --weights FILE -o OUT": export_named,
     "vitdeploy export --module FILE.py:FUNCTION --contract CONTRACT.toml -o OUT": export_module,
+    "vitdeploy compile BUNDLE --backend {} -o OUT": on_bundle("openvino"),
+    "vitdeploy gate ARTIFACT -o FILE.json": command(exits=(0, 1), **{"FILE.json": "verdict.json"}),
+    "vitdeploy keygen -o KEY": command(KEY="key"),
+    "vitdeploy pack ARTIFACT -o OUT.vdb": command(**{"OUT.vdb": "out.vdb"}),
+    "vitdeploy pack ARTIFACT --sign KEY -o OUT.vdb": sign_bundle,
+    "vitdeploy pack ARTIFACT --sign {} -o OUT.vdb": sign_bundle,
+    "vitdeploy verify BUNDLE": on_bundle(),
+    "vitdeploy verify {} --run": on_bundle("bundle.vdb"),
+    "vitdeploy verify {} --key {} --run": on_bundle("bundle.vdb", "key.pub"),
     "python -c {}": extract,
     'torch.load({}, map_location="cpu", weights_only=False)': extract,
     "torch.save(checkpoint{}, {})": extract,

@@ -9,7 +9,7 @@ import pytest
 
 import vitdeploy
 from vitdeploy.artifact import Artifact
-from vitdeploy.bundle import forms
+from vitdeploy.bundle import packing
 from vitdeploy.bundle.bundle import open_bundle
 from vitdeploy.bundle.samples import read_expected
 from vitdeploy.cli.commands import main
@@ -67,8 +67,8 @@ def test_what_may_not_be_shipped(tiny_artifact, tiny_headless, tmp_path):
 
 
 def test_engines_that_disagree_are_no_bundle(tiny_artifact, tmp_path, monkeypatch):
-    run, calls = forms.run_samples, iter(range(9))
-    monkeypatch.setattr(forms, "run_samples", lambda *given: run(*given) * (1 + next(calls)))
+    run, calls = packing.run_samples, iter(range(9))
+    monkeypatch.setattr(packing, "run_samples", lambda *given: run(*given) * (1 + next(calls)))
     with pytest.raises(MachineError, match="gives other outputs in openvino") as caught:
         pack([tiny_artifact], PackConfig(), tmp_path / "a.vdb")
     assert caught.value.code == "VD4009"
@@ -105,7 +105,7 @@ def test_a_gate_goes_along_and_must_have_passed(bare_artifact, tmp_path):
 
 
 def test_a_bare_file_without_original_is_said(bare_artifact, tmp_path, monkeypatch):
-    monkeypatch.setattr(forms, "_run_original", lambda *given: None)
+    monkeypatch.setattr(packing, "_run_original", lambda *given: None)
     packed = pack([bare_artifact], PackConfig(), tmp_path / "a.vdb")
     assert packed.manifest.models[0].original is None
     assert any("The original was not here" in note for note in packed.notes)

@@ -77,17 +77,17 @@ def list_entries(stream: IO[bytes], path: Path) -> dict[str, Entry]:
         block = stream.read(_BLOCK)
         if block == _END[:_BLOCK]:
             if stream.read(_BLOCK + 1) != _END[:_BLOCK]:
-                raise _damaged(path, "does not end where its files end")
+                raise _refuse(path, "does not end where its files end")
             return entries
         entry = _read_header(block, start + _BLOCK)
         if entry is None or entry.name <= last or entry.start + entry.size > whole:
-            raise _damaged(path, f"has a header at byte {start:,} that no bundle has")
+            raise _refuse(path, f"has a header at byte {start:,} that no bundle has")
         stream.seek(entry.start + entry.size)
         if any(stream.read(-entry.size % _BLOCK)):
-            raise _damaged(path, f"has something behind {entry.name}")
+            raise _refuse(path, f"has something behind {entry.name}")
         entries[entry.name] = entry
         last = entry.name
-    raise _damaged(path, f"holds more than {MOST:,} files")
+    raise _refuse(path, f"holds more than {MOST:,} files")
 
 
 def read_parts(stream: IO[bytes], entry: Entry) -> Iterator[bytes]:
@@ -118,5 +118,5 @@ def _read_header(block: bytes, start: int) -> Entry | None:
         return None
 
 
-def _damaged(path: Path, message: str) -> InputError:
+def _refuse(path: Path, message: str) -> InputError:
     return InputError("VD3030", message, file=path, fix="get the bundle again from whoever packed it")

@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from vitdeploy import files
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.bundle import archive, manifest, signature
@@ -39,6 +41,27 @@ class Bundle:
         self.manifest = self._read_manifest()
         self.signature = self.read(signature.FILE, signature.LARGEST) if signature.FILE in entries else None
         self._require_complete()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files that the manifest lists."""
+        return sum(each.size for each in self.manifest.files.values())
+
+    def describe(self) -> dict[str, object]:
+        """What its manifest says, for people."""
+        held = self.manifest
+        return {
+            "id": held.id,
+            "name": held.name,
+            "release": held.release,
+            **({"version": held.version} if held.version else {}),
+            **({"licence": held.licence} if held.licence else {}),
+            "models": {model.folder: f"{model.precision}, for {model.engine or 'any engine'}" for model in held.models},
+            "signed": self.signature is not None,
+            **({"gates": list(held.gates)} if held.gates else {}),
+            "source": msgspec.to_builtins(held.source),
+            "tools": held.tools,
+        }
 
     def read(self, name: str, largest: int) -> bytes:
         """A file's bytes, compared with their digest where the manifest has it.
@@ -112,7 +135,12 @@ class Bundle:
 
     def _read_manifest(self) -> Manifest:
         if manifest.FILE not in self._entries:
-            raise InputError("VD3030", f"is no bundle (no {manifest.FILE} in it)", file=self.path, fix="pack one: vitdeploy pack")
+            raise InputError(
+                "VD3030",
+                f"is no bundle (no {manifest.FILE} in it)",
+                file=self.path,
+                fix="run: vitdeploy pack ARTIFACT -o OUT.vdb",
+            )
         try:
             return manifest.read_manifest(self.read(manifest.FILE, manifest.LARGEST))
         except ValueError as exc:

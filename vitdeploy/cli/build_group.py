@@ -207,7 +207,7 @@ def compile(
     """Compile an engine, and check that it is what was asked for."""
     import vitdeploy as vd
     from vitdeploy.bundle.bundle import is_bundle
-    from vitdeploy.bundle.choice import open_model
+    from vitdeploy.bundle.unpacking import open_model
     from vitdeploy.render import tables
 
     given: dict[str, object] = {"backend": backend, "device": device, "precision": precision}

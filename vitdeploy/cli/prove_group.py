@@ -61,7 +61,7 @@ def validate(
 ) -> Outcome:
     """Compare engines with the PyTorch original: parity, and accuracy on labels."""
     import vitdeploy as vd
-    from vitdeploy.bundle.choice import open_model
+    from vitdeploy.bundle.unpacking import open_model
 
     answers.check_report_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
@@ -86,7 +86,7 @@ def bench(
 ) -> Outcome:
     """Measure latency against the PyTorch original, with intervals."""
     import vitdeploy as vd
-    from vitdeploy.bundle.choice import open_model
+    from vitdeploy.bundle.unpacking import open_model
 
     answers.check_report_file(out)
     sizes = [parse_number(size, "batch") for part in batch for size in part.split(",")] if batch else None

@@ -48,7 +48,7 @@ def predict(
     """Tell what a model says of images: classes, labels, numbers or embeddings."""
     import vitdeploy as vd
     from vitdeploy.backends.targets import explain_misfit
-    from vitdeploy.bundle.choice import open_model
+    from vitdeploy.bundle.unpacking import open_model
     from vitdeploy.render import console
     from vitdeploy.render.predictions import tabulate_predictions, tabulate_summary
     from vitdeploy.verbs import predictor
@@ -88,7 +88,7 @@ def pack(
     release: Annotated[int, typer.Option(help="Counts up with every bundle of this name.")] = 1,
     label: Annotated[str, typer.Option(help="What people call this release, such as 2.1.0.")] = "",
     licence: Annotated[str, typer.Option(help="Of the weights, as SPDX writes it: Apache-2.0.")] = "",
-    gate: Annotated[Path | None, typer.Option(help="A verdict of `vitdeploy gate -o FILE.json`, which must be a pass.")] = None,
+    gate: Annotated[Path | None, typer.Option(help="A verdict (.json) that `gate` wrote, which must be a pass.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Most that an image may take on a box.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Private key to sign with, from `vitdeploy keygen`.")] = None,
     force: Force = False,
@@ -110,8 +110,11 @@ def pack(
         sign=None if sign is None else str(sign),
     )
     packed = vd.pack(artifacts, config, out, force=force, progress=progress)
-    key = f" --key {answers.quote(sign)}.pub" if sign is not None else ""
-    hint = f"wrote {out}; next, on the box: vitdeploy verify {answers.quote(out)}{key} --run"
+    place = answers.quote(out)
+    following = f"vitdeploy verify {place} --run"
+    if sign is not None:
+        following = f"vitdeploy verify {place} --key {answers.quote(sign.with_name(f'{sign.name}.pub'))} --run"
+    hint = f"wrote {out}; next, on the box: {following}"
     return Outcome(packed, lambda: console.print_tables(tabulate_packed(packed)), hint)
 
 
@@ -131,7 +134,7 @@ def verify(
     after: Annotated[int | None, typer.Option(help="Refuse a release that is not above this one.")] = None,
     progress: Progress,
 ) -> Outcome:
-    """Tell whether a bundle is what was packed, by whom, and runs here as it did there: exit 1 if it does not."""
+    """Check a bundle: what was packed, by whom, and (--run) whether it runs here as there."""
     import vitdeploy as vd
     from vitdeploy.render import console
     from vitdeploy.render.bundles import tabulate_verification

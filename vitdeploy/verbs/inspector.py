@@ -153,23 +153,9 @@ def _artifact(path: Path) -> Inspection:
 def _bundle(path: Path) -> Inspection:
     """What a bundle's manifest says; whether that is true, `verify` tells."""
     with open_bundle(path) as bundle:
-        held, signed = bundle.manifest, bundle.signature is not None
-    facts: dict[str, object] = {
-        "id": held.id,
-        "name": held.name,
-        "release": held.release,
-        **({"version": held.version} if held.version else {}),
-        **({"licence": held.licence} if held.licence else {}),
-        "models": {model.folder: f"{model.precision}, for {model.engine or 'any engine'}" for model in held.models},
-        "signed": signed,
-        **({"gates": list(held.gates)} if held.gates else {}),
-        "source": msgspec.to_builtins(held.source),
-        "tools": held.tools,
-    }
+        facts, size = bundle.describe(), bundle.size
     notes = ("its files were not compared with the manifest; run: vitdeploy verify BUNDLE",)
-    return Inspection(
-        path=str(path), kind="bundle", bytes=sum(each.size for each in held.files.values()), facts=facts, notes=notes
-    )
+    return Inspection(path=str(path), kind="bundle", bytes=size, facts=facts, notes=notes)
 
 
 def _onnx(path: Path, record: Record | None = None) -> Inspection:

@@ -16,8 +16,8 @@ from vitdeploy.backends.table import TABLE, list_engines
 from vitdeploy.bundle import archive, manifest, signature
 from vitdeploy.bundle.bom import write_bom
 from vitdeploy.bundle.bundle import BOM, EVIDENCE, open_bundle
-from vitdeploy.bundle.forms import write_forms
 from vitdeploy.bundle.manifest import Manifest, Needs, PackedFile, Source
+from vitdeploy.bundle.packing import write_forms
 from vitdeploy.errors import InputError, UsageError, VitdeployError
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import QuantizeConfig
@@ -102,53 +102,49 @@ def pack(
         UsageError: VD2010, no artifact, one that is compiled or was calibrated on noise, two models, or no passed verdict;
             VD2008, the place can't be written, or holds another bundle.
         InputError: As `Artifact.open`, `report.read_verdict` and `signature.sign`.
-        MachineError: VD4002, the disk is full; as `forms.write_forms`, and VD4001, cryptography is not installed.
+        MachineError: VD4002, the disk is full; as `packing.write_forms`, and VD4001, cryptography is not installed.
     """
     config, out = config or PackConfig(), Path(out)
     opened = [Artifact.take(artifact) for artifact in artifacts]
     _require_fit(opened)
-    gates = _read_gates(config)
+    _read_gates(config)  # a verdict that is no pass costs no minutes
     name = config.name or _clean(opened[0].name)
     _check_place(out, opened, name, force=force)
     with _stage(out) as folder:
-        models, samples = write_forms(opened, folder, progress)
-        source = _name_source(opened[0])
-        bom = write_bom(
-            name=name,
-            version=config.version or str(config.release),
-            licence=config.licence,
-            spec=opened[0].spec,
-            models=models,
-            source=source,
-        )
-        (folder / BOM).write_bytes(bom)
-        if config.gate is not None:
-            (folder / EVIDENCE).mkdir()
-            shutil.copyfile(config.gate, folder / EVIDENCE / "verdict.json")
-        listed = _list_files(folder)
-        written = Manifest(
-            name=name,
-            release=config.release,
-            version=config.version,
-            licence=config.licence,
-            models=models,
-            samples=samples,
-            source=source,
-            needs=Needs(
-                engines=tuple(sorted({engine for model in models for engine in model.tried})),
-                disk_mib=sum(each.size for each in listed.values()) * 2 // 2**20 + 1,
-            ),
-            max_latency_ms=config.max_latency_ms,
-            gates=gates,
-            tools=machine.find_versions("numpy", "pillow", *(TABLE[each].package for each in list_engines())),
-            files=listed,
-        )
-        (folder / manifest.FILE).write_bytes(written.encode())
+        written = _write(opened, config, name, folder, progress)
         key = _sign(written, config, folder)
+    size = sum(each.size for each in written.files.values())
     notes = _note(opened, written, config)
-    return Packed(
-        path=str(out), id=written.id, size=sum(each.size for each in listed.values()), key=key, notes=notes, manifest=written
+    return Packed(path=str(out), id=written.id, size=size, key=key, notes=notes, manifest=written)
+
+
+def _write(opened: Sequence[Artifact], config: PackConfig, name: str, folder: Path, progress: Progress) -> Manifest:
+    """Everything but the signature into a bundle's folder, the manifest last."""
+    models, samples = write_forms(opened, folder, progress)
+    source, version = _name_source(opened[0]), config.version or str(config.release)
+    bom = write_bom(name=name, version=version, licence=config.licence, spec=opened[0].spec, models=models, source=source)
+    (folder / BOM).write_bytes(bom)
+    if config.gate is not None:
+        (folder / EVIDENCE).mkdir()
+        shutil.copyfile(config.gate, folder / EVIDENCE / "verdict.json")
+    listed = _list_files(folder)
+    engines = sorted({engine for model in models for engine in model.tried})
+    written = Manifest(
+        name=name,
+        release=config.release,
+        version=config.version,
+        licence=config.licence,
+        models=models,
+        samples=samples,
+        source=source,
+        needs=Needs(engines=tuple(engines), disk_mib=sum(each.size for each in listed.values()) * 2 // 2**20 + 1),
+        max_latency_ms=config.max_latency_ms,
+        gates=_read_gates(config),
+        tools=machine.find_versions("numpy", "pillow", *(TABLE[each].package for each in list_engines())),
+        files=listed,
     )
+    (folder / manifest.FILE).write_bytes(written.encode())
+    return written
 
 
 def _require_fit(opened: Sequence[Artifact]) -> None:
@@ -156,7 +152,7 @@ def _require_fit(opened: Sequence[Artifact]) -> None:
         raise UsageError("VD2010", "nothing to pack", fix="give an artifact that `vitdeploy export` or `quantize` wrote")
     for artifact in opened:
         if artifact.record.kind != "onnx":
-            fix = "pack the ONNX artifact that it was compiled from, and compile on the box: vitdeploy compile BUNDLE"
+            fix = f"pack what it was compiled from; on the box: vitdeploy compile BUNDLE --backend {artifact.record.kind} -o OUT"
             message = f"was compiled for {artifact.record.kind} on this machine; a bundle holds what any box can run"
             raise UsageError("VD2010", message, file=artifact.folder, fix=fix)
         made = artifact.record.config

@@ -129,7 +129,7 @@ class Predictor:
     def __init__(self, artifact: ArtifactLike, config: PredictConfig | None = None) -> None:
         from vitdeploy.backends.base import OpenConfig
         from vitdeploy.backends.child import open_in_child
-        from vitdeploy.bundle.choice import open_model
+        from vitdeploy.bundle.unpacking import open_model
 
         self.config = config or PredictConfig()
         self._lock = threading.Lock()  # one run at a time: an engine's process answers in the order in which it was asked

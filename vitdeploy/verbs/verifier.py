@@ -16,9 +16,9 @@ from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.bundle import samples, signature
 from vitdeploy.bundle.bundle import EXPECTED, SAMPLES, Bundle, open_bundle
-from vitdeploy.bundle.choice import choose_model
 from vitdeploy.bundle.manifest import PackedModel
 from vitdeploy.bundle.samples import Expected, prepare_samples, run_samples
+from vitdeploy.bundle.unpacking import choose_model
 from vitdeploy.data import images
 from vitdeploy.errors import InputError, TrustError
 from vitdeploy.progress import Progress, silent

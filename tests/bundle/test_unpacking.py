@@ -5,9 +5,9 @@ import pytest
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.table import TABLE
-from vitdeploy.bundle import choice
+from vitdeploy.bundle import unpacking
 from vitdeploy.bundle.bundle import open_bundle
-from vitdeploy.bundle.choice import choose_model, open_model
+from vitdeploy.bundle.unpacking import choose_model, open_model
 from vitdeploy.errors import MachineError, UsageError
 
 
@@ -54,18 +54,18 @@ def test_an_engine_that_compiles_first(bundle):
 
 
 def test_no_engine_is_installed(bundle, monkeypatch):
-    monkeypatch.setattr(choice, "list_engines", lambda: ())
+    monkeypatch.setattr(unpacking, "list_engines", lambda: ())
     with pytest.raises(MachineError, match="needs one of these engines: onnxruntime, openvino") as caught:
         choose_model(bundle)
     assert caught.value.fix == TABLE["onnxruntime"].fix
-    monkeypatch.setattr(choice, "is_installed", lambda name: False)
+    monkeypatch.setattr(unpacking, "is_installed", lambda name: False)
     with pytest.raises(MachineError, match="needs one of"):
         choose_model(bundle, "openvino")
 
 
 def test_to_be_compiled_it_is_the_form_for_that_compiler(bundle, monkeypatch):
     give_engines(bundle, "onnxruntime", "tensorrt")
-    monkeypatch.setattr(choice, "is_installed", lambda name: True)
+    monkeypatch.setattr(unpacking, "is_installed", lambda name: True)
     assert choose_model(bundle, "tensorrt-rtx", compiles=True).model.folder == "models/1-fp32"
     with pytest.raises(UsageError, match="none for pytorch"):
         choose_model(bundle, "pytorch", compiles=True)

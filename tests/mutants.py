@@ -47,8 +47,8 @@ RECORDED = (
         "tests/faults",
         "tests/cli",
         "tests/render",
-        "tests/test_files.py",
-        "tests/test_artifact.py",
+        "tests/files",
+        "tests/artifact",
     ),
 )
 """Tests that could notice. Those that load checkpoints of other libraries are left out: they cost minutes a mutant."""

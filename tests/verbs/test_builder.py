@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from vitdeploy import files
-from vitdeploy.artifact import RECORD, Artifact, Record, seal, set_key
+from vitdeploy.artifact import OURS, RECORD, Artifact, Record, seal, set_key
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.progress import silent
 from vitdeploy.recipe import (
@@ -38,6 +38,7 @@ from vitdeploy.tomlfile import read_toml
 from vitdeploy.verbs import builder
 from vitdeploy.verbs.builder import build
 from vitdeploy.verbs.keys import key_of
+from vitdeploy.verbs.ledger import open_line
 
 SPEC = 'name = "small"\nwidth = 32\ndepth = 1\nheads = 2\nclasses = 3\n[input]\nheight = 32\nwidth = 32\n'
 
@@ -58,7 +59,7 @@ class Verbs:
     def export(self, model, config, out, *, force, progress):
         assert force, "its own folder"
         self._call("export")
-        with files.folder(out, ours=RECORD) as folder:
+        with files.folder(out, ours=OURS) as folder:
             text = f"{Path(model.source).read_text()} {model.seed} {config.opset}"
             ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "ab"]
             graph = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "g", ports[:1], ports[1:], doc_string=text)
@@ -299,7 +300,7 @@ def test_calibration_images_and_tools_are_in_the_key_of_quantize(verbs, recipe, 
 
     def quantize(artifact, config, out, *, force, progress):
         verbs._call("quantize")
-        with files.folder(out, ours=RECORD) as folder:
+        with files.folder(out, ours=OURS) as folder:
             shutil.copy(artifact.model, folder / "model.onnx")
             record = seal(folder, Record(spec=artifact.spec, made_by="quantize"))
         return Artifact(out, record)
@@ -371,6 +372,36 @@ def test_a_damaged_ledger_is_named_and_force_goes_on(verbs, recipe, tmp_path, te
     build(recipe, out, force=True)
 
 
+def test_a_strangers_folder_is_not_built_into(verbs, recipe, tmp_path):
+    """Other programs have a build.json, too, and a recipe.toml."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "build.json").write_text('{"target": "es2022"}')
+    (out / "recipe.toml").write_text('title = "pancakes"')
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for force in (False, True):
+        with pytest.raises(InputError, match="not a record that vitdeploy wrote"):
+            build(recipe, out, force=force)
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_notes_in_the_folder_of_a_stage_are_not_removed_with_it(verbs, recipe, tmp_path):
+    out = tmp_path / "out"
+    build(recipe, out)
+    (out / "export" / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"did not write there: notes\.txt"):
+        build(recipe, out, force=True)
+    assert (out / "export" / "notes.txt").exists()
+    (out / "export" / "notes.txt").unlink()
+    build(recipe, out, force=True)
+
+
+def test_two_builds_at_once_into_one_folder_are_refused(verbs, recipe, tmp_path):
+    with open_line(tmp_path / "out", False, silent), pytest.raises(UsageError, match="another vitdeploy that is still running"):
+        build(recipe, tmp_path / "out")
+    build(recipe, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("section", "values", "code"),
     [
@@ -439,7 +470,7 @@ def compiling(verbs, monkeypatch):
     def make(*, tried=True):
         def compile(artifact, config, out, *, force, progress):
             verbs._call("compile")
-            with files.folder(out, ours=RECORD) as folder:
+            with files.folder(out, ours=OURS) as folder:
                 (folder / "model.xml").write_text(f"{artifact.id} {config.precision}")
                 proof = CompileProof(audit=Audit() if tried else None)
                 spec = artifact.spec
@@ -591,7 +622,7 @@ def quantizing(verbs, monkeypatch):
             verbs._call(f"quantize {config.target}")
             if config.target in fails:
                 raise MachineError("VD4009", "the engine does not run what was planned")
-            with files.folder(out, ours=RECORD) as folder:
+            with files.folder(out, ours=OURS) as folder:
                 shutil.copy(artifact.model, folder / "model.onnx")
                 record = seal(folder, Record(spec=artifact.spec, made_by="quantize", precision="int8", config=config))
             return Artifact(out, record)

@@ -419,8 +419,10 @@ Path.replace = counted(Path.replace)
 Path.write_bytes = counted(Path.write_bytes)
 Path.mkdir = counted(Path.mkdir)
 from vitdeploy import files
-files._swap = counted(files._swap)
-with files.folder(Path(sys.argv[2]), ours="artifact.json") as folder:
+from vitdeploy.files import outputs
+outputs._swap = counted(outputs._swap)
+ours = files.Ours("artifact.json", lambda folder: ("artifact.json", "model.onnx", "weights.safetensors"))
+with files.folder(Path(sys.argv[2]), ours=ours) as folder:
     for name in ("model.onnx", "weights.safetensors"):
         (folder / name).write_bytes(sys.argv[3].encode() * 100_000)
     (folder / "artifact.json").write_bytes(sys.argv[3].encode())

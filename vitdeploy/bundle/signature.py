@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,7 +156,7 @@ def write_keys(keys: KeyPair, path: Path) -> Path:
             message = "exists, and boxes may trust that key"
             raise UsageError("VD2008", message, file=place, fix="name another file, or remove this one")
     with files.new_file(path) as stream:
-        Path(stream.name).chmod(0o600)
+        os.fchmod(stream.fileno(), 0o600)
         stream.write(keys.private)
     files.write(public, keys.public)
     return public

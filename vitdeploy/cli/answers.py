@@ -86,27 +86,24 @@ def answer_verdict(verdict: Verdict, out: Sequence[Path], output_format: Verdict
 
 def check_verdict_files(out: Sequence[Path]) -> None:
     """Refuse files that can't be written, or of which nobody knows what to write, before anything is measured."""
+    from vitdeploy import files
+
     for path in out:
         if path.suffix not in (".json", ".md", ".xml"):
             raise UsageError("VD2003", f"{path} is no file of a verdict", fix="use .json, .md, or .xml for JUnit")
-        check_file(path)
+        files.check_file(path)
 
 
 def check_report_file(out: Path | None) -> None:
     """Refuse a report file that can't be written before minutes are spent on its numbers."""
+    from vitdeploy import files
+
     if out is None:
         return
     if out.suffix not in REPORTS:
         fix = f"name it {' or '.join(str(out.with_suffix(suffix)) for suffix in REPORTS)}"
         raise UsageError("VD2008", f"can't be written: reports are {' or '.join(REPORTS)} files", file=out, fix=fix)
-    check_file(out)
-
-
-def check_file(out: Path) -> None:
-    """Refuse a file that can't be written there."""
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError("VD2008", "can't be written: a file in a writable folder is needed", file=out, fix="choose another")
+    files.check_file(out)
 
 
 def quote(path: Path) -> str:

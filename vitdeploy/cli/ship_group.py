@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
 from vitdeploy.cli.arguments import read_settings
 from vitdeploy.cli.options import (
@@ -47,6 +46,7 @@ def predict(
 ) -> Outcome:
     """Tell what a model says of images: classes, labels, numbers or embeddings."""
     import vitdeploy as vd
+    from vitdeploy import files
     from vitdeploy.backends.targets import explain_misfit
     from vitdeploy.bundle.unpacking import open_model
     from vitdeploy.render import console
@@ -54,7 +54,7 @@ def predict(
     from vitdeploy.verbs import predictor
 
     if out is not None:
-        answers.check_file(out)
+        files.check_file(out)
     config = read_settings(vd.PredictConfig, top=top, backend=backend, threads=threads, max_bad=max_bad)
     with open_model(artifact, backend) as model:
         misfit = explain_misfit(backend, model) if backend else ""

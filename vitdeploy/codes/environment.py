@@ -63,4 +63,9 @@ CODES: dict[str, Code] = {
         "vit/model.onnx: tensorrt: the engine is not what was asked for in 3 builds: outputs are too far from the golden batch",
         "Nothing was written. Try another precision, or `compile` without options that change the build; then report the model.",
     ),
+    "VD4012": Code(
+        "This user has no home: neither HOME nor the system's list of users names one.",
+        "this user has no home, and XDG_CACHE_HOME is not set; set HOME or XDG_CACHE_HOME",
+        "Set HOME, or the variable that is named, to a folder that this user can write.",
+    ),
 }

@@ -11,6 +11,7 @@ import msgspec
 from vitdeploy import files
 from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.errors import InputError
+from vitdeploy.kinds import sniff
 from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress
 from vitdeploy.quant.calibrator import CalibrateConfig, Want, calibrate
@@ -21,6 +22,8 @@ Halves = tuple[Statistics, Statistics]
 """Of every other image each; the same object twice where there is a single image."""
 HALVES = ("first.npz", "second.npz")
 """Files of saved statistics."""
+OURS = files.Ours(HALVES[0], lambda folder: HALVES if all(_is_saved(folder / name) for name in HALVES) else ())
+"""How a folder is known to be one of saved statistics."""
 FEW = 32
 """Images below which a warning is due."""
 
@@ -58,6 +61,10 @@ def observe(model: Path, wants: Sequence[Want], pictures: Pictures, states: Path
     return first, observe_half("second", HALVES[1]) if count > 1 else first
 
 
+def _is_saved(path: Path) -> bool:
+    return path.is_file() and sniff(path) == "zip"
+
+
 def key_of(model: Path, wants: Sequence[Want], pictures: Pictures) -> str:
     """SHA-256, in hex, of everything that statistics depend on."""
     config = pictures.config
@@ -79,7 +86,7 @@ def save(halves: Halves, folder: Path) -> None:
         UsageError: VD2008, it can't be written.
         MachineError: VD4002, the disk is full.
     """
-    with files.folder(folder, ours=HALVES[0]) as fresh:
+    with files.folder(folder, ours=OURS) as fresh:
         for half, name in zip(halves, HALVES, strict=True):
             half.save(fresh / name)
 

@@ -29,10 +29,9 @@ from vitdeploy.render.tables import walk
 from vitdeploy.report import Report, read_report, this_machine
 from vitdeploy.verbs.choice import choose_best
 from vitdeploy.verbs.keys import artifact_digest, data_digest, key_of, model_digest
-from vitdeploy.verbs.ledger import MAKERS, VERBS, Line
+from vitdeploy.verbs.ledger import MAKERS, RECIPE, VERBS, Line, open_line
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 
-RECIPE = "recipe.toml"
 NOT_HERE = ("VD3026", "VD4009", "VD4010", "VD4011")
 """Errors of one engine that say nothing of the others: it can't run this graph, or not as it was asked to."""
 
@@ -67,17 +66,17 @@ def build(
     exported = {"model": model_digest(recipe.model), "data": data_digest(recipe.export)}
     data = data_digest(recipe.validate)
     calibration = {stage: data_digest(config) for stage, config in recipe.quantizations.items()}
-    line = Line(out, force, progress)
-    line.keep_only(_list_stages(recipe))
-    files.write(out / RECIPE, to_toml(recipe))
-    artifacts = [_export(line, recipe, exported)]
-    artifacts += _quantize(line, recipe, artifacts[0], calibration)
-    artifacts += _compile(line, recipe, artifacts)
-    parts = _measure_stages(line, recipe, artifacts, data)
-    report = _report(recipe, line, artifacts, parts)
-    files.write(out / "report.json", encode(report))
-    files.write(out / "report.md", markdown.format_report(report))
-    progress("report: written", 1, 1)
+    with open_line(out, force, progress) as line:
+        line.keep_only(_list_stages(recipe))
+        files.write(out / RECIPE, to_toml(recipe))
+        artifacts = [_export(line, recipe, exported)]
+        artifacts += _quantize(line, recipe, artifacts[0], calibration)
+        artifacts += _compile(line, recipe, artifacts)
+        parts = _measure_stages(line, recipe, artifacts, data)
+        report = _report(recipe, line, artifacts, parts)
+        files.write(out / "report.json", encode(report))
+        files.write(out / "report.md", markdown.format_report(report))
+        progress("report: written", 1, 1)
     return report
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, ArtifactLike, Record, check_place, sanitize, seal
+from vitdeploy.artifact import OURS, Artifact, ArtifactLike, Record, check_place, sanitize, seal
 from vitdeploy.backends import building
 from vitdeploy.backends.base import Compiled, OpenConfig
 from vitdeploy.backends.child import compute_memory_cap
@@ -91,7 +91,7 @@ def compile(  # noqa: PLR0913 (two sources, how, where, and the two that every v
             raise UsageError("VD2013", message, file=each.folder, fix="give the ONNX artifact that it was compiled from")
     require_compiler(config)
     require_installed(config.backend)
-    with files.folder(out, ours=RECORD) as folder:
+    with files.folder(out, ours=OURS) as folder:
         work = folder / "work"
         work.mkdir()
         first = _Source(artifact, work / "first", config)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitdeploy import files
-from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, check_place, seal
+from vitdeploy.artifact import METADATA_SPEC, OURS, Artifact, Record, check_place, seal
 from vitdeploy.backends.table import PROVER, TABLE
 from vitdeploy.checkpoints.loader import Original, load
 from vitdeploy.data import LoadConfig, open_dataset
@@ -84,7 +84,7 @@ def export(  # noqa: PLR0913 (three of them are keywords that most callers leave
     trial = _try_contract(source, config, progress)
     progress("export: trace", 1, len(STEPS))
     graph = trace(source.net, spec, config)
-    with files.folder(out, ours=RECORD) as folder:
+    with files.folder(out, ours=OURS) as folder:
         progress("export: write", 2, len(STEPS))
         weights = _write_original(source.net, folder)
         if weights is not None:

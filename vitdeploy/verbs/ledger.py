@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from vitdeploy import files
-from vitdeploy.artifact import RECORD, Artifact, read_record, set_key
+from vitdeploy.artifact import OURS, RECORD, Artifact, read_record, set_key
 from vitdeploy.errors import InputError, VitdeployError, first_line
 from vitdeploy.jsonfile import encode
 from vitdeploy.progress import Progress
+from vitdeploy.recipe import Recipe
 from vitdeploy.verbs.keys import artifact_digest
 
-LEDGER = "build.json"
+LEDGER, RECIPE = "build.json", "recipe.toml"
 MAKERS = ("export", "quantize", "compile")
 """Verbs whose stages leave an artifact, in a folder of the stage's name: the verb's, or ``VERB-ENGINE`` of several engines."""
 VERBS = (*MAKERS, "validate", "bench")
@@ -35,6 +36,10 @@ class Done(msgspec.Struct, frozen=True):
     digest: str
 
 
+NOT_DONE = Done(key="", digest="")
+"""Of a stage that has to be made again, whatever lies there."""
+
+
 class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What ``build.json`` says: the finished stages.
 
@@ -47,6 +52,19 @@ class Ledger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stages: dict[Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(VERBS)})(-[a-z0-9-]+)?$")], Done] = {}
 
 
+@contextmanager
+def open_line(out: Path, force: bool, progress: Progress) -> Iterator[Line]:
+    """A build's folder for this process alone; see `Line`.
+
+    Raises:
+        UsageError: VD2008, the folder is not ours, can't be written, or another build is writing there.
+        InputError: VD3010, its ``build.json`` is none that vitdeploy wrote, or damaged.
+    """
+    files.check_output(out, ours=files.Ours(LEDGER, None))
+    with files.hold(out):
+        yield Line(out, force, progress)
+
+
 class Line:
     """A build's folder with what is already done in it.
 
@@ -57,12 +75,27 @@ class Line:
     """
 
     def __init__(self, out: Path, force: bool, progress: Progress) -> None:
-        files.check_output(out, ours=LEDGER)
         self.out, self.force, self.progress = out, force, progress
-        self.ledger = read_ledger(out / LEDGER) if (out / LEDGER).exists() and not force else Ledger()
+        files.sweep_inside(out)
+        self.ledger = self._read()
+        if force:
+            self.ledger = Ledger(stages=dict.fromkeys(self.ledger.stages, NOT_DONE))
         self.left_out: dict[str, str] = {}
         """Stage to why it could not be had, where the others go on without it."""
         self._write()  # from now on the folder is ours, also when this process is killed
+
+    def _read(self) -> Ledger:
+        """The ledger that lies there; a damaged one beside a recipe of ours is begun again when that is asked for."""
+        if not (self.out / LEDGER).exists():
+            return Ledger()
+        try:
+            return read_ledger(self.out / LEDGER)
+        except InputError:
+            if self.force:
+                with suppress(VitdeployError):
+                    Recipe.load(self.out / RECIPE)
+                    return Ledger()
+            raise
 
     def result(self, stage: str) -> Path:
         """Where a stage leaves what it makes."""
@@ -127,7 +160,7 @@ class Line:
             self.ledger.stages.pop(stage, None)
             path = self.result(stage)
             if _makes(stage):
-                shutil.rmtree(path, ignore_errors=True)
+                files.discard(path, ours=OURS)
             else:
                 path.unlink(missing_ok=True)
         self._write()

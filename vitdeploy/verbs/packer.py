@@ -197,6 +197,18 @@ def _clean(name: str) -> str:
     return kept.strip(".-")[:64] or "model"
 
 
+def _list_names(folder: Path) -> set[str]:
+    try:
+        packed = manifest.read_manifest(files.read_bytes(folder / manifest.FILE, manifest.LARGEST))
+    except (ValueError, OSError) as exc:
+        raise InputError("VD3030", f"is none that vitdeploy wrote: {exc}", file=folder / manifest.FILE) from exc
+    return {manifest.FILE, signature.FILE, *packed.files}
+
+
+OURS = files.Ours(manifest.FILE, _list_names)
+"""How a folder is known to be a bundle."""
+
+
 def _list_files(folder: Path) -> dict[str, PackedFile]:
     listed = {}
     for path in sorted(folder.rglob("*")):
@@ -234,7 +246,7 @@ def _note(opened: Sequence[Artifact], written: Manifest, config: PackConfig) -> 
 def _check_place(out: Path, opened: Sequence[Artifact], name: str, *, force: bool) -> None:
     """Refuse a place that holds something else than an older release of the same name."""
     if out.suffix != archive.SUFFIX:
-        files.check_output(out, ours=manifest.FILE, sources=[artifact.folder for artifact in opened])
+        files.check_output(out, ours=OURS, sources=[artifact.folder for artifact in opened])
     elif out.is_dir():
         raise UsageError("VD2008", "is a folder; a file is to be written there", file=out, fix="choose another name")
     if force or not (out / manifest.FILE if out.is_dir() else out).is_file():
@@ -253,7 +265,7 @@ def _check_place(out: Path, opened: Sequence[Artifact], name: str, *, force: boo
 def _stage(out: Path) -> Iterator[Path]:
     """A folder to be filled, which becomes the bundle when the block ends well."""
     if out.suffix != archive.SUFFIX:
-        with files.folder(out, ours=manifest.FILE) as folder:
+        with files.folder(out, ours=OURS) as folder:
             yield folder
         return
     with files.temporary_folder() as scratch:

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from vitdeploy import files, isolate
-from vitdeploy.artifact import RECORD, Artifact, ArtifactLike, Record, check_place
+from vitdeploy.artifact import OURS, Artifact, ArtifactLike, Record, check_place
 from vitdeploy.backends.table import PROVER, TABLE, Engine, register
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import MachineError, UsageError
@@ -69,7 +69,7 @@ def quantize(  # noqa: PLR0913 (three of them are keywords that most callers lea
     _require_packages()
     check_place(out, sources=[artifact.folder], replaces=partial(_is_next, artifact), force=force)
     with ExitStack() as stack:
-        folder = stack.enter_context(files.folder(out, ours=RECORD))  # here, so that nothing is left of a child that is killed
+        folder = stack.enter_context(files.folder(out, ours=OURS))  # here, so that nothing is left of a child that is killed
         order = QuantizeOrder(
             source=str(artifact.folder),
             record=artifact.record,

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from vitdeploy.errors import TrustError, library
+from vitdeploy.files import find_base
 
 SECRET_BYTES = 32
 _PURPOSE = b"vitdeploy engine 1"
@@ -134,9 +135,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def secret_file() -> Path:
     """Where this user's secret lies: ``$XDG_DATA_HOME/vitdeploy/device.key``, or below ``~/.local/share``."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(data) if Path(data).is_absolute() else Path.home() / ".local" / "share"  # relative ones are to be ignored
-    return base / "vitdeploy" / "device.key"
+    return find_base("XDG_DATA_HOME", ".local/share") / "vitdeploy" / "device.key"
 
 
 def require_secret() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from vitdeploy.backends.tensorrt.key import EngineKey
+from vitdeploy.files import find_base
 
 NAME = "timing.cache"
 
@@ -19,7 +19,6 @@ def timing_cache(key: EngineKey) -> Path:
     Engines of other models and settings share it: the library itself tells their kernels apart. With it a second build takes
     the kernels that the first one chose; without it two builds may choose differently.
     """
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"  # relative ones are to be ignored
+    base = find_base("XDG_CACHE_HOME", ".cache")
     place = (key.device, key.capability, key.driver, key.cuda, key.tensorrt)
     return base / "vitdeploy" / "tensorrt" / hashlib.sha256(msgspec.json.encode(place)).hexdigest()[:16] / NAME

@@ -2,8 +2,6 @@
 
 An artifact never changes: a verb reads one and writes the next, and `parent` is the `id` of the one before. A bare ``.onnx``
 made elsewhere is accepted wherever an artifact is; its input contract comes from its metadata or from the caller.
-
-Records of schema 1, whose settings and proofs were tables without a type, are read as what they are now.
 """
 
 from __future__ import annotations
@@ -15,82 +13,22 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import msgspec
 
 from vitdeploy import files, jsonfile
+from vitdeploy.artifact.recording import OURS, RECORD, Record, read_record
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.kinds import refuse_folder
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.precision import read_precision
-from vitdeploy.recipe import CompileConfig, ExportConfig, QuantizeConfig
-from vitdeploy.record import CompileProof, ExportProof, Origin, QuantizeProof
+from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.spec import ModelSpec
-from vitdeploy.words import PORTABLE, RecordPrecision
+from vitdeploy.words import PORTABLE
 
-RECORD = "artifact.json"
-SCHEMA = 2
 METADATA_SPEC = "vitdeploy.spec"
 """Key of an ONNX file's metadata that holds the `ModelSpec` as JSON."""
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What ``artifact.json`` says.
-
-    Attributes:
-        schema_version: Version of this record.
-        kind: What the bytes are: ``onnx``, or what the backend of that name has compiled.
-        precision: The arithmetic the weights were prepared for.
-        entry: The file that an engine opens.
-        weights: The PyTorch original's state dict (safetensors) in this folder, or None.
-        original: Where, relative to this folder, lay what this was made of: the folder whose `weights` are the original's, or
-            where there are none, the FP32 file or its folder.
-        spec: The model and its input contract, as this file takes it.
-        made_by: The verb that wrote it.
-        config: That verb's settings.
-        origin: Where the weights came from: file, SHA-256, or the seed of random ones.
-        proof: What was run before the artifact was accepted, with the numbers.
-        tools: Library to version.
-        files: Name to SHA-256 of every file but the record.
-        key: Digest of everything the artifact was made from, where `build` made it: it need not make an equal one again.
-        parent: `Artifact.id` of the artifact it was made from.
-        packed: Whether it lies in a bundle, or was copied out of one: nothing may point to where it is.
-    """
-
-    schema_version: int = SCHEMA
-    kind: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")] = "onnx"
-    precision: RecordPrecision = "fp32"
-    entry: str = "model.onnx"
-    weights: str | None = None
-    original: str | None = None
-    spec: ModelSpec
-    made_by: str
-    config: ExportConfig | QuantizeConfig | CompileConfig | None = None
-    origin: Origin = Origin()
-    proof: ExportProof | QuantizeProof | CompileProof | None = None
-    tools: dict[str, str] = {}
-    files: dict[str, str] = {}
-    key: str = ""
-    parent: str | None = None
-    packed: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """What was said of it in one sentence; "" for nothing."""
-        return self.proof.verdict if isinstance(self.proof, QuantizeProof | CompileProof) else ""
-
-    @property
-    def unproven(self) -> str:
-        """What was left out of the proof, in a sentence; "" for nothing."""
-        told = isinstance(self.proof, ExportProof) and self.origin.mapping_sha256 and not self.proof.against
-        return "the mapping was not compared with the code it came from (--against package.file:factory)" if told else ""
-
-    @property
-    def audited(self) -> bool:
-        """Whether it is an engine that has run where it was built."""
-        return isinstance(self.proof, CompileProof) and self.proof.audit is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +122,8 @@ class Artifact:
                 VD3027 an ONNX file that would crash an engine.
             TrustError: VD7001, the record or the model names a file outside its folder; VD7005, foreign operators.
         """
+        if not path.exists():
+            files.recover(path.absolute())  # its writer was killed between two steps
         if path.is_dir():
             return cls._open_folder(path, verify)
         if not path.exists():
@@ -306,18 +246,13 @@ def check_place(out: Path, *, sources: Iterable[Path], replaces: Callable[[Recor
     Raises:
         UsageError: VD2008.
     """
-    files.check_output(out, ours=RECORD, sources=sources)
+    files.check_output(out, ours=OURS, sources=sources)
     if force or not (out / RECORD).is_file():
         return
-    try:
-        old = read_record(out / RECORD)
-    except InputError:
-        what = "a damaged artifact"
-    else:
-        if replaces(old):
-            return
-        what = f"another artifact, made by {old.made_by!r} from {old.spec.name}"
-    raise UsageError("VD2008", f"holds {what}", file=out, fix="choose another folder, or replace it with --force")
+    old = read_record(out / RECORD)
+    if not replaces(old):
+        what = f"holds another artifact, made by {old.made_by!r} from {old.spec.name}"
+        raise UsageError("VD2008", what, file=out, fix="choose another folder, or replace it with --force")
 
 
 def _find_weights(folder: Path, digest: str) -> Path | None:
@@ -337,58 +272,3 @@ def set_key(artifact: Artifact, key: str) -> Artifact:
     record = msgspec.structs.replace(artifact.record, key=key)
     files.write(artifact.folder / RECORD, jsonfile.encode(record))
     return Artifact(artifact.folder, record)
-
-
-def seal(folder: Path, record: Record) -> Record:
-    """Write ``artifact.json`` beside finished files, with their digests; the record that was written."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    record = msgspec.structs.replace(record, files={name: sha256(folder / name) for name in names})
-    (folder / RECORD).write_text(jsonfile.encode(record))
-    return record
-
-
-def read_record(path: Path) -> Record:
-    """Read ``artifact.json``, of this schema or of schema 1.
-
-    Raises:
-        FileNotFoundError: It is not there.
-        InputError: VD3010, it is unreadable, or of another schema.
-    """
-    try:
-        table = json.loads(path.read_bytes())
-        if isinstance(table, dict):
-            _check_schema(table.get("schema_version", SCHEMA), path)
-            table = _upgrade(table) if table.get("schema_version") == 1 else table
-        return msgspec.convert(table, Record, strict=False)  # not strict: NaN and infinity were written as strings
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as exc:
-        raise InputError("VD3010", f"has an unreadable record: {exc}", file=path, fix="make it again") from exc
-
-
-def _check_schema(version: object, path: Path) -> None:
-    if version not in (1, SCHEMA):
-        message = f"has schema version {version}, this vitdeploy reads 1 to {SCHEMA}"
-        raise InputError("VD3010", message, file=path, fix="make it again with this version")
-
-
-def _upgrade(table: dict[str, Any]) -> dict[str, Any]:
-    """A record of schema 1 as one of schema 2: settings and proof say of which verb they are, and numbers are numbers."""
-    verb = table["made_by"]
-    config, proof = table.get("config"), dict(table.get("proof") or {})
-    if verb == "compile":
-        facts = dict(proof.get("facts", {}))
-        proof |= {"build_s": facts.pop("build_s", 0.0), "facts": facts}
-    worth = proof.get("worth")
-    if worth is not None:  # what was not a number was written as null
-        metrics = {name: worth[name] for name in ("agreement", "divergence", "speedup", "other") if worth.get(name) is not None}
-        proof["worth"] = worth | {name: {**each, "value": _number(each["value"])} for name, each in metrics.items()}
-    return table | {
-        "schema_version": SCHEMA,
-        "config": {"verb": verb, **config} if config else None,
-        "proof": {"verb": verb, **proof} if proof else None,
-    }
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

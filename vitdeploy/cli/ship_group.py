@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
 from vitdeploy.cli.arguments import read_settings
 from vitdeploy.cli.options import (

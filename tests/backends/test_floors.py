@@ -16,8 +16,10 @@ from PIL import Image
 from vitdeploy.data import synthetic
 from vitdeploy.onnxfile.reader import read
 from vitdeploy.recipe import QuantizeConfig
+from vitdeploy.verbs.packer import PackConfig, pack
 from vitdeploy.verbs.predictor import PredictConfig, predict
 from vitdeploy.verbs.quantizer import quantize
+from vitdeploy.verbs.signer import keygen
 
 try:
     import tomllib
@@ -110,3 +112,33 @@ def test_they_run_and_compile_what_is_written_today(engine: str, old, forms, tin
             shown = json.loads(vitdeploy(old, "predict", artifact, image, "--backend", engine, "--top", 12, "--json"))
             told = {each["index"]: each["probability"] for each in shown["predictions"][0]["classes"]}
             assert told == pytest.approx(expected, abs=0.1), f"{artifact} in {engine}"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_artifact, tmp_path_factory) -> Path:
+    """A signed bundle of an INT8 form for all engines, and the export."""
+    folder = tmp_path_factory.mktemp("bundle")
+    images = folder / "images"
+    images.mkdir()
+    for number, pixels in enumerate(synthetic.pixels(16, tiny_artifact.spec.input)):
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    int8 = quantize(tiny_artifact, QuantizeConfig(target="portable", calibration=str(images), verify=False), folder / "int8")
+    keygen(folder / "key")
+    pack([int8, tiny_artifact], PackConfig(sign=str(folder / "key")), folder / "tiny.vdb")
+    return folder / "tiny.vdb"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_bundle_proves_itself_on_a_box_without_torch_and_onnx(engine: str, old, bundle, tmp_path) -> None:
+    missing = "import importlib.util as u; print([name for name in ('torch', 'onnx', 'cryptography') if u.find_spec(name)])"
+    assert subprocess.run([old, "-c", missing], capture_output=True, check=True, text=True).stdout == "[]\n"
+    key = bundle.with_name("key.pub")
+    shown = json.loads(vitdeploy(old, "verify", bundle, "--key", key, "--run", "--backend", engine, "--json"))
+    assert [(check["name"], check["outcome"]) for check in shown["checks"]] == [("images", "pass"), ("outputs", "pass")]
+    assert (shown["model"], shown["engine"]) == ("models/0-int8", engine)
+    image = bundle.parent / "images" / "0.png"
+    assert json.loads(vitdeploy(old, "predict", bundle, image, "--backend", engine, "--json"))["predictions"][0]["classes"]
+    assert json.loads(vitdeploy(old, "bench", bundle, "--backend", engine, "--rounds", 1, "--seconds", 0.01, "--json"))["rows"]
+    vitdeploy(old, "compile", bundle, "--backend", engine, "-o", tmp_path / "engine")
+    keygen(tmp_path / "other")
+    vitdeploy(old, "verify", bundle, "--key", tmp_path / "other.pub", refuses="was not made with this key")

@@ -116,7 +116,7 @@ def test_they_run_and_compile_what_is_written_today(engine: str, old, forms, tin
 
 @pytest.fixture(scope="module")
 def bundle(tiny_artifact, tmp_path_factory) -> Path:
-    """A signed bundle of an INT8 form for all engines, and the export."""
+    """A signed bundle of the export, and one of an INT8 form for all engines; what is named is the latter."""
     folder = tmp_path_factory.mktemp("bundle")
     images = folder / "images"
     images.mkdir()
@@ -124,6 +124,7 @@ def bundle(tiny_artifact, tmp_path_factory) -> Path:
         Image.fromarray(pixels).save(images / f"{number}.png")
     int8 = quantize(tiny_artifact, QuantizeConfig(target="portable", calibration=str(images), verify=False), folder / "int8")
     keygen(folder / "key")
+    pack([tiny_artifact], PackConfig(sign=str(folder / "key")), folder / "fp32.vdb")
     pack([int8, tiny_artifact], PackConfig(sign=str(folder / "key")), folder / "tiny.vdb")
     return folder / "tiny.vdb"
 
@@ -136,6 +137,7 @@ def test_a_bundle_proves_itself_on_a_box_without_torch_and_onnx(engine: str, old
     shown = json.loads(vitdeploy(old, "verify", bundle, "--key", key, "--run", "--backend", engine, "--json"))
     assert [(check["name"], check["outcome"]) for check in shown["checks"]] == [("images", "pass"), ("outputs", "pass")]
     assert (shown["model"], shown["engine"]) == ("models/0-int8", engine)
+    vitdeploy(old, "verify", bundle.with_name("fp32.vdb"), "--key", key, "--run", "--backend", engine)
     image = bundle.parent / "images" / "0.png"
     assert json.loads(vitdeploy(old, "predict", bundle, image, "--backend", engine, "--json"))["predictions"][0]["classes"]
     assert json.loads(vitdeploy(old, "bench", bundle, "--backend", engine, "--rounds", 1, "--seconds", 0.01, "--json"))["rows"]

@@ -41,7 +41,7 @@ def test_another_decoder_or_resize_is_seen(shipment, monkeypatch):
     prepare = samples.prepare_samples
     monkeypatch.setattr(verifier, "prepare_samples", lambda *given: prepare(*given)[:, ::-1])
     verification = verify(shipment.bundle, VerifyConfig(run=True))
-    assert outcomes(verification) == {"images": "fail", "outputs": "fail"}
+    assert outcomes(verification) == {"images": "fail", "outputs": "pass"}
 
 
 def test_rounding_of_a_level_is_none(shipment, monkeypatch):
@@ -52,7 +52,7 @@ def test_rounding_of_a_level_is_none(shipment, monkeypatch):
         return np.where(pixels < 255, pixels + 1, pixels).astype(np.uint8)
 
     monkeypatch.setattr(verifier, "prepare_samples", round_otherwise)
-    assert outcomes(verify(shipment.bundle, VerifyConfig(run=True)))["images"] == "pass"
+    assert outcomes(verify(shipment.bundle, VerifyConfig(run=True))) == {"images": "pass", "outputs": "pass"}
 
 
 @pytest.mark.parametrize(("factor", "outcome"), [(1.0, "pass"), (1.0001, "pass"), (1.001, "fail"), (np.nan, "fail")])

@@ -122,7 +122,7 @@ def verify(path: str | Path, config: VerifyConfig | None = None, *, progress: Pr
 
 
 def _run(bundle: Bundle, config: VerifyConfig, verification: Verification) -> Verification:
-    """The samples through this machine's decoder, resize and engine."""
+    """The samples through this machine's decoder and resize, and what the bundle prepared of them through its engine."""
     choice = choose_model(bundle, config.backend)
     with ExitStack() as stack:
         folder = stack.enter_context(files.temporary_folder())
@@ -133,7 +133,9 @@ def _run(bundle: Bundle, config: VerifyConfig, verification: Verification) -> Ve
         pixels = prepare_samples([folder / SAMPLES / name for name in bundle.manifest.samples], artifact.spec.input)
         apart = float(np.abs(pixels.astype(np.float64) - expected.pixels).max())
         runner = stack.enter_context(closing(open_in_child(choice.engine, artifact, OpenConfig(threads=config.threads))))
-        outputs = run_samples(runner, pixels, artifact.spec)
+        outputs = run_samples(
+            runner, expected.pixels, artifact.spec
+        )  # the bundle's own: what is off by rounding is no fault of it
         checks = [
             _check(
                 "images", f"at most {PREPARED:g} of 255", apart, apart <= PREPARED, "prepared pixels beside those of the bundle"

@@ -96,7 +96,17 @@ def _transformers(name: str) -> nn.Module:
 @functools.cache
 def dynamo(name: str, opset: int) -> onnx.ModelProto:
     """Exported by ``torch.onnx.export(dynamo=True)``, dynamic batch."""
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    return export_dynamo(network(name), opset)
+
+
+@functools.cache
+def script(name: str, opset: int, batch: int | None = None) -> onnx.ModelProto:
+    """Exported by the TorchScript exporter, which optimum uses; ``batch`` is the one size, or None for any."""
+    return export_script(network(name), opset, batch)
+
+
+def export_dynamo(net: nn.Module, opset: int, batch: int | None = None, *, side: int = SIDE) -> onnx.ModelProto:
+    shapes = None if batch else ({0: torch.export.Dim("batch", min=1)},)
     levels = [(logging.getLogger(each), logging.getLogger(each).level) for each in ("torch.onnx", "onnxscript")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,7 +114,7 @@ def dynamo(name: str, opset: int) -> onnx.ModelProto:
             logger.setLevel(logging.ERROR)
         try:
             exported = torch.onnx.export(
-                network(name), (torch.zeros(2, 3, SIDE, SIDE),), dynamo=True, opset_version=opset, dynamic_shapes=shapes,
+                net, (torch.zeros(batch or 2, 3, side, side),), dynamo=True, opset_version=opset, dynamic_shapes=shapes,
                 input_names=["pixels"], output_names=["logits"], verbose=False,
             )  # fmt: skip
         finally:
@@ -113,15 +123,13 @@ def dynamo(name: str, opset: int) -> onnx.ModelProto:
     return exported.model_proto
 
 
-@functools.cache
-def script(name: str, opset: int, batch: int | None = None) -> onnx.ModelProto:
-    """Exported by the TorchScript exporter, which optimum uses; ``batch`` is the one size, or None for any."""
+def export_script(net: nn.Module, opset: int, batch: int | None = None, *, side: int = SIDE) -> onnx.ModelProto:
     file = io.BytesIO()
     axes = {"pixels": {0: "batch"}, "logits": {0: "batch"}} if batch is None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network(name), (torch.zeros(batch or 2, 3, SIDE, SIDE),), file, dynamo=False, opset_version=opset, dynamic_axes=axes,
+            net, (torch.zeros(batch or 2, 3, side, side),), file, dynamo=False, opset_version=opset, dynamic_axes=axes,
             input_names=["pixels"], output_names=["logits"],
         )  # fmt: skip
     return onnx.load_model_from_string(file.getvalue())

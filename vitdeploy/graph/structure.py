@@ -236,7 +236,7 @@ def _locate_columns(value: ir.Value, linear: Linear, *, turned: bool) -> Array |
     """Which column of a layer's output is channel i of head h in ``value``: int64 [h, d], or None.
 
     None also where another node reads one of these columns: who changed them would change what that node sees.
-    ``value`` is [N, h, T, d], or [N, h, d, T] when ``turned``; a layout without heads ([N, T, d]) counts as one head.
+    ``value`` is [N, h, T, d] or [N h, T, d], or with the last two axes exchanged when ``turned``.
     """
     way = list(trace_path(value, linear.output))
     tokens = _read_token_axes(linear)
@@ -247,7 +247,7 @@ def _locate_columns(value: ir.Value, linear: Linear, *, turned: bool) -> Array |
     if moved is None or moved.ndim not in (3, 4):
         return None
     moved = np.moveaxis(moved, -2, -1) if turned else moved  # [.., T, d]
-    moved = moved if moved.ndim == 4 else moved[:, None]
+    moved = moved if moved.ndim == 4 else moved[None]  # of one image, the axis of images and heads is that of heads
     chosen = moved[0, :, 0].copy()  # [h, d]
     same = (moved == moved[:1, :, :1]).all() and len(np.unique(chosen)) == chosen.size
     return chosen if same and _is_private(chosen, numbers, linear.output, way, value) else None
@@ -283,7 +283,7 @@ def _locate_rows(context: ir.Node, projection: Linear, shape: tuple[int, ...]) -
         return None
     numbers = np.arange(heads * size).reshape(1, heads, 1, size)
     numbers = np.broadcast_to(numbers, (1, heads, known[-2], size))
-    moved = move(numbers if len(known) == 4 else numbers[:, 0], context.outputs[0], way, projection.input)
+    moved = move(numbers if len(known) == 4 else numbers[0], context.outputs[0], way, projection.input)
     if moved is None or moved.shape[-1] != heads * size:
         return None
     flat = moved.reshape(-1, heads * size)

@@ -16,6 +16,7 @@ from vitdeploy.graph.canonical.rewrites import NAMES, canonicalise
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold, rotate
 from vitdeploy.graph.exact.class_token import keep_class_token
+from vitdeploy.graph.exact.heads import give_heads_an_axis
 from vitdeploy.graph.structure import Attention, Structure, recognise
 from vitdeploy.quant.equalize import Grid
 
@@ -24,6 +25,7 @@ REWRITES = (
     "layer-scale",
     "query-scale",
     "pack",
+    "heads",
     "class-token",
     "norm-affine",
     "rotation",
@@ -103,6 +105,7 @@ def prepare(model: ir.Model, layout: Layout, skip: Sequence[str] = ()) -> Prepar
         "layer-scale": lambda known: len(fold.fold_layer_scale(editor, known)),
         "query-scale": lambda known: len(fold.fold_query_scale(editor, known)),
         "pack": lambda known: len(fold.pack_qkv(editor, known)),
+        "heads": lambda known: len(give_heads_an_axis(editor, known)),
         "class-token": lambda known: len(keep_class_token(editor, known)),
         "norm-affine": lambda known: sum(fold.fold_norm_affine(editor, site) for site in known.sites),
         "rotation": lambda known: _rotate(editor, known),

@@ -12,7 +12,19 @@ import onnx_ir as ir
 
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.linear import Linear, is_linear
-from vitdeploy.graph.query import MICROSOFT, constant, integer, is_constant, maker, maker_name, only_user, real, sizes
+from vitdeploy.graph.query import (
+    MICROSOFT,
+    constant,
+    integer,
+    is_constant,
+    maker,
+    maker_name,
+    only_user,
+    other,
+    real,
+    sizes,
+    whole,
+)
 
 
 def split_gemm(editor: Editor) -> Iterator[tuple[str, ...]]:
@@ -146,14 +158,26 @@ def lead_batch(editor: Editor) -> Iterator[tuple[str, ...]]:
         shape = sizes(source)
         if source is None or shape is None or len(shape) != 3 or shape[1] not in batch or not isinstance(shape[0], int):
             continue
-        if isinstance(shape[1], int):  # which of two numbers is the batch can't be told
-            continue
+        end = Linear(node).add or node
+        if isinstance(shape[1], int) and not (_is_turn(source.producer()) or _meets_turn(end)):
+            continue  # which of two numbers is the batch can't be told
         turned = editor.add(node, "Transpose", [source], perm=(1, 0, 2))
         turned.shape, turned.type = ir.Shape([shape[1], shape[0], shape[2]]), source.type
-        end = Linear(node).add or node
         editor.rewire(node, 0, turned)
         editor.turn(end, (1, 0, 2))
         for each in {node, end}:
             columns = sizes(each.outputs[0])
             each.outputs[0].shape = ir.Shape([shape[1], shape[0], None if columns is None else columns[-1]])
         yield (str(node.name),)
+
+
+def _meets_turn(node: ir.Node) -> bool:
+    """Whether a node's output alone goes into a Transpose of the first two axes, or is added to what comes from one."""
+    user = only_user(node.outputs[0])
+    beside = other(user, node.outputs[0]) if user is not None and user.op_type == "Add" else None
+    return _is_turn(user) or (beside is not None and _is_turn(beside.producer()))
+
+
+def _is_turn(node: ir.Node | None) -> bool:
+    """Whether a node exchanges the first two of three axes."""
+    return node is not None and node.op_type == "Transpose" and whole(node, "perm") == (1, 0, 2)

@@ -22,6 +22,7 @@ from vitdeploy.graph.canonical.norms import fuse_layer_norm, split_root_norm, sp
 from vitdeploy.graph.canonical.opsets import TARGET, check_opset, convert, inline_functions, leave_domains
 from vitdeploy.graph.canonical.shapes import infer_shapes, remove_moves, settle_shapes, turn_softmax
 from vitdeploy.graph.canonical.tokens import add_tokens
+from vitdeploy.graph.canonical.turns import sink_turns
 from vitdeploy.graph.editor import Editor
 
 _ROUNDS = 100
@@ -63,6 +64,7 @@ _FUSE: tuple[tuple[str, _Step], ...] = (
     ("gemm", split_gemm),
     ("flat-linear", unflatten),
     ("batch-first", lead_batch),
+    ("turns", sink_turns),
     ("layer-norm", fuse_layer_norm),
     ("gelu", fuse_gelu),
     ("masks", drop_masks),
@@ -91,6 +93,7 @@ NAMES: tuple[str, ...] = ("functions", *(name for steps in (_SETTLE, _SPLIT, _LO
 - ``gemm``: Gemm is written as MatMul and Add.
 - ``flat-linear``: linear layers take their input as it is, not flattened to two axes.
 - ``batch-first``: linear layers take the batch before the tokens.
+- ``turns``: what treats each token alone comes before the Transpose that puts the tokens before the batch.
 - ``layer-norm``: one LayerNormalization for its nine parts.
 - ``gelu``: one Gelu for its five parts.
 - ``masks``: attention masks that hide nothing go; one that fills scores in is added to them.

@@ -46,6 +46,7 @@ class _Names:
         self.graph = graph
         self.same: dict[str, str] = {}
         self.multiples: dict[str, tuple[Fraction, str]] = {}
+        self.products: dict[tuple[Fraction, str], str] = {}
         self.kept = {name for value in graph.inputs for name in sizes(value) or () if isinstance(name, str)}
 
     def unify(self) -> None:
@@ -75,6 +76,8 @@ class _Names:
         if first != second and not (first in self.kept and second in self.kept):
             new, old = (first, second) if first in self.kept or second not in self.kept else (second, first)
             self.same[old] = new
+            if old in self.multiples:
+                self.multiples.setdefault(new, self.multiples[old])
 
     def _read(self, node: ir.Node) -> None:
         output = sizes(node.outputs[0])
@@ -105,6 +108,7 @@ class _Names:
             self._join(base, second)
         else:
             self.multiples[second] = (times, base)
+            self._join(self.products.setdefault((times, base), second), second)
 
     def _read_broadcast(self, shapes: list[list[int | str | None]], output: list[int | str | None], last: int) -> None:
         """A size of the result is the one that all operands have, those of size 1 left out."""

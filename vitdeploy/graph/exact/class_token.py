@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.editor import Editor, declare
+from vitdeploy.graph.exact.heads import list_between, merge_heads, split_heads
 from vitdeploy.graph.linear import insert_linear, insert_split, is_linear
 from vitdeploy.graph.query import constant, integer, only_user, resize_axis, whole
 from vitdeploy.graph.structure import Attention, Structure
@@ -26,13 +27,13 @@ def keep_class_token(editor: Editor, structure: Structure) -> list[str]:
         return []
     add, count, tokens, below = cut
     _own_query(editor, attention, count)
-    for node in _list_between(attention):
+    for node in list_between(attention):
         for index, part in enumerate(node.inputs):
             bias = constant(part)
             if bias is not None and bias.ndim >= 2 and bias.shape[-2] == tokens:
                 editor.own(node, index, np.ascontiguousarray(bias[..., :count, :]))
         declare(node.outputs[0], node.outputs[0].type, resize_axis(node.outputs[0], -2, count))
-    _merge_heads(editor, attention, count)
+    merge_heads(editor, attention)
     assert attention.projection is not None
     product = attention.projection.matmul.outputs[0]
     index = next(place for place, part in enumerate(add.inputs) if part is not attention.projection.output)
@@ -56,7 +57,7 @@ def _find_cut(attention: Attention) -> tuple[ir.Node, int, int, dict[ir.Value, N
     if len(users) != 1 or users[0].op_type != "Add" or any(constant(part) is not None for part in users[0].inputs):
         return None
     mixed = query is attention.linears[1], query is attention.linears[2]
-    if mixed[0] != mixed[1] or not all(_is_private(node, shape[1]) for node in _list_between(attention)):
+    if mixed[0] != mixed[1] or not all(_is_private(node, shape[1]) for node in list_between(attention)):
         return None
     below = _find_readers(users[0], shape[1])
     return None if below is None or 2 * below[0] > shape[1] else (users[0], below[0], shape[1], below[1])
@@ -71,17 +72,6 @@ def _is_private(node: ir.Node, tokens: int) -> bool:
         and (node.op_type == "MatMul" or len(others) - len(tables) == 1)
         and all(table.ndim < 2 or table.shape[-2] in (1, tokens) for table in tables)
     )
-
-
-def _list_between(attention: Attention) -> list[ir.Node]:
-    """From the product of q and k to that with the values."""
-    nodes, value = [attention.context, attention.softmax], attention.softmax.inputs[0]
-    while value is not None and (node := value.producer()) is not None:
-        nodes.append(node)
-        if node is attention.scores:
-            break
-        value = next((part for part in node.inputs if part is not None and constant(part) is None), None)
-    return nodes
 
 
 def _find_readers(start: ir.Node, tokens: int) -> tuple[int, dict[ir.Value, None]] | None:
@@ -156,37 +146,7 @@ def _own_query(editor: Editor, attention: Attention, count: int) -> None:
             (attention.context, 1, parts[1], others[1], (0, 2, 1, 3)),
         ]
     for node, index, part, shape, order in ends:
-        editor.rewire(node, index, _split_heads(editor, before, part, (shape.shape, order)))
-
-
-def _split_heads(editor: Editor, before: ir.Node, value: ir.Value, layout: tuple[tuple[int, ...], tuple[int, ...]]) -> ir.Value:
-    """[N, T, h d] as [N, T, h, d], then with its axes in another order; ``layout`` is h and d, and the order."""
-    shape, order = layout
-    assert value.shape is not None
-    stem, sizes = str(value.name).removesuffix("_out"), [value.shape[0], value.shape[1], *shape]
-    target = editor.constant(f"{stem}.shape", np.array([-1, *sizes[1:]], np.int64))
-    cut = ir.node("Reshape", [value, target], name=f"{stem}/Reshape")
-    turned = ir.node("Transpose", cut.outputs, {"perm": order}, name=f"{stem}/Transpose")
-    declare(cut.outputs[0], value.type, sizes)
-    declare(turned.outputs[0], value.type, [sizes[axis] for axis in order])
-    editor.insert([cut, turned], before)
-    return turned.outputs[0]
-
-
-def _merge_heads(editor: Editor, attention: Attention, count: int) -> None:
-    """The context of the first tokens as [N, count, h d], into the projection."""
-    projection, rows, context = attention.projection, attention.rows, attention.context.outputs[0]
-    assert projection is not None and rows is not None and context.shape is not None
-    stem, (heads, size) = str(attention.context.name), rows.shape
-    target = editor.constant(f"{stem}.merged", np.array([-1, count, heads * size], np.int64))
-    turned = ir.node("Transpose", [context], {"perm": (0, 2, 1, 3)}, name=f"{stem}/Transpose")
-    merged = ir.node("Reshape", [turned.outputs[0], target], name=f"{stem}/Reshape")
-    declare(turned.outputs[0], context.type, [context.shape[0], count, heads, size])
-    declare(merged.outputs[0], context.type, [context.shape[0], count, heads * size])
-    editor.insert([turned, merged], attention.context, behind=True)
-    editor.rewire(projection.matmul, 0, merged.outputs[0])
-    if (rows.reshape(-1) != np.arange(heads * size)).any():
-        projection.write(editor, projection.weight[rows.reshape(-1)])
+        editor.rewire(node, index, split_heads(editor, before, part, (shape.shape, order)))
 
 
 def _first_tokens(editor: Editor, value: ir.Value, count: int, before: ir.Node) -> ir.Value:

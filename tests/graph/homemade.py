@@ -1,0 +1,99 @@
+"""Networks as people write them themselves, small and with random weights: their attention takes other ways than timm's.
+
+They stand in a file of their own, without imports from this repository, so that a test may also give it to `export --module`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SIDE, PATCH, WIDTH, HEADS, DEPTH, CLASSES = 32, 8, 32, 4, 2, 5
+TOKENS = (SIDE // PATCH) ** 2 + 1
+
+
+class Block(nn.Module):
+    """`nn.MultiheadAttention` as it comes, with its probabilities, which nobody reads."""
+
+    def __init__(self, heads: int = HEADS, *, tokens_first: bool = False, probabilities: bool = True) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, heads, batch_first=not tokens_first)
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.probabilities, self.mask = probabilities, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        x = x + self.attention(y, y, y, need_weights=self.probabilities, attn_mask=self.mask)[0]
+        return x + self.down(nn.functional.gelu(self.up(self.between(x))))
+
+
+class Net(nn.Module):
+    """Patches, class token, blocks, head."""
+
+    def __init__(self, **options: bool | int) -> None:
+        super().__init__()
+        self.tokens_first = options.get("tokens_first", False)
+        self.cut = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.cls, self.places = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.randn(1, TOKENS, WIDTH))
+        self.blocks = nn.Sequential(*(Block(**options) for _ in range(DEPTH)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.cut(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls.expand(x.shape[0], -1, -1), x), 1) + self.places
+        x = x.transpose(0, 1) if self.tokens_first else x
+        x = self.norm(self.blocks(x))
+        return self.head(x[0] if self.tokens_first else x[:, 0])
+
+
+class Encoder(nn.Module):
+    """`nn.TransformerEncoder` as it comes: tokens first from the patches on."""
+
+    def __init__(self, *, mean: bool = False) -> None:
+        super().__init__()
+        self.mean, self.cut = mean, nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.cls, self.places = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.randn(TOKENS, 1, WIDTH))
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, "gelu", norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, DEPTH, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.cut(pixels).flatten(2).permute(2, 0, 1)  # [T, N, C]
+        x = self.encoder(torch.cat((self.cls.expand(-1, x.shape[1], -1), x)) + self.places)
+        return self.head(x.mean(0) if self.mean else x[0])
+
+
+def shake(net: nn.Module) -> nn.Module:
+    """Every vector random too; in evaluation mode."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net.eval()
+
+
+def causal() -> nn.Module:
+    """A mask of yes and no, the same in every block."""
+    net = Net()
+    for block in net.blocks:
+        block.mask = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    return net
+
+
+NETWORKS = {
+    "fused": lambda: Net(probabilities=False),
+    "probabilities": Net,
+    "tokens-first": lambda: Net(tokens_first=True),
+    "encoder": Encoder,
+    "encoder-mean": lambda: Encoder(mean=True),
+    "one-head": lambda: Net(heads=1),
+    "causal": causal,
+}
+"""Name to what builds it."""
+
+
+def build(name: str) -> nn.Module:
+    """One of `NETWORKS`, the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return shake(NETWORKS[name]())

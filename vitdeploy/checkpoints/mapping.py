@@ -6,11 +6,13 @@ r"""A mapping file: how the tensors of a home-made ViT are called here, written 
     [leave_out]                         # regular expression = why the network does not need the tensor
     'decoder\..*' = "not part of the encoder"
     [change]                            # regular expression on *our* name = what is done to the numbers, if anything
-    'head\.weight' = "transpose"        # a key of `table.CHANGES`
+    'head\.weight' = "transpose"        # a key of `conversion.CHANGES`, or "blocks"
 
 Every tensor must match a pattern and every pattern a tensor; where two patterns match, the upper one decides, and [rename]
 comes before [leave_out]. Our names are those of `vitdeploy.models.vit`. Query, key and value may come packed (``attn.qkv``,
-as in torch's ``in_proj_weight``) or apart (``attn.q``, ``attn.k``, ``attn.v``).
+as in torch's ``in_proj_weight``) or apart (``attn.q``, ``attn.k``, ``attn.v``). Heads in layers of their own are numbered in
+brackets behind our name, and stacked in that order: ``'blocks\.(\d+)\.heads\.(\d+)\.query\.(\w+)' = 'blocks.\1.attn.q.\3[\2]'``;
+with the change "blocks" each of them takes its own channels only.
 
 Names can't say everything. `torch.nn.TransformerEncoderLayer` has the same names with ``norm_first=True`` and ``False``, and
 with ReLU (its default) and GELU: the network here normalises first, so a model with ``norm_first=False`` loads without
@@ -28,6 +30,7 @@ from typing import NamedTuple
 import msgspec
 from torch import Tensor
 
+from vitdeploy.checkpoints import parts
 from vitdeploy.checkpoints.conversion import CHANGES, Converted, State
 from vitdeploy.errors import InputError, UsageError, nearest
 from vitdeploy.spec import ModelSpec, read_spec
@@ -45,7 +48,7 @@ class MappingFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         spec: The model: a known variant, a spec file relative to this one, or the spec itself.
         rename: Pattern of their name to our name.
         leave_out: Pattern of their name to the reason.
-        change: Pattern of our name to a key of `CHANGES`.
+        change: Pattern of our name to a key of `CHANGES`, or to `parts.BLOCKS`.
     """
 
     spec: str | ModelSpec
@@ -92,7 +95,7 @@ def load(mapping: Path, state: State) -> Mapped:
     patterns = _patterns(mapping, given)
     spec = _spec(mapping, given)
     matched = {f"[{pattern.section}] {pattern.text}": 0 for pattern in patterns}
-    made: State = {}
+    stacks: dict[str, dict[int | None, Tensor]] = {}
     left_out: dict[str, str] = {}
     unknown = []
     for name, tensor in state.items():
@@ -107,13 +110,16 @@ def load(mapping: Path, state: State) -> Mapped:
         if pattern.section == "leave_out":
             left_out[name] = pattern.value
             continue
-        ours = _rename(pattern, name, mapping)
-        if ours in made:
-            raise InputError("VD3009", f"gives two tensors the name {ours!r}, the second is {name!r}", file=mapping)
+        ours, number = parts.split_name(_rename(pattern, name, mapping))
+        known = stacks.setdefault(ours, {})
+        if number in known or None in known or (number is None and known):
+            fix = "take one out, or number what is to be stacked, in brackets behind our name: 'blocks.\\1.attn.q.\\3[\\2]'"
+            raise InputError("VD3009", f"gives two tensors the name {ours!r}, the second is {name!r}", file=mapping, fix=fix)
         change = _first(patterns, ours, "change")
         if change is not None:
             matched[f"[{change.section}] {change.text}"] += 1
-        made[ours] = tensor if change is None else _change(change, ours, tensor, mapping)
+        known[number] = tensor if change is None else _change(change, ours, tensor, mapping)
+    made = {ours: _assemble(ours, known, patterns, spec, mapping) for ours, known in stacks.items()}
     _check_complete(mapping, patterns, matched, unknown)
     return Mapped(spec, Converted({name: made[name].contiguous() for name in made}, left_out, ()), matched)
 
@@ -143,9 +149,9 @@ def _patterns(mapping: Path, given: MappingFile) -> list[_Pattern]:
             except (re.error, RecursionError, OverflowError) as exc:
                 message = f"line {line}: {pattern!r} is no regular expression: {exc}"
                 raise UsageError("VD2003", message, file=mapping, fix="escape a dot as \\. inside single quotes") from exc
-            if section == "change" and value not in CHANGES:
-                known = ", ".join(repr(change) for change in CHANGES if change)
-                fix = nearest(value, CHANGES) or f"use one of {known}"
+            if section == "change" and value not in (*CHANGES, parts.BLOCKS):
+                known = ", ".join(repr(change) for change in (*CHANGES, parts.BLOCKS) if change)
+                fix = nearest(value, (*CHANGES, parts.BLOCKS)) or f"use one of {known}"
                 raise UsageError("VD2003", f"line {line}: there is no change {value!r}", file=mapping, fix=fix)
             patterns.append(_Pattern(section, pattern, compiled, value, line))
     return patterns
@@ -179,11 +185,24 @@ def _change(pattern: _Pattern, ours: str, tensor: Tensor, mapping: Path) -> Tens
     if pattern.value == "transpose" and tensor.ndim != 2:
         message = f"line {pattern.line}: {ours!r} has the shape {list(tensor.shape)}, only matrices can be transposed"
         raise InputError("VD3009", message, file=mapping)
+    if pattern.value == parts.BLOCKS:
+        return tensor  # when all parts are there
     try:
         return CHANGES[pattern.value](tensor)
     except (RuntimeError, IndexError, ValueError) as exc:
         message = f"line {pattern.line}: {ours!r} of shape {list(tensor.shape)} does not allow the change {pattern.value!r}"
         raise InputError("VD3009", message, file=mapping) from exc
+
+
+def _assemble(ours: str, given: dict[int | None, Tensor], patterns: list[_Pattern], spec: ModelSpec, mapping: Path) -> Tensor:
+    """One tensor of the parts that were given for it."""
+    numbered = {number: part for number, part in given.items() if number is not None}
+    whole = parts.join(ours, numbered, mapping) if numbered else given[None]
+    change = _first(patterns, ours, "change")
+    if change is not None and change.value == parts.BLOCKS:
+        whole = parts.lay_blocks(ours, whole, spec, mapping)
+    parts.check_heads(ours, whole, spec, mapping)
+    return whole
 
 
 def _check_complete(mapping: Path, patterns: list[_Pattern], matched: dict[str, int], unknown: list[str]) -> None:

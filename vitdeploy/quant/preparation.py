@@ -16,7 +16,7 @@ from vitdeploy.graph.canonical.rewrites import NAMES, canonicalise
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold, rotate
 from vitdeploy.graph.exact.class_token import keep_class_token
-from vitdeploy.graph.exact.heads import give_heads_an_axis
+from vitdeploy.graph.exact.head_axes import give_heads_an_axis
 from vitdeploy.graph.structure import Attention, Structure, recognise
 from vitdeploy.quant.equalize import Grid
 

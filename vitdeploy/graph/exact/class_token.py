@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.editor import Editor, declare
-from vitdeploy.graph.exact.heads import list_between, merge_heads, split_heads
+from vitdeploy.graph.exact.head_axes import list_between, merge_heads, split_heads
 from vitdeploy.graph.linear import insert_linear, insert_split, is_linear
 from vitdeploy.graph.query import constant, integer, only_user, resize_axis, whole
 from vitdeploy.graph.structure import Attention, Structure

@@ -13,7 +13,7 @@ from tests.graph import foreign, homemade, vits
 from tests.graph.homemade import DEPTH, HEADS, TOKENS
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold
-from vitdeploy.graph.exact.heads import give_heads_an_axis
+from vitdeploy.graph.exact.head_axes import give_heads_an_axis
 from vitdeploy.graph.query import maker, sizes
 from vitdeploy.graph.structure import recognise
 from vitdeploy.quant.preparation import Layout, prepare

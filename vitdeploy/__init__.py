@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vitdeploy.errors import TrustError as TrustError
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
-    from vitdeploy.proof.verdict import Thresholds as Thresholds
+    from vitdeploy.proof.rules import Thresholds as Thresholds
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import CompileConfig as CompileConfig
     from vitdeploy.recipe import ExportConfig as ExportConfig
@@ -89,7 +89,7 @@ _HOME = {
     "ValidateConfig": "recipe",
     "BenchConfig": "recipe",
     "GateConfig": "verbs.gatekeeper",
-    "Thresholds": "proof.verdict",
+    "Thresholds": "proof.rules",
     "Verdict": "report",
     "PredictConfig": "verbs.predictor",
     "Prediction": "verbs.predictor",

@@ -68,6 +68,12 @@ def governor() -> str:
     return _read(f"{_CPUS}/cpu0/cpufreq/scaling_governor")
 
 
+def power_mode() -> str:
+    """What limits clocks and power, as far as the system tells: frequency governor, platform profile, mode of a Jetson."""
+    told = (governor(), _read("/sys/firmware/acpi/platform_profile"), _read("/var/lib/nvpmodel/status"))
+    return ", ".join(text for text in told if text)
+
+
 def instruction_sets() -> str:
     """Architecture and the instruction sets that matter, as one text: ``x86_64 avx avx2 ...``. Equal texts, equal kernels."""
     flags = _cpu_field("flags", "Features").split()

@@ -27,8 +27,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         mapping_sha256: Digest of a mapping file.
         matched: The mapping file's patterns, and how many tensors each decided.
         notes: What a reader should know of the reading.
-        assumed: What was not read from the checkpoint of how images are prepared: an aspect (``mean``, ``std``, ``resize``,
-            ``interpolation``) to what it was taken to be.
+        assumed: What was not read of how images are prepared: an aspect (``mean``, ``interpolation``) to what it was taken to be.
         assumed_from: What that was taken from.
         left_out: Tensors that were not used, and why.
         state_sha256: Digest of the state dict beside the model.
@@ -105,12 +104,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         digest: Of the data set.
         images: How many images.
         folder: Of the recorded statistics.
+        seen: Every image that was looked at, those held back too: 8 bytes each (`data.identity`), sorted, as base64.
     """
 
     source: str
     digest: str = ""
     images: int | None = None
     folder: str = ""
+    seen: str = ""
 
 
 class SiteChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,7 +225,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     Attributes:
         value: The number, in `unit`. NaN is allowed and never hidden.
-        unit: ``ms``, ``images/s``, ``dB``, ``share`` of 1, ``count``, ``ratio``, ``points`` (percentage points), ``MiB``, or "".
+        unit: ``ms``, ``images/s``, ``dB``, ``share`` of 1, ``count``, ``ratio``, ``points`` (of 100), ``MiB``, ``nats``, or "".
         low: Lower end of the 95 % interval, if there is one.
         high: Upper end.
     """
@@ -244,8 +245,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
         images: Images compared.
         held_back: Whether none of them set a range.
         task: What the outputs are, which says what is compared.
-        agreement: Share of images with the same class, of labels decided alike, or of images with the same nearest neighbour,
-            with its 95 % interval; None for numbers.
+        agreement: Share of images with the same class or nearest neighbour, or of labels decided alike; None for numbers.
         divergence: Mean Kullback-Leibler divergence from the reference, in nats, with its 95 % interval; None without classes.
         cosine: Mean cosine of the outputs; None for numbers, or when nothing was compared.
         correlation: Of numbers over images; None for other tasks.
@@ -279,8 +279,7 @@ class QuantizeProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb",
 
     Attributes:
         rewrites: Exact rewrites, and how often each applied.
-        rewritten: Largest difference of the rewritten float graph, as a share of the output's standard deviation; None where
-            nothing was rewritten.
+        rewritten: Largest difference of the rewritten float graph, as a share of the output's deviation; None for no rewrite.
         sites: What was chosen for each GEMM input.
         notes: What a reader should know.
         calibration: What set the ranges, if anything did.
@@ -307,8 +306,7 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         threads: Threads inside one run; None is the number of cores this process may use.
         device: ``cpu``, or what the backend calls another device; None is the artifact's, or the backend's usual one.
-        precision: What float parts of the model are computed in, whatever the file holds; None is ``f32``, or what the artifact
-            was made for (``bf16``).
+        precision: What float parts are computed in, whatever the file holds; None is ``f32``, or ``bf16`` if it was made for that.
         hint: ``latency`` for one batch at a time, ``throughput`` for many at once.
         streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
         spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime and TensorRT only.
@@ -387,6 +385,7 @@ class CompileProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", 
         notes: What a reader should know.
         rival: The other precision's measurement, if there was one.
         verdict: Which of two was kept, and why; "" without a rival.
+        calibration: What set the ranges of what it was built from.
     """
 
     run: OpenConfig = OpenConfig()
@@ -398,3 +397,4 @@ class CompileProof(msgspec.Struct, frozen=True, kw_only=True, tag_field="verb", 
     notes: tuple[str, ...] = ()
     rival: Rivalry | None = None
     verdict: str = ""
+    calibration: Calibration | None = None

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import msgspec
 
 from vitdeploy import machine
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends.table import list_packages
 from vitdeploy.errors import InputError, first_line
+from vitdeploy.recipe import RANDOM, QuantizeConfig
 from vitdeploy.record import Metric as Metric
 from vitdeploy.words import Undecided
 
@@ -37,6 +39,38 @@ class Row(msgspec.Struct, frozen=True):
     subject: str
     metrics: dict[str, Metric]
     settings: dict[str, Any] = {}
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Images told apart by what is known of them, a class or a column of a manifest.
+
+    Attributes:
+        values: Sorted.
+        codes: For each image the number of its value: base64 of little-endian 16-bit numbers (`measure.bitmaps.read_codes`).
+    """
+
+    values: tuple[str, ...]
+    codes: str
+
+
+class Images(msgspec.Struct, frozen=True, kw_only=True):
+    """What every image of a validation came to, in the order of their names; bits are base64 (`measure.bitmaps.unpack`).
+
+    Attributes:
+        digest: SHA-256, in hex, over names, labels and contents, wherever the images lie.
+        count: How many.
+        groups: ``class``, and the columns of a manifest.
+        right: Subject to one bit an image: its best class is the label.
+        same: Candidate to one bit an image: its best class is the reference's.
+        calibrated: How many of them the model's ranges were chosen on.
+    """
+
+    digest: str
+    count: int
+    groups: dict[str, Group] = {}
+    right: dict[str, str] = {}
+    same: dict[str, str] = {}
+    calibrated: int = 0
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +142,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         taken: When, UTC, ISO 8601.
         parts: Reports of the stages, for a build.
         verdict: What the limits that hold for such a report make of it; None where there is none.
+        images: What every image came to, where they are a data set's and the model has classes.
     """
 
     schema_version: int = SCHEMA
@@ -120,6 +155,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     taken: str = msgspec.field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     parts: tuple[Report, ...] = ()
     verdict: Verdict | None = None
+    images: Images | None = None
 
     @property
     def is_recorded(self) -> bool:
@@ -161,6 +197,15 @@ def read_verdict(path: Path) -> Verdict:
         fix = "give the file that `vitdeploy gate ARTIFACT -o FILE.json` wrote"
         raise InputError("VD3028", "is a report without a verdict", file=path, fix=fix)
     return verdict
+
+
+def identify(artifact: Artifact) -> dict[str, str]:
+    """What a report says of an artifact that it is about: a gate tells by it whether that was made again since, and from what."""
+    record = artifact.record
+    made_of = record.config.calibration if isinstance(record.config, QuantizeConfig) else None
+    source = RANDOM if made_of == RANDOM else "" if record.calibration is None else record.calibration.source
+    path = artifact.folder if record.files else artifact.model
+    return {"id": artifact.id, "path": str(path)} | ({"calibration": source} if source else {})
 
 
 def this_machine() -> Machine:

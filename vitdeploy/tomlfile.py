@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -74,6 +74,10 @@ def _check_keys(table: object, kind: object, text: str, path: Path, above: tuple
         for item in table:
             _check_keys(item, kind, text, path, above)
     if struct is None or not isinstance(table, dict):
+        return
+    if get_origin(kind) is dict:  # tables under names of one's own
+        for name, item in table.items():
+            _check_keys(item, struct, text, path, (*above, name))
         return
     known: dict[str, Any] = get_type_hints(struct)
     for key, value in table.items():

@@ -11,7 +11,8 @@ import numpy as np
 from tests.benchmarks import results
 from tests.benchmarks.figures import GatePower, PowerRow
 from vitdeploy.measure.statistics import paired_difference
-from vitdeploy.proof.verdict import Thresholds, judge
+from vitdeploy.proof.rules import Thresholds
+from vitdeploy.proof.verdict import judge
 from vitdeploy.report import Metric, Report, Row, this_machine
 
 HERE = this_machine()

@@ -343,7 +343,7 @@ def test_memory_is_bounded_and_threads_end(tmp_path: Path) -> None:
             read.append(index)
         return Picture(np.zeros((4, 4, 3), np.uint8))
 
-    listing = sources.Listing(names=dataset.listing.names, labels=None, classes=None, digest="", read=counting)
+    listing = sources.Listing(names=dataset.listing.names, labels=None, classes=None, digest="", read=counting, identify=bytes)
     watched = data.Dataset(tmp_path, "watched", listing)
     for _ in watched.batches(CONTRACT, LoadConfig(batch_size=10, workers=3)):
         break  # what a Ctrl-C does too: the iterator is dropped

@@ -23,7 +23,7 @@ def read(task, reference, candidate, **more):
 @pytest.mark.parametrize(
     ("task", "names"),
     [
-        ("single_label", {"top1_agreement"}),
+        ("single_label", {"top1_agreement", "divergence"}),
         ("multi_label", {"label_agreement", "probability_difference"}),
         ("regression", {"correlation"}),
         ("embedding", {"neighbour_agreement"}),

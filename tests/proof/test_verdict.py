@@ -7,7 +7,8 @@ import pytest
 
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.statistics import paired_difference
-from vitdeploy.proof.verdict import RULES, USUAL, Thresholds, judge, read_limit
+from vitdeploy.proof.rules import RULES, USUAL, Thresholds, read_limit
+from vitdeploy.proof.verdict import judge
 from vitdeploy.report import Metric, Report, Row
 
 
@@ -45,6 +46,11 @@ def test_a_drop_is_judged_by_its_whole_interval(low, value, high, outcome) -> No
         ("min_cosine", 0.99, Metric(0.99), "pass"),
         ("min_sqnr", "25 dB", Metric(24.9, "dB"), "fail"),
         ("max_difference", 1e-4, Metric(2e-4), "fail"),
+        ("max_kl", "0.01 nats", Metric(0.008, "nats", 0.006, 0.01), "pass"),
+        ("max_kl", 0.01, Metric(0.02, "nats", 0.011, 0.03), "fail"),
+        ("max_slowdown", 1.1, Metric(1.0, "ratio", 0.95, 1.2), "inconclusive"),
+        ("max_size", "1 GiB", Metric(1025, "MiB"), "fail"),
+        ("max_size", "25 MiB", Metric(25, "MiB"), "pass"),
         ("max_difference", "1e-4", Metric(1e-4), "pass"),
         ("min_speedup", "2x", Metric(2.4, "ratio", 2.1, 2.7), "pass"),
         ("max_latency_ratio", 1.05, Metric(1.0, "ratio", 0.96, 1.04), "pass"),
@@ -62,7 +68,7 @@ def test_each_limit_knows_its_side_and_unit(name, limit, metric, outcome) -> Non
 
 
 def test_every_threshold_has_a_rule_and_the_other_way_round() -> None:
-    assert set(Thresholds.__struct_fields__) - {"inconclusive"} == set(RULES)
+    assert set(Thresholds.__struct_fields__) - {"inconclusive", "slice"} == set(RULES)
 
 
 @pytest.mark.parametrize("metric", [Metric(math.nan), Metric(1.0, "", math.nan, 1.0), Metric(1.0, "", 0.999, math.nan)])
@@ -175,9 +181,18 @@ def test_what_computes_in_fp32_is_held_to_parity_though_nobody_asks(sqnr, larges
     metrics = {"sqnr": Metric(sqnr, "dB"), "max_abs_difference": Metric(largest)}
     rows = [Row("pytorch", {}), *(Row(name, metrics, {"precision": name}) for name in ("fp32", "int8 in f32"))]
     verdict = judge([Report(title="validate", reference="pytorch", rows=tuple(rows))], Thresholds())
-    assert [(gate.subject, gate.name, gate.limit, gate.outcome) for gate in verdict.gates] == [
-        ("fp32", "parity", "60 dB", outcome)
-    ]
+    parity = [gate for gate in verdict.gates if gate.name == "parity"]
+    assert [(gate.subject, gate.limit, gate.outcome) for gate in parity] == [("fp32", "60 dB", outcome)]
+
+
+@pytest.mark.parametrize("largest", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_fail_whatever_is_asked(largest) -> None:
+    verdict = judge(
+        [make_report({"max_abs_difference": Metric(largest), "top1": Metric(1.0, "share", 0.99, 1.0)})],
+        Thresholds(min_top1="1 %"),
+    )
+    assert [(gate.name, gate.outcome) for gate in verdict.gates] == [("finite", "fail"), ("min_top1", "pass")]
+    assert verdict.outcome == "fail"
 
 
 def test_of_a_subject_in_two_tables_of_one_validation_the_one_of_more_images_counts() -> None:

@@ -24,9 +24,10 @@ from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.latency import Measured
+from vitdeploy.measure.probabilities import divergence
 from vitdeploy.proof import worth as module
 from vitdeploy.proof.thresholds import MOST_ROUNDS, NARROW
-from vitdeploy.proof.worth import Comparison, Worth, divergence, verdict, worth
+from vitdeploy.proof.worth import Comparison, Worth, verdict, worth
 from vitdeploy.report import Metric
 
 

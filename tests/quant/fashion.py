@@ -13,7 +13,7 @@ from vitdeploy.artifact import Artifact, Record
 from vitdeploy.backends.base import OpenConfig, run_any
 from vitdeploy.backends.table import load
 from vitdeploy.data import LoadConfig, images, open_dataset
-from vitdeploy.proof.worth import divergence
+from vitdeploy.measure.probabilities import divergence
 from vitdeploy.recipe import ExportConfig, ModelConfig, QuantizeConfig
 from vitdeploy.verbs.exporter import export
 

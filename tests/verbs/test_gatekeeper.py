@@ -1,20 +1,28 @@
 """Reports and artifacts before the gate."""
 
+import base64
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests.conftest import shared_artifact
 from vitdeploy import jsonfile
 from vitdeploy.artifact import Artifact
 from vitdeploy.cli.commands import main
+from vitdeploy.data.identity import identify
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.proof.verdict import Thresholds
+from vitdeploy.proof.rules import SliceLimits, Thresholds
 from vitdeploy.recipe import QuantizeConfig, ValidateConfig
+from vitdeploy.record import Calibration, QuantizeProof
 from vitdeploy.report import Metric, Report, Row
 from vitdeploy.verbs import gatekeeper
 from vitdeploy.verbs.gatekeeper import GateConfig, gate, read_thresholds
+from vitdeploy.verbs.validator import validate
 
 
 def write_report(path: Path, name: str = "vit", **metrics: Metric) -> Path:
@@ -71,27 +79,111 @@ def test_an_export_passes_the_usual_gate(tiny_artifact) -> None:
     assert (verdict.outcome, [one.name for one in verdict.gates]) == ("pass", ["parity", "min_agreement"])
 
 
-def test_ranges_of_noise_are_refused(tiny_artifact, monkeypatch, tmp_path) -> None:
+def name_gates(verdict) -> dict[str, str]:
+    return {one.name: one.outcome for one in verdict.gates}
+
+
+def test_ranges_of_noise_are_refused(tiny_artifact, monkeypatch) -> None:
     record = msgspec.structs.replace(tiny_artifact.record, config=QuantizeConfig(calibration="random"))
-    monkeypatch.setattr(Artifact, "open", lambda path: Artifact(tiny_artifact.folder, record))
+    monkeypatch.setattr(Artifact, "open", lambda path, **_: Artifact(tiny_artifact.folder, record))
     verdict = gate([tiny_artifact.folder], GateConfig(validate=ValidateConfig(limit=200, backends=("onnxruntime",))))
     assert (verdict.outcome, verdict.passed) == ("fail", False)
-    assert [(one.name, one.outcome) for one in verdict.gates] == [
-        ("calibration", "fail"),
-        ("parity", "pass"),
-        ("min_agreement", "pass"),
-    ]
+    assert name_gates(verdict) == {"calibration": "fail", "parity": "pass", "min_agreement": "pass"}
     assert "random images" in verdict.gates[0].why
+
+
+def test_a_report_says_itself_that_its_ranges_are_of_noise(tmp_path) -> None:
+    """Of an engine that was compiled from such a file, and of a run elsewhere."""
+    for place, settings in (("report", {"calibration": "random"}), ("row", {})):
+        row = Row("engine", {"cosine_min": Metric(1.0)}, {} if settings else {"calibration": "random"})
+        path = tmp_path / f"{place}.json"
+        path.write_text(jsonfile.encode(Report(title="validate", rows=(row,), settings=settings)))
+        verdict = gate([path], GateConfig(thresholds=Thresholds(min_cosine=0.5)))
+        assert name_gates(verdict) == {"calibration": "fail", "min_cosine": "pass"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve classes with two images each."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        path = folder / f"class {number // 2:02d}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (16, 24, 3), np.uint8)).save(path)
+    return folder
+
+
+def write_validation(artifact: Artifact, photos: Path, path: Path) -> Report:
+    config = ValidateConfig(data=str(photos), backends=("onnxruntime",))
+    report = validate(artifact, config)
+    path.write_text(jsonfile.encode(report))
+    return report
+
+
+def test_images_that_the_ranges_know_are_refused(tiny_artifact, photos, tmp_path) -> None:
+    """Told by what is stored of them, under another name and in another folder."""
+    mine = [path.read_bytes() for path in sorted(photos.rglob("*.png"))][:5]
+    seen = base64.b64encode(b"".join(map(identify, mine))).decode()
+    proof = QuantizeProof(calibration=Calibration(source="photos", images=4, seen=seen))
+    artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, proof=proof))
+    report = write_validation(artifact, photos, tmp_path / "run.json")
+    assert "WARNING: 5 of the images were seen when the model was quantized" in report.notes
+    verdict = gate([tmp_path / "run.json"], GateConfig(thresholds=Thresholds(min_cosine=0.5)))
+    assert name_gates(verdict) == {"calibration": "fail", "parity": "pass", "min_cosine": "pass"}
+    assert verdict.gates[0].why == "5 of the 24 images were seen when it was quantized; measure on others"
+
+
+def test_a_report_of_another_artifact_is_refused(tiny_artifact, shelf, photos, tmp_path) -> None:
+    """Made again since, where the artifact lies; or not the one that is asked for."""
+    folder, path, other = tmp_path / "vit", tmp_path / "run.json", shared_artifact("bytes", shelf)
+    shutil.copytree(tiny_artifact.folder, folder)
+    write_validation(Artifact.open(folder), photos, path)
+    config = GateConfig(thresholds=Thresholds(min_cosine=0.5))
+    assert gate([path], config).passed
+    assert gate([path], msgspec.structs.replace(config, about=tiny_artifact.folder)).passed  # the same bytes
+    verdict = gate([path], msgspec.structs.replace(config, about=other.folder))
+    assert (verdict.passed, name_gates(verdict)["report"]) == (False, "fail")
+    assert "measure that again" in verdict.gates[0].why
+    shutil.rmtree(folder)
+    assert gate([path], config).passed  # measured elsewhere: nothing to compare with
+    shutil.copytree(other.folder, folder)
+    verdict = gate([path], config)
+    assert (verdict.passed, name_gates(verdict)["report"]) == (False, "fail")
+    assert f"is older than {folder}, which changed since" in verdict.gates[0].why
+
+
+def test_a_baseline_is_written_and_compared_with(tiny_artifact, photos, tmp_path) -> None:
+    path, baseline = tmp_path / "run.json", tmp_path / "gate.json"
+    write_validation(tiny_artifact, photos, path)
+    thresholds = Thresholds(max_drop="1 pt", inconclusive="pass")
+    with pytest.raises(UsageError, match="no baseline to update"):
+        gate([path], GateConfig(update_baseline=True))
+    with pytest.raises(InputError, match="can't be read"):
+        gate([path], GateConfig(baseline=baseline))
+    gate([path], GateConfig(thresholds=thresholds, baseline=baseline, update_baseline=True))
+    text = baseline.read_text()
+    verdict = gate([path], GateConfig(thresholds=thresholds, baseline=baseline))
+    assert [one.subject for one in verdict.gates if one.name == "max_drop"] == ["onnxruntime", "onnxruntime against the baseline"]
+    strict = Thresholds(min_cosine=1.1)
+    assert not gate([path], GateConfig(thresholds=strict, baseline=baseline, update_baseline=True)).passed
+    assert baseline.read_text() == text  # what fails becomes nobody's baseline
 
 
 def test_a_file_of_thresholds_is_read_strictly(tmp_path) -> None:
     path = tmp_path / "gate.toml"
     path.write_text('max_drop = "1 pt"\ninconclusive = "pass"\n')
     assert read_thresholds(path) == Thresholds(max_drop="1 pt", inconclusive="pass")
+    path.write_text('[slice.night]\ncolumn = "time"\nvalue = "night"\nmax_drop = "1 pt"\n')
+    night = SliceLimits(column="time", value="night", max_drop="1 pt")
+    assert read_thresholds(path) == Thresholds(slice={"night": night})
+    assert read_thresholds(path).limits == {"slice.night.max_drop": "1 pt"}
     for text, message in (
         ('max_drp = "1 pt"', "line 1: unknown key 'max_drp'.*did you mean 'max_drop'"),
         ("max_drop = 1", "max_drop is 1.0; write it as '0.5 pt'"),
         ('inconclusive = "pass"', "asks for nothing; set one of max_drop"),
+        ('[slice.night]\nmax_dorp = "1 pt"', "line 2: unknown key 'slice.night.max_dorp'.*did you mean 'max_drop'"),
+        ('[slice.night]\ncolumn = "time"', "a slice asks for nothing; set one of max_drop"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=message) as raised:
@@ -127,6 +219,8 @@ class TestCommand:
             (["-o", "v.html"], "use .json, .md, or .xml for JUnit"),
             (["--max-drop", "half"], "write it as '0.5 pt'"),
             (["--config", str(tmp_path / "none.toml")], "can't be read"),
+            (["--baseline", "gate.txt"], "name it gate.json"),
+            (["--update-baseline"], "give --baseline FILE, too"),
         ):
             assert main(["gate", str(report), *extra]) in (2, 3)
             assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ import msgspec
 from vitdeploy import files, jsonfile
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.recipe import CompileConfig, ExportConfig, QuantizeConfig
-from vitdeploy.record import CompileProof, ExportProof, Origin, QuantizeProof
+from vitdeploy.record import Calibration, CompileProof, ExportProof, Origin, QuantizeProof
 from vitdeploy.spec import ModelSpec
 from vitdeploy.words import RecordPrecision
 
@@ -66,6 +66,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def verdict(self) -> str:
         """What was said of it in one sentence; "" for nothing."""
         return self.proof.verdict if isinstance(self.proof, QuantizeProof | CompileProof) else ""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What set its ranges, or those of what it was compiled from."""
+        return self.proof.calibration if isinstance(self.proof, QuantizeProof | CompileProof) else None
 
     @property
     def unproven(self) -> str:

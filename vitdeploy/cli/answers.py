@@ -94,6 +94,15 @@ def check_verdict_files(out: Sequence[Path]) -> None:
         files.check_file(path)
 
 
+def check_baseline_file(baseline: Path | None) -> None:
+    """Refuse a baseline that can't be one, before anything is measured."""
+    if baseline is not None:
+        if baseline.suffix != ".json":
+            fix = f"name it {baseline.with_suffix('.json')}"
+            raise UsageError("VD2003", f"{baseline} is no file of a baseline", fix=fix)
+        check_file(baseline)
+
+
 def check_report_file(out: Path | None) -> None:
     """Refuse a report file that can't be written before minutes are spent on its numbers."""
     from vitdeploy import files

@@ -10,7 +10,7 @@ from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
-    from vitdeploy.proof.verdict import Thresholds
+    from vitdeploy.proof.rules import Thresholds
     from vitdeploy.recipe import ModelConfig, Recipe
     from vitdeploy.words import Task
 
@@ -132,7 +132,7 @@ def choose_thresholds(path: Path | None, given: Mapping[str, str | None]) -> Thr
     """Thresholds of a file, with those of the command line in their place; None where nothing is asked for."""
     import msgspec
 
-    from vitdeploy.proof.verdict import Thresholds
+    from vitdeploy.proof.rules import Thresholds
     from vitdeploy.verbs.gatekeeper import read_thresholds
 
     asked = {name: limit for name, limit in given.items() if limit is not None}

@@ -102,6 +102,8 @@ def bench(
     PROVE,
     "vitdeploy gate vit-int8 --data photos/ --max-drop '0.5 pt'",
     "vitdeploy gate validate.json bench.json --config gate.toml -o gate.xml",
+    "vitdeploy gate vit-int8 --data photos/ --baseline gate.json --update-baseline   writes gate.json",
+    "vitdeploy gate vit-int8 --data photos/ --baseline gate.json   compares with it, image by image",
     "vitdeploy gate run.json --output-format github",
 )
 def gate(
@@ -113,6 +115,11 @@ def gate(
     max_drop: MaxDrop = None,
     min_agreement: MinAgreement = None,
     min_speedup: Annotated[str | None, typer.Option(help="Reference's latency over the candidate's, as 2.0.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier model's answers (.json), to compare image by image.")] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write that file anew, unless a limit is missed.")
+    ] = False,
+    about: Annotated[Path | None, typer.Option(help="The artifact that the reports must be of.")] = None,
     data: Data = None,
     split: Split = None,
     limit: Limit = None,
@@ -130,6 +137,7 @@ def gate(
     import vitdeploy as vd
 
     answers.check_verdict_files(out or ())
+    answers.check_baseline_file(baseline)
     limits = {"max_drop": max_drop, "min_agreement": min_agreement, "min_speedup": min_speedup}
     settings = vd.GateConfig(
         thresholds=choose_thresholds(config, limits),
@@ -137,5 +145,8 @@ def gate(
             vd.ValidateConfig, data=data, split=split, limit=limit, seed=seed, backends=backend, threads=threads
         ),
         bench=read_settings(vd.BenchConfig, rounds=rounds, backends=backend, threads=threads),
+        baseline=baseline,
+        update_baseline=update_baseline,
+        about=about,
     )
     return answers.answer_verdict(vd.gate(subjects, settings, progress=progress), out or (), output_format)

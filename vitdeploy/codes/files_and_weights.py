@@ -179,4 +179,11 @@ CODES: dict[str, Code] = {
         "-pubout -out KEY.pub",
         "Make a pair with `vitdeploy keygen -o KEY`; `pack --sign` takes KEY, `verify --key` takes KEY.pub.",
     ),
+    "VD3032": Code(
+        "The baseline of a gate is damaged, or accuracy was measured on other images than those that it was written for.",
+        "baseline.json: is of other images: 2,000 with digest 0f31c6a4e8b2, here are 1,990 with 77e0d5b91c34; give the same "
+        "images, or write it again with --update-baseline",
+        "Images are told by name, label and contents. Measure on those of the baseline (the same --data, --split, --limit and "
+        "--seed); where the data were changed on purpose, write the baseline again.",
+    ),
 }

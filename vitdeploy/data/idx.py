@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.data import images
+from vitdeploy.data.identity import identify
 from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import Listing, check_numbers, digest_rows, read_class_names
 from vitdeploy.errors import InputError, UsageError
@@ -155,8 +156,14 @@ def listing(path: Path) -> Listing:
             raise _refuse(label_file, f"holds {len(labels):,} labels for {len(pixels):,} images")
         check_numbers(labels, classes, label_file)
     names = [f"{split_name(path)}/{number:05d}" for number in range(len(pixels))]
-    read_one = partial(_read_image, pixels)
-    return Listing(names=names, labels=labels, classes=classes, digest=digest_rows(digests, labels, classes), read=read_one)
+    return Listing(
+        names=names,
+        labels=labels,
+        classes=classes,
+        digest=digest_rows(digests, labels, classes),
+        read=partial(_read_image, pixels),
+        identify=lambda index: identify(pixels[index].tobytes()),
+    )
 
 
 def split_name(path: Path) -> str:

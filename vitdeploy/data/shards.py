@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from vitdeploy.data import arrays
+from vitdeploy.data.identity import identify
 from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import (
     IMAGE_SUFFIXES,
@@ -77,18 +78,27 @@ def list_samples(shards: Sequence[Path]) -> Listing:
     labels, classes = number_labels(given, read_class_names(shards[0].parent), shards[0])
     names = [f"{place.shard.name}/{place.name}" for place in places]
     digest = digest_rows((make_row(shard.name, shard) for shard in shards), labels, classes)
-    return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read, places, names))
+    return Listing(
+        names=names,
+        labels=labels,
+        classes=classes,
+        digest=digest,
+        read=partial(_read, places, names),
+        identify=lambda index: identify(_read_bytes(places[index])),
+    )
 
 
 def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: InputContract) -> Picture:
-    place = places[index]
+    return arrays.read(_read_bytes(places[index]), contract, name=names[index])
+
+
+def _read_bytes(place: _Place) -> bytes:
     try:
         with place.shard.open("rb") as stream:
             stream.seek(place.offset)
-            data = stream.read(place.size)
+            return stream.read(place.size)
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=place.shard) from exc
-    return arrays.read(data, contract, name=names[index])
 
 
 def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:

@@ -13,9 +13,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.data import arrays
+from vitdeploy.data.columns import Columns
+from vitdeploy.data.identity import identify_file
 from vitdeploy.data.images import Picture
 from vitdeploy.errors import InputError, UsageError, first_line
 from vitdeploy.spec import InputContract
@@ -65,6 +68,8 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         classes: Class names by number, or None when the source has only numbers.
         digest: SHA-256, in hex, that changes when the source does.
         read: Gives image number i as `arrays.read` does.
+        identify: Gives 8 bytes that tell image number i from any other, by what is stored of it.
+        columns: What a manifest says beside path and label: name to one value an image.
     """
 
     names: Sequence[str]
@@ -72,6 +77,8 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] | None
     digest: str
     read: Callable[[int, InputContract], Picture]
+    identify: Callable[[int], bytes]
+    columns: Mapping[str, tuple[str, ...]] = {}
 
 
 def list_folder(root: Path) -> Listing:
@@ -96,9 +103,16 @@ def list_folder(root: Path) -> Listing:
         number = {name: index for index, name in enumerate(tops)}
         labels = np.array([number[name.split("/", 1)[0]] for name in names], np.int64)
         classes = tuple(tops)
-    read = partial(_read_file, [root / name for name in names])
+    paths = [root / name for name in names]
     digest = digest_rows((row for _, row in rows), labels, classes)
-    return Listing(names=names, labels=labels, classes=classes, digest=digest, read=read)
+    return Listing(
+        names=names,
+        labels=labels,
+        classes=classes,
+        digest=digest,
+        read=partial(_read_file, paths),
+        identify=partial(identify_file, paths),
+    )
 
 
 def list_images(root: Path) -> list[str]:
@@ -199,11 +213,19 @@ def _read_file(paths: Sequence[Path], index: int, contract: InputContract) -> Pi
     return arrays.read(paths[index], contract)
 
 
-class _Line(msgspec.Struct):
-    """One image of a JSONL manifest; further keys are allowed and not read."""
+class _Labelled(msgspec.Struct):
+    """What a line of JSONL must say, and may."""
 
     path: str
     label: int | str | None = None
+
+
+class _Line(NamedTuple):
+    """One image of a manifest, and what else its line says."""
+
+    path: str
+    label: int | str | None
+    more: dict[str, Any]
 
 
 def read_manifest(path: Path) -> Listing:
@@ -220,7 +242,7 @@ def read_manifest(path: Path) -> Listing:
     if path.stat().st_size > _MAX_MANIFEST:
         raise InputError("VD3105", "is larger than 1 GiB", file=path, fix="split it")
     read = {".csv": _csv_lines, ".tsv": _csv_lines, ".txt": _text_lines}.get(path.suffix.lower(), _json_lines)
-    names, paths, given = [], [], []
+    names, paths, given, columns = [], [], [], Columns()
     seen: dict[str, int] = {}
     for number, line in read(path):
         if line.path in seen:
@@ -232,10 +254,18 @@ def read_manifest(path: Path) -> Listing:
         names.append(line.path)
         paths.append(file)
         given.append(line.label)
+        columns.add(line.more)
     labels, classes = number_labels(given, read_class_names(path.parent), path)
     rows = [files.sha256(path), *(make_row(name, file) for name, file in zip(names, paths, strict=True))]
-    digest = digest_rows(rows, labels, classes)
-    return Listing(names=names, labels=labels, classes=classes, digest=digest, read=partial(_read_file, paths))
+    return Listing(
+        names=names,
+        labels=labels,
+        classes=classes,
+        digest=digest_rows(rows, labels, classes),
+        read=partial(_read_file, paths),
+        identify=partial(identify_file, paths),
+        columns=columns.finish(),
+    )
 
 
 def _csv_lines(path: Path) -> Iterable[tuple[int, _Line]]:
@@ -253,7 +283,8 @@ def _csv_lines(path: Path) -> Iterable[tuple[int, _Line]]:
                 if len(row) != len(header):
                     raise _bad_line(path, reader.line_num, f"has {len(row)} columns, the header {len(header)}")
                 record = dict(zip(header, row, strict=True))
-                yield reader.line_num, _Line(record["path"], record.get("label", "").strip() or None)
+                label = record.pop("label", "").strip() or None
+                yield reader.line_num, _Line(record.pop("path"), label, dict(record))
     except csv.Error as exc:
         raise _bad_line(path, reader.line_num, first_line(exc)) from exc
     except UnicodeDecodeError as exc:
@@ -264,7 +295,7 @@ def _text_lines(path: Path) -> Iterable[tuple[int, _Line]]:
     """Paths alone, as ``find`` and ``ls`` write them."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
-            yield from ((number, _Line(line.strip())) for number, line in enumerate(stream, 1) if line.strip())
+            yield from ((number, _Line(line.strip(), None, {})) for number, line in enumerate(stream, 1) if line.strip())
     except UnicodeDecodeError as exc:
         raise InputError("VD3105", "is not UTF-8 text", file=path, fix="save it as UTF-8") from exc
 
@@ -274,7 +305,10 @@ def _json_lines(path: Path) -> Iterable[tuple[int, _Line]]:
         for number, raw in enumerate(stream, 1):
             if raw.strip():
                 try:
-                    yield number, msgspec.json.decode(raw, type=_Line)
+                    path_and_label = msgspec.json.decode(raw, type=_Labelled)
+                    table = msgspec.json.decode(raw, type=dict[str, Any])
+                    more = {key: value for key, value in table.items() if key not in ("path", "label")}
+                    yield number, _Line(path_and_label.path, path_and_label.label, more)
                 except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                     raise _bad_line(path, number, first_line(exc)) from exc
 

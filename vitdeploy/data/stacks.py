@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.data.arrays import prepare
+from vitdeploy.data.identity import identify
 from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import Listing, digest_rows, number_labels
 from vitdeploy.errors import InputError, first_line
@@ -54,7 +55,14 @@ def list_arrays(path: Path) -> Listing:
     numbers, classes = number_labels(given, None, path)
     names = [f"{path.stem}/{index:05d}" for index in range(len(pictures[0]))]
     digest = digest_rows([files.sha256(path)], numbers, classes)
-    return Listing(names=names, labels=numbers, classes=classes, digest=digest, read=partial(_read_row, pictures[0]))
+    return Listing(
+        names=names,
+        labels=numbers,
+        classes=classes,
+        digest=digest,
+        read=partial(_read_row, pictures[0]),
+        identify=lambda index: identify(np.asarray(pictures[0][index]).tobytes()),
+    )
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

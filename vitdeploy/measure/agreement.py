@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.measure.probabilities import sigmoid
-from vitdeploy.measure.statistics import wilson
+from vitdeploy.measure.probabilities import divergence, sigmoid, to_logits
+from vitdeploy.measure.statistics import Z, wilson
 from vitdeploy.report import Metric
 from vitdeploy.words import Task
 
@@ -47,29 +47,50 @@ class Agreement(Protocol):
 
 def count_agreement(task: Task, *, probabilities: bool = False) -> Agreement:
     """What counts equal answers of a task; ``probabilities`` as in `ModelSpec`."""
-    if task == "multi_label":
-        return Labels(probabilities=probabilities)
-    counters: dict[Task, type[Classes | Numbers | Neighbours]]
-    counters = {"single_label": Classes, "regression": Numbers, "embedding": Neighbours}
-    return counters[task]()
+    if task in ("single_label", "multi_label"):
+        return (Classes if task == "single_label" else Labels)(probabilities=probabilities)
+    return Numbers() if task == "regression" else Neighbours()
 
 
 class Classes:
-    """Whether the largest logit is of the same class: ``top1_agreement``, a share of images with its interval."""
+    """Whether the largest logit is of the same class: ``top1_agreement``, a share of images with its interval.
+
+    ``divergence``: the mean Kullback-Leibler divergence of the softmax from the reference's, in nats, with the
+    normal interval of a mean.
+
+    Args:
+        probabilities: Whether outputs are probabilities, not logits.
+    """
 
     name = "top1_agreement"
 
-    def __init__(self) -> None:
+    def __init__(self, *, probabilities: bool = False) -> None:
+        self._probabilities = probabilities
         self._images = self._agreed = 0
+        self._apart = self._squares = 0.0
 
     def add(self, reference: Array, candidate: Array, finite: Array) -> None:
         """See `Agreement.add`."""
         self._images += len(reference)
         self._agreed += int((finite & (reference.argmax(1) == candidate.argmax(1))).sum())
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, and so is the mean
+            apart = divergence(*(to_logits(rows, probabilities=self._probabilities) for rows in (reference, candidate)))
+        self._apart += float(apart.sum())
+        self._squares += float((apart * apart).sum())
 
     def metrics(self) -> dict[str, Metric]:
         """See `Agreement.metrics`."""
-        return {self.name: _share(self._agreed, self._images)}
+        return {self.name: _share(self._agreed, self._images), "divergence": self._average()}
+
+    def _average(self) -> Metric:
+        if not self._images:
+            return Metric(math.nan, "nats")
+        mean = self._apart / self._images
+        if self._images < 2:
+            return Metric(mean, "nats")
+        variance = (self._squares - self._images * mean * mean) / (self._images - 1)
+        spread = Z * math.sqrt(max(0.0, variance) / self._images) if math.isfinite(variance) else math.nan
+        return Metric(mean, "nats", mean - spread if math.isnan(spread) else max(0.0, mean - spread), mean + spread)
 
 
 class Labels:

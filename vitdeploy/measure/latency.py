@@ -23,11 +23,12 @@ from vitdeploy import machine
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.child import Opened
+from vitdeploy.backends.table import REFERENCE
 from vitdeploy.measure.statistics import FEWEST_ROUNDS, median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig
-from vitdeploy.report import Metric, Row
+from vitdeploy.report import Metric, Row, identify
 
 PAUSE_S = 0.1
 """Pause between turns, in seconds."""
@@ -109,7 +110,8 @@ def measure(
     Returns:
         A row for each subject and batch size: ``p50``, ``p90``, ``p99``, ``mean`` in ms over all runs, ``throughput`` in
         images/s (batch / mean), ``speedup`` (the reference's median of round medians over the subject's own, with interval),
-        ``load`` and ``first_run`` in ms, ``peak_memory`` in MiB (of the process so far, batch sizes ascending), ``runs``.
+        ``load`` and ``first_run`` in ms, ``peak_memory`` in MiB (of the process so far, batch sizes ascending), ``runs``,
+        ``size`` on disk in MiB.
 
     Raises:
         MachineError: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
@@ -193,8 +195,22 @@ def _make_row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Op
     metrics["first_run"] = Metric(own.first_ms, "ms")
     metrics["peak_memory"] = Metric(own.peak_mib, "MiB")
     metrics["runs"] = Metric(len(times), "count")
-    settings = {**opened.settings, "batch": batch, "artifact": subject.artifact.name, "reference": subject.reference}
+    metrics["size"] = Metric(_measure_size(subject), "MiB")
+    named = {"artifact": subject.artifact.name, **identify(subject.artifact), "reference": subject.reference}
+    settings = {**opened.settings, "batch": batch, **named}
     return Row(subject.name, metrics, settings)
+
+
+def _measure_size(subject: Subject) -> float:
+    """MiB on disk of what the engine opens and what comes along; of the original, its weights."""
+    artifact = subject.artifact
+    if subject.backend == REFERENCE:
+        files = [] if artifact.weights is None else [artifact.weights]
+    elif artifact.record.files:
+        files = [artifact.folder / name for name in artifact.record.files if name != artifact.record.weights]
+    else:
+        files = list(artifact.folder.glob(f"{artifact.record.entry}*"))
+    return sum(path.stat().st_size for path in files) / 2**20
 
 
 def _compare(reference: list[float], own: list[float], same: bool) -> Metric:

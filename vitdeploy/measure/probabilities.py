@@ -40,3 +40,27 @@ def compute_probabilities(output: Array, spec: ModelSpec) -> NDArray[np.float64]
     if spec.probabilities:
         return output.astype(np.float64)
     return sigmoid(output) if spec.task == "multi_label" else softmax(output)
+
+
+def to_logits(output: Array, *, probabilities: bool) -> Array:
+    """What `divergence` takes: of probabilities their logarithms."""
+    return np.log(np.maximum(output, np.finfo(np.float32).tiny)) if probabilities else output
+
+
+def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of the classes' probabilities, image by image.
+
+    Args:
+        reference: Logits, float [n, classes].
+        candidate: Logits, float [n, classes].
+
+    Returns:
+        float64 [n], in nats: sum p (log p - log q).
+    """
+    first, second = (_log_softmax(logits.astype(np.float64)) for logits in (reference, candidate))
+    return np.asarray((np.exp(first) * (first - second)).sum(-1))
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    moved = logits - logits.max(-1, keepdims=True)
+    return np.asarray(moved - np.log(np.exp(moved).sum(-1, keepdims=True)))

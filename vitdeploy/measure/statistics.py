@@ -98,6 +98,48 @@ def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:
     return (low + high) / 2
 
 
+def doubt_difference(gained: int, lost: int, count: int, least: float) -> float:
+    """One-sided p-value of "the difference is at least ``least``": how probable is one as low as was seen, where it is not lower.
+
+    Args:
+        gained: Images that only the candidate got right.
+        lost: Images that only the reference got right.
+        count: All images; 0 gives 1, for nothing is known.
+        least: In (-1, 1).
+
+    Source: as `paired_difference`.
+    """
+    return NormalDist().cdf(_score(least, gained, lost, count)) if count else 1.0
+
+
+def doubt_share(successes: int, count: int, least: float) -> float:
+    """One-sided p-value of "the share is at least ``least``", by the score that `wilson` inverts.
+
+    Args:
+        successes: How many of ``count``; 0 of 0 gives 1.
+        count: How many were tried.
+        least: In [0, 1].
+    """
+    spread = math.sqrt(least * (1 - least) * count)
+    if spread == 0:
+        return 1.0 if successes >= least * count else 0.0
+    return NormalDist().cdf((successes - least * count) / spread)
+
+
+def find_discoveries(p_values: Sequence[float], rate: float) -> frozenset[int]:
+    """Which of many hypotheses are to be given up, so that at most a share ``rate`` of those given up were true.
+
+    Args:
+        p_values: One a hypothesis, of independent tests.
+        rate: Of false discoveries, on average; where all are true, the probability that any is given up.
+
+    Source: Y. Benjamini and Y. Hochberg (1995), Journal of the Royal Statistical Society B 57:289-300, procedure (1).
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    last = max((rank for rank, place in enumerate(order, 1) if p_values[place] <= rate * rank / len(order)), default=0)
+    return frozenset(order[:last])
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p-value for "both are right equally often", from the discordant images alone.
 

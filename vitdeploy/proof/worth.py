@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
@@ -26,7 +25,6 @@ from vitdeploy.proof.thresholds import AGREES, ALIKE, CORRELATES, COSINE, ENOUGH
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.record import Worth
 from vitdeploy.report import Metric
-from vitdeploy.spec import ModelSpec
 from vitdeploy.words import Task
 
 _CHECKS: dict[Task, str] = {
@@ -91,7 +89,6 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[Na
     spec, total = source.spec, max(1, comparison.images)
     progress("compare", 0, total)
     parity = Parity(spec.task, probabilities=spec.probabilities)
-    parts: list[NDArray[np.float64]] = []
     with ExitStack() as stack:
         reference = stack.enter_context(closing(open_in_child(reference_engine, source, config)))
         runner = stack.enter_context(closing(open_in_child(engine, made, config)))
@@ -101,8 +98,6 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[Na
             require_finite(source, spec.output, expected, names)
             require_finite(made, spec.output, got, names, fix=_OVERFLOWS)
             parity.add(expected, got)
-            if spec.classifies:
-                parts.append(divergence(*(_to_logits(rows, spec) for rows in (expected, got))))
     progress("compare", total, total)
     if not parity.images:
         return Worth(engine=engine, reference=name, images=0, held_back=held_back, task=spec.task)
@@ -115,44 +110,11 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[Na
         held_back=held_back,
         task=spec.task,
         agreement=None if agreement is None else _plain(agreement),
-        divergence=_average(np.concatenate(parts)) if parts else None,
+        divergence=metrics.get("divergence"),
         cosine=values.get("cosine_mean"),
         correlation=values.get("correlation"),
         difference=values["mean_abs_difference"],
     )
-
-
-def _average(parts: NDArray[np.float64]) -> Metric:
-    """The mean of divergences with its interval."""
-    mean = float(parts.mean())
-    if len(parts) < 2:
-        return Metric(mean, "nats")
-    spread = 1.96 * float(parts.std(ddof=1)) / math.sqrt(len(parts))
-    return Metric(mean, "nats", max(0.0, mean - spread), mean + spread)
-
-
-def _to_logits(output: NDArray[Any], spec: ModelSpec) -> NDArray[Any]:
-    """What `divergence` takes: of probabilities their logarithms."""
-    return np.log(np.maximum(output, np.finfo(np.float32).tiny)) if spec.probabilities else output
-
-
-def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence of the classes' probabilities, image by image.
-
-    Args:
-        reference: Logits, float [n, classes].
-        candidate: Logits, float [n, classes].
-
-    Returns:
-        float64 [n], in nats: sum p (log p - log q).
-    """
-    first, second = (_log_softmax(logits.astype(np.float64)) for logits in (reference, candidate))
-    return np.asarray((np.exp(first) * (first - second)).sum(-1))
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    moved = logits - logits.max(-1, keepdims=True)
-    return np.asarray(moved - np.log(np.exp(moved).sum(-1, keepdims=True)))
 
 
 def _time(comparison: Comparison, progress: Progress) -> dict[str, Any]:

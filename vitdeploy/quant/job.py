@@ -207,7 +207,8 @@ class _Job:
         if self.pictures is None:
             return Calibration(source="statistics", folder=str(self.config.statistics))
         images = self.pictures.used - self.pictures.held
-        return Calibration(source=self.pictures.name, digest=self.pictures.digest, images=images)
+        pictures = self.pictures
+        return Calibration(source=pictures.name, digest=pictures.digest, images=images, seen=pictures.seen_images)
 
     def _halve(self, model: ir.Model) -> None:
         """Turn the graph into FP16, with FP32 where the calibration images show that FP16 would overflow."""

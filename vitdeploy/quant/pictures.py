@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,19 @@ class Pictures:
         """Of the data set; "" for generated images."""
         return "" if self.data is None else self.data.digest
 
+    @property
+    def seen_images(self) -> str:
+        """Every image that is looked at, those held back too, as `Calibration.seen` has them; "" for generated ones."""
+        if self.data is None:
+            return ""
+        identities = {self.data.listing.identify(index) for index in self.data.chosen(self._load)}
+        return base64.b64encode(b"".join(sorted(identities))).decode()
+
+    @property
+    def _load(self) -> LoadConfig:
+        config = self.config
+        return LoadConfig(batch_size=BATCH, limit=self.used, seed=config.seed, max_bad=config.max_bad)
+
     def part(self, part: Part) -> Iterator[tuple[NDArray[Any], tuple[str, ...]]]:
         """Images of one part in batches, as the model takes them, with their names; the same in every pass."""
         counter = 0
@@ -95,8 +109,7 @@ class Pictures:
                     tuple(f"random {start + i}" for i in range(count)),
                 )
             return
-        load = LoadConfig(batch_size=BATCH, limit=self.used, seed=self.config.seed, max_bad=self.config.max_bad)
-        with self.data.batches(contract, load) as batches:
+        with self.data.batches(contract, self._load) as batches:
             for batch in batches:
                 yield batch.pixels, batch.names
             self.seen.turned = batches.counts.turned

@@ -10,11 +10,16 @@ if TYPE_CHECKING:
     from vitdeploy.report import Gate, Verdict
 
 
+def name_limit(gate: Gate) -> str:
+    """``max_drop 0.5 pt``; the name alone, where nothing was asked in numbers."""
+    return f"{gate.name} {gate.limit}".rstrip()
+
+
 def format_gate(gate: Gate) -> str:
     """One limit in a sentence: ``vit, onnxruntime: max_drop 0.5 pt: fail at -1.20 points [-1.9, -0.6]: ...``."""
     where = ", ".join(part for part in (gate.about, gate.subject) if part)
     number = "" if gate.metric is None else f" at {format_metric(gate.metric)}"
-    return f"{where}{': ' if where else ''}{gate.name} {gate.limit}: {gate.outcome}{number}: {gate.why}"
+    return f"{where}{': ' if where else ''}{name_limit(gate)}: {gate.outcome}{number}: {gate.why}"
 
 
 def tabulate_verdict(verdict: Verdict) -> Table:
@@ -22,7 +27,7 @@ def tabulate_verdict(verdict: Verdict) -> Table:
     rows = tuple(
         (
             ", ".join(part for part in (gate.about, gate.subject) if part),
-            f"{gate.name} {gate.limit}",
+            name_limit(gate),
             "" if gate.metric is None else format_metric(gate.metric),
             gate.outcome,
         )
@@ -34,5 +39,5 @@ def tabulate_verdict(verdict: Verdict) -> Table:
 def summarise(verdict: Verdict) -> list[str]:
     """A verdict in a line, and a line for each limit that does not hold, or of which the interval could not tell."""
     lines = [format_gate(gate) for gate in verdict.gates if gate.outcome != "pass" or gate.needed is not None]
-    limits = ", ".join(dict.fromkeys(f"{gate.name} {gate.limit}" for gate in verdict.gates))
+    limits = ", ".join(dict.fromkeys(name_limit(gate) for gate in verdict.gates))
     return [f"verdict: {verdict.outcome} ({limits})", *lines]

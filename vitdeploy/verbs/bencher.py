@@ -8,6 +8,7 @@ from os import PathLike
 
 import msgspec
 
+from vitdeploy import machine
 from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.table import REFERENCE, list_engines
 from vitdeploy.errors import UsageError
@@ -59,6 +60,7 @@ def bench(
         "seconds": config.seconds,
         "warmup": config.warmup,
         "pause": latency.PAUSE_S,
+        "power": machine.power_mode(),
     }
     return Report(
         title="bench",

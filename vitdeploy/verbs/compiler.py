@@ -279,7 +279,7 @@ class _Job:
             made_by="compile",
             config=self.config,
             origin=given.record.origin,
-            proof=proof,
+            proof=msgspec.structs.replace(proof, calibration=given.record.calibration),
             tools=find_versions(*list_packages(), "numpy"),
             parent=given.id,
         )

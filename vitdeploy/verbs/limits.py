@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from vitdeploy.proof.verdict import Thresholds, judge
+from vitdeploy.proof.rules import Thresholds
+from vitdeploy.proof.verdict import judge
 from vitdeploy.recipe import ValidateConfig
 from vitdeploy.report import Report
 

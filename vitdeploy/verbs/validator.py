@@ -23,11 +23,12 @@ from vitdeploy.data.dataset import explain_turned
 from vitdeploy.data.stacks import save
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.accuracy import Accuracy
+from vitdeploy.measure.bitmaps import Answers, Seen, read_seen
 from vitdeploy.measure.parity import Parity
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.golden import Golden, run_pixels
 from vitdeploy.recipe import ValidateConfig
-from vitdeploy.report import RECORDED, Metric, Report, Row
+from vitdeploy.report import RECORDED, Metric, Report, Row, identify
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 from vitdeploy.verbs.reference import Reference, find_reference, read_recorded, take_reference
@@ -110,12 +111,15 @@ def _measure(trial: _Trial, given: Dataset | None, config: ValidateConfig, progr
         trial.refuse_shift(config.data)
     facts, remarks = _describe_data(given, batches.counts, config, trial)
     rows = tuple(Row(name, trial.metrics(name), trial.runners[name].settings) for name in trial.names)
-    settings = {"artifact": trial.artifact.name, **facts}
+    contract = msgspec.to_builtins(trial.spec.input)
+    settings = {"artifact": trial.artifact.name, **identify(trial.artifact), **facts, "contract": contract}
     remarks += trial.warnings()
-    if trial.reference is None:
-        return Report(title="validate", rows=rows, settings=settings, notes=tuple(remarks))
-    notes = tuple(note for note in (trial.reference.note, *remarks) if note)
-    return Report(title="validate", reference=trial.reference.name, rows=rows, settings=settings, notes=notes)
+    reference, note = ("", "") if trial.reference is None else (trial.reference.name, trial.reference.note)
+    images = trial.answers.finish()
+    if images is not None and images.calibrated:
+        remarks.append(f"WARNING: {images.calibrated:,} of the images were seen when the model was quantized")
+    notes = tuple(each for each in (note, *remarks) if each)
+    return Report(title="validate", reference=reference, rows=rows, settings=settings, notes=notes, images=images)
 
 
 def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: ExitStack) -> Dataset | None:
@@ -147,6 +151,8 @@ class _Trial:
         compared = self.names[1:] if reference is not None else ()
         self.parity = {name: Parity(self.spec.task, probabilities=self.spec.probabilities) for name in compared}
         self.accuracy = Accuracy(self.names[0], self.names[1:])
+        self.answers = Answers(None if reference is None else reference.name, read_seen(artifact.record.calibration))
+        self.places = {} if data is None else {name: place for place, name in enumerate(data.listing.names)}
         self.class_map = None
         if data is not None and data.labels is not None and self.spec.classifies:
             self.class_map = data.class_map(self.spec.labels, self.spec.classes)
@@ -208,8 +214,20 @@ class _Trial:
             outputs[name] = run_main(runner, images.to_tensor(batch.pixels, spec.input), spec)
         for name, parity in self.parity.items():
             parity.add(outputs[self.names[0]], outputs[name])
-        if self.class_map is not None and batch.labels is not None:
-            self.accuracy.add(outputs, self.class_map[batch.labels])
+        labels = None if self.class_map is None or batch.labels is None else self.class_map[batch.labels]
+        if labels is not None:
+            self.accuracy.add(outputs, labels)
+        if self.data is not None:
+            self.answers.add(self._see(self.data, batch), outputs if self.spec.classifies else {}, labels)
+
+    def _see(self, data: Dataset, batch: Batch) -> Seen:
+        """The images of a batch as the data set knows them."""
+        places = [self.places[name] for name in batch.names]
+        identities = [data.listing.identify(place) for place in places]
+        groups = {name: [values[place] for place in places] for name, values in data.listing.columns.items()}
+        numbers = None if batch.labels is None else batch.labels.tolist()
+        labels = None if numbers is None else [data.classes[number] if data.classes else str(number) for number in numbers]
+        return Seen(batch.names, identities, labels, groups)
 
     def metrics(self, name: str) -> dict[str, Metric]:
         """All numbers of one subject."""

@@ -306,7 +306,7 @@ class OpenConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         threads: Threads inside one run; None is the number of cores this process may use.
         device: ``cpu``, or what the backend calls another device; None is the artifact's, or the backend's usual one.
-        precision: What float parts are computed in, whatever the file holds; None is ``f32``, or ``bf16`` if it was made for that.
+        precision: What float parts are computed in, whatever the file holds; None is ``f32``, ``bf16`` if made for that.
         hint: ``latency`` for one batch at a time, ``throughput`` for many at once.
         streams: Runs at a time; None is one for ``latency``, the engine's choice for ``throughput``.
         spin: Whether idle threads wait in a busy loop; None is the engine's choice. ONNX Runtime and TensorRT only.

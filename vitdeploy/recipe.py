@@ -41,7 +41,7 @@ class ModelConfig(Amendments, frozen=True, kw_only=True, forbid_unknown_fields=T
         weights: The checkpoint's file or folder, for a source that is not one itself; None takes the artifact's own, or
             random weights from `seed`.
         seed: Seed of random weights.
-        module: Import `source` and run its code to get the network.
+        module: Import `source` and run its code to get the network; a recipe's only where the caller names it, too.
         contract: File (.toml or .json) with the input contract, or with those fields of it that the checkpoint does not say
             or says wrongly. A module says none of them.
         trust_pickle: SHA-256 of a pickled checkpoint that may run code.
@@ -372,14 +372,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         recipe = read_toml(path, cls)
         beside = path.absolute().parent
         source = recipe.model.source
-        if (beside / source).exists() or "/" in source or Path(source).suffix in FILES:
+        file = (beside / source).exists() or "/" in source or Path(source).suffix in FILES
+        if ".py:" in source if recipe.model.module else file:
             source = str(beside / source)
         weights, contract = (name and str(beside / name) for name in (recipe.model.weights, recipe.model.contract))
         validate = recipe.validate
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
-        labels = recipe.model.labels
-        labels = str(beside / labels) if isinstance(labels, str) else labels
+        labels = str(beside / said) if isinstance(said := recipe.model.labels, str) else said
         model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract, labels=labels)
         export = recipe.export
         if export.data is not None:

@@ -27,11 +27,13 @@ from torch import nn
 import vitdeploy
 from tests.models.test_modules import CODE
 from vitdeploy.artifact import Artifact
+from vitdeploy.backends.pytorch import require_weights
 from vitdeploy.checkpoints.checkpoint import read
 from vitdeploy.cli.commands import app, main
 from vitdeploy.cli.shell import ALIASES
 from vitdeploy.errors import InputError, VitdeployError
 from vitdeploy.models.vit import build
+from vitdeploy.record import Origin
 from vitdeploy.zoo.variants import find
 
 ROOT = Path(vitdeploy.__file__).parent
@@ -139,6 +141,36 @@ def export_module(kit: Kit, line: str) -> None:
     (kit.folder / "own.py").write_text(CODE)
     (kit.folder / "own.toml").write_text("height = 8\nwidth = 12\nresize = 'stretch'\n")
     kit.run(line, **{"FILE.py:FUNCTION": "own.py:plain", "CONTRACT.toml": "own.toml"})
+
+
+def validate_module(kit: Kit, line: str) -> None:
+    """Both lines that say how the code of an artifact without weights is compared with it."""
+    (kit.folder / "own.py").write_text(f"{CODE}\n\ndef same():\n    torch.manual_seed(0)\n    return plain()\n")
+    (kit.folder / "own.toml").write_text("height = 8\nwidth = 12\nresize = 'stretch'\n")
+    kit.run("vitdeploy export --module own.py:same --contract own.toml -o OUT")
+    made = Artifact.open(kit.folder / "out")
+    if "FUNCTION" in line:  # somebody else's file
+        made = Artifact(made.folder, msgspec.structs.replace(made.record, origin=Origin(), files={}))
+    with pytest.raises(InputError) as caught:
+        require_weights(made)
+    advised = caught.value.fix.partition(": ")[2]
+    values = [made.model if "FUNCTION" in line else made.folder, "own.py:same"]
+    assert shlex.split(advised) == shlex.split(line.replace("{}", str(values[0]), 1).replace("{}", values[1]))
+    kit.run(line, *values, **{"FILE.py:FUNCTION": "own.py:same"})
+
+
+def build_module(kit: Kit, line: str) -> None:
+    """A recipe that imports code, in a folder of its own: nothing is imported until the line that its error names is run."""
+    (kit.folder / "a job").mkdir()
+    (kit.folder / "a job" / "own.py").write_text(CODE)
+    (kit.folder / "a job" / "own.toml").write_text("height = 8\nwidth = 12\nresize = 'stretch'\n")
+    model = "[model]\nmodule = true\nsource = 'own.py:plain'\ncontract = 'own.toml'\n"
+    (kit.folder / "a job" / "job.toml").write_text(model + "[export]\nprove_batches = [1, 2]\n")
+    with pytest.raises(VitdeployError) as caught:
+        vitdeploy.build("a job/job.toml", "none")
+    advised = caught.value.fix.partition(": ")[2]
+    assert shlex.split(advised) == kit.split(line, "a job/job.toml", kit.folder / "a job" / "own.py:plain")
+    assert main(shlex.split(advised)[1:]) == 0
 
 
 def export_folder(kit: Kit, line: str) -> None:
@@ -261,6 +293,9 @@ SCENARIOS: dict[str, Callable[[Kit, str], None]] = {
     "vitdeploy validate {}": on_artifact(),
     "vitdeploy validate {} --data DIR": on_artifact(),
     "vitdeploy validate ARTIFACT --data DIR": command(),
+    "vitdeploy build {} --module {}": build_module,
+    "vitdeploy validate {} --against {}": validate_module,
+    "vitdeploy validate {} --against FILE.py:FUNCTION": validate_module,
     "vitdeploy validate ARTIFACT -o FILE.json": command(**{"FILE.json": "report.json"}),
     "vitdeploy bench {}": on_artifact(),
     "vitdeploy bench ARTIFACT": command(),

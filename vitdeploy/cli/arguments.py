@@ -77,14 +77,15 @@ def parse_number(text: str, option: str) -> int:
         raise UsageError("VD2003", f"--{option}: {text!r} is not a whole number", fix="use digits") from None
 
 
-def choose_recipe(name: str, given: Mapping[str, Any]) -> Recipe:
+def choose_recipe(name: str, given: Mapping[str, Any], module: str | None = None) -> Recipe:
     """The recipe that was named, or one for the model that was named.
 
     Args:
         name: A recipe's file, or a model.
         given: Options by name; None, or nothing, where one was not given.
+        module: The code that a recipe may import and run.
     """
-    from vitdeploy.recipe import ModelConfig, Recipe, ValidateConfig
+    from vitdeploy.recipe import ModelConfig, ValidateConfig
 
     path = Path(name)
     if path.suffix == ".toml" and not path.is_dir() and not is_spec(path):
@@ -94,8 +95,12 @@ def choose_recipe(name: str, given: Mapping[str, Any]) -> Recipe:
                 "VD2010", f"is a recipe, complete in itself, but {', '.join(options)} was given too", file=path, fix=fix
             )
         from vitdeploy.backends.targets import settle_recipe
+        from vitdeploy.verbs.permission import load_permitted
 
-        return settle_recipe(Recipe.load(path), path)
+        return settle_recipe(load_permitted(path, module), path)
+    if module is not None:
+        fix = "write a recipe whose [model] says module = true, or run: vitdeploy export --help"
+        raise UsageError("VD2010", "--module names the code of a recipe, and no recipe was given", fix=fix)
     from vitdeploy.verbs.planner import plan
 
     model = read_settings(ModelConfig, source=name, weights=given["weights"])

@@ -251,6 +251,9 @@ def build(
             autocompletion=complete(list_compilers),
         ),
     ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="Code that the recipe names and MAY IMPORT AND RUN: FILE.py:FUNCTION.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do finished stages again.")] = False,
     progress: Progress,
 ) -> Outcome:
@@ -260,7 +263,7 @@ def build(
 
     out = out or Path("runs") / (Path(recipe).stem or "build")
     given = {"weights": weights, "data": data, "split": split, "limit": limit, "precision": precision, "backend": backend}
-    report = vd.build(choose_recipe(recipe, given), out, force=force, progress=progress)
+    report = vd.build(choose_recipe(recipe, given, module), out, force=force, progress=progress)
     best = out / str(report.settings.get("best", "export"))
     hint = f"report: {out / 'report.md'}; next: vitdeploy predict {answers.quote(best)} IMAGE"
     return Outcome(

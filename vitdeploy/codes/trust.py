@@ -49,4 +49,11 @@ CODES: dict[str, Code] = {
         "vit.vdb: is release 3 of vit; it must be above 4; get a later release, or ask for it with --after",
         "Get a later release. To go back on purpose, leave out --after or give a smaller number.",
     ),
+    "VD7009": Code(
+        "The recipe names code that `build` would import and run. A recipe can come from anywhere, so the command line must name "
+        "the same code.",
+        "job.toml: would import and run net.py:build; read that code, then name it too: vitdeploy build job.toml --module "
+        "net.py:build",
+        "Read the code that is named. To run it, repeat its name behind --module.",
+    ),
 }

@@ -31,13 +31,19 @@ from vitdeploy.verbs.choice import choose_best
 from vitdeploy.verbs.keys import artifact_digest, data_digest, key_of, model_digest
 from vitdeploy.verbs.ledger import MAKERS, RECIPE, VERBS, Line, open_line
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
+from vitdeploy.verbs.permission import load_permitted, locate_code
 
 NOT_HERE = ("VD3026", "VD4009", "VD4010", "VD4011")
 """Errors of one engine that say nothing of the others: it can't run this graph, or not as it was asked to."""
 
 
 def build(
-    recipe: Recipe | str | PathLike[str], out: str | PathLike[str], *, force: bool = False, progress: Progress = silent
+    recipe: Recipe | str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    module: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> Report:
     """Run a recipe: export, quantize, compile, validate, bench, report; stages that are done and unchanged are skipped.
 
@@ -46,6 +52,7 @@ def build(
         out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/``, ``quantize/`` and ``compile/`` (the
             artifacts; of several engines ``quantize-ENGINE/`` and ``compile-ENGINE/``), ``validate.json``, ``bench.json``,
             ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one that an earlier build wrote.
+        module: The code that a recipe's file may import and run; it must be the code that the file names.
         force: Do every stage again.
         progress: Hears of each stage, skipped ones included.
 
@@ -55,10 +62,12 @@ def build(
 
     Raises:
         UsageError: VD2008, ``out`` can't be used; and what the verbs refuse.
+        TrustError: VD7006, the file would run code that was not named.
         InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
         MachineError: See the verbs.
     """
-    recipe = locate(settle_recipe(recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))))
+    recipe = recipe if isinstance(recipe, Recipe) else load_permitted(Path(recipe), module)
+    recipe = locate(settle_recipe(recipe))
     out = Path(out)
     # before any work: a typo must not cost minutes
     if recipe.validate is not None:
@@ -256,7 +265,7 @@ def locate(recipe: Recipe) -> Recipe:
 
     weights, contract = (name and whole(name) for name in (recipe.model.weights, recipe.model.contract))
     labels = whole(recipe.model.labels) if isinstance(recipe.model.labels, str) else recipe.model.labels
-    source = recipe.model.source if recipe.model.module else whole(recipe.model.source)
+    source = locate_code(recipe.model.source) if recipe.model.module else whole(recipe.model.source)
     model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract, labels=labels)
     export = msgspec.structs.replace(recipe.export, data=recipe.export.data and whole(recipe.export.data))
     validate = recipe.validate

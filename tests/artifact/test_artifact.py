@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, is_same_spec, seal
+from vitdeploy.backends.pytorch import require_weights
 from vitdeploy.errors import InputError, TrustError
 from vitdeploy.files import sha256
 from vitdeploy.record import Origin
@@ -60,7 +61,7 @@ def test_what_was_made_of_an_export_finds_its_original_there(family) -> None:
     first, made = family
     assert made.record.original == "../vit"
     assert made.weights.samefile(first.weights)
-    assert made.require_weights() == made.weights
+    assert require_weights(made) == made.weights
 
 
 def test_moved_together_they_find_each_other_under_any_name(family, tmp_path) -> None:
@@ -77,7 +78,7 @@ def test_another_models_weights_are_never_the_original(family) -> None:
     (first.folder / RECORD).unlink()  # "../vit" is no artifact now, and the one that is left is of another model
     assert made.weights is None
     with pytest.raises(InputError, match="no artifact beside it has them") as caught:
-        made.require_weights()
+        require_weights(made)
     assert "--keep-original" in caught.value.fix
 
 
@@ -85,7 +86,7 @@ def test_an_original_that_changed_is_refused(family) -> None:
     first, made = family
     first.weights.write_bytes(b"originaL")
     with pytest.raises(InputError, match="changed after 'export' wrote it"):
-        made.require_weights()
+        require_weights(made)
 
 
 def change(folder, **values) -> None:

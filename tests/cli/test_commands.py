@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import vitdeploy
+from vitdeploy.artifact import RECORD, Artifact, seal
 from vitdeploy.cli.arguments import parse_image_size
 from vitdeploy.cli.commands import main
 from vitdeploy.codes import CODES
@@ -179,6 +182,29 @@ class TestResults:
         report = json.loads((out / "report.json").read_text())
         assert {part["title"] for part in report["parts"]} == {"validate", "bench"}
         assert "top1" in (out / "report.md").read_text()
+
+    def test_build_of_a_spoiled_model_ends_with_a_failed_gates_status(self, call, tmp_path, monkeypatch):
+        """A file that computes something else than its original: everything is written, and CI sees it."""
+        from vitdeploy.verbs import exporter
+
+        def spoil(*given, **settings):
+            made = export(*given, **settings)
+            graph = onnx.load(made.model)
+            head = next(tensor for tensor in graph.graph.initializer if tensor.dims == [3, 32] or tensor.dims == [32, 3])
+            head.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(head) * np.float32(1.5), head.name))
+            onnx.save(graph, made.model)
+            (made.folder / RECORD).unlink()
+            return Artifact(made.folder, seal(made.folder, msgspec.structs.replace(made.record, files={})))
+
+        export = exporter.export
+        monkeypatch.setattr(exporter, "export", spoil)
+        status, shown, err = call("build", "job.toml", "-o", str(tmp_path / "out"))
+        assert status == 1
+        assert "onnxruntime: parity 60 dB: fail" in shown
+        assert "error[" not in err
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert [part["verdict"]["outcome"] for part in report["parts"] if part["title"] == "validate"] == ["fail"]
+        assert call("build", "job.toml", "-o", str(tmp_path / "out"), "-q")[0] == 1  # nothing is done again, nothing is forgotten
 
     def test_build_a_model_plans_a_recipe_and_ends_with_the_best(self, call, monkeypatch):
         ran = []

@@ -97,6 +97,37 @@ class TestRecorded:
         np.testing.assert_array_equal(kept.pixels, synthetic.pixels(7, made.spec.input))
         np.testing.assert_allclose(kept.output, kept.original, atol=1e-4)
 
+    def test_where_only_the_file_was_recorded_that_is_the_original(self, copy, tmp_path) -> None:
+        """Exports of earlier versions: what the FP32 file gave, where it was made and proven, and it is said."""
+        mod = Artifact.open(copy / "mod")
+        forget(mod)
+        report = validate(mod.folder, msgspec.structs.replace(ALONE, backends=("openvino",)))
+        assert [row.subject for row in report.rows] == ["onnxruntime (recorded)", "openvino"]
+        assert 90 < report.rows[1].metrics["sqnr"].value < np.inf and report.verdict.outcome == "pass"
+        assert any("what this file, where it was made, gave in onnxruntime for the 4 images" in note for note in report.notes)
+        made = quantize(mod.folder, INT8, tmp_path / "alone" / "int8")
+        kept = golden.read(made)
+        np.testing.assert_array_equal(kept.original, golden.read(mod).output)
+        shutil.rmtree(copy / "mod")
+        report = validate(made, ALONE)
+        assert report.reference == "onnxruntime (recorded)"
+        assert 10 < report.rows[1].metrics["sqnr"].value < 80
+        assert any("what the FP32 file gave in onnxruntime for" in note for note in report.notes)
+
+    def test_what_was_made_before_asks_what_it_was_made_of(self, copy) -> None:
+        made = Artifact.open(copy / "mod-int8")
+        assert golden.read(made).settle(made).author == "pytorch"
+        forget(made)
+        made = Artifact.open(copy / "mod-int8")
+        assert golden.read(made).original is None  # 8 bits are nobody's original
+        kept = read_recorded(made, None)
+        assert kept.author == "pytorch"
+        np.testing.assert_array_equal(kept.original, golden.read(Artifact.open(copy / "mod")).original)
+        np.testing.assert_array_equal(kept.output, golden.read(made).output)
+        (copy / "mod" / golden.FILE).unlink()
+        shutil.rmtree(copy / "mod")
+        assert read_recorded(made, None) is None
+
     def test_more_than_is_read_back_is_refused(self, tiny_artifact) -> None:
         size = 16 * 24 * 3
         golden.require_room((128 << 20) // size, tiny_artifact)
@@ -240,6 +271,12 @@ class TestAgainst:
     def test_the_original_needs_nobody_to_name_it(self, tiny_artifact) -> None:
         reference = find_reference(tiny_artifact, ("onnxruntime",), ())
         assert (reference.name, reference.note, read_recorded(tiny_artifact, reference)) == ("pytorch", "", None)
+
+
+def forget(artifact: Artifact) -> None:
+    """The golden batch as it was before the original's outputs were recorded."""
+    golden.read(artifact)._replace(original=None, author="").write(artifact.folder)
+    reseal(artifact.folder, artifact.record)
 
 
 def reseal(folder: Path, record: Record) -> None:

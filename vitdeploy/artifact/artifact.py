@@ -59,24 +59,11 @@ class Artifact:
         beside = (path.parent for path in sorted(self.folder.resolve().parent.glob(f"*/{RECORD}")))
         return next((path for folder in (*hinted, *beside) if (path := _find_weights(folder, digest))), None)
 
-    def require_weights(self) -> Path:
-        """`weights`, compared with their digest where they lie elsewhere.
-
-        Raises:
-            InputError: VD3010, they are not there, or changed.
-        """
-        path = self.weights
-        if path is None:
-            fix = "put the folder that `vitdeploy export` wrote beside it, or make it again with --keep-original"
-            raise InputError("VD3010", self.explain_no_weights(), file=self.model, fix=fix)
-        if self.record.weights is None and sha256(path) != self.record.origin.state_sha256:
-            raise InputError("VD3010", "changed after 'export' wrote it", file=path, fix="export again")
-        return path
-
     def explain_no_weights(self) -> str:
         """Why `weights` is None."""
-        digest = self.record.origin.state_sha256
-        if not digest:
+        if self.record.origin.module:
+            return f"is the code {self.record.origin.module}, which is imported only where --against names it"
+        if not (digest := self.record.origin.state_sha256):
             return "does not carry the PyTorch original's weights"
         return f"does not carry the PyTorch original's weights (sha256 {digest[:12]}), and no artifact beside it has them"
 

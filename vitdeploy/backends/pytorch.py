@@ -5,6 +5,7 @@ It runs as it is written, in float32, or in bfloat16 where that is asked for.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from vitdeploy.backends import settings
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_cpu
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
-from vitdeploy.errors import UsageError, library
+from vitdeploy.errors import InputError, UsageError, library
+from vitdeploy.files import sha256
 from vitdeploy.models.modules import load_module
 from vitdeploy.spec import ModelSpec
 
@@ -50,7 +52,27 @@ class PyTorch:
         if config.precision not in _PRECISIONS:
             message = f"the backend {self.name!r} computes in 'f32' or 'bf16' on the CPU, not in {config.precision!r}"
             raise UsageError("VD2011", message, fix="leave the precision out, or use bf16")
-        return PyTorchRunner(artifact, artifact.require_weights(), config)
+        return PyTorchRunner(artifact, require_weights(artifact), config)
+
+
+def require_weights(artifact: Artifact) -> Path:
+    """The original's weights, compared with their digest where they lie beside the artifact.
+
+    Raises:
+        InputError: VD3010, they are not there, or changed.
+    """
+    path, origin = artifact.weights, artifact.record.origin
+    if path is None:
+        fix = "put the folder that `vitdeploy export` wrote beside it, or make it again with --keep-original"
+        here = shlex.quote(str(artifact.folder if artifact.record.files else artifact.model))
+        if origin.module:
+            fix = f"run: vitdeploy validate {here} --against {shlex.quote(origin.module)}"
+        elif not origin.state_sha256:
+            fix = f"leave pytorch out, or import its code: vitdeploy validate {here} --against FILE.py:FUNCTION"
+        raise InputError("VD3010", artifact.explain_no_weights(), file=artifact.model, fix=fix)
+    if artifact.record.weights is None and sha256(path) != origin.state_sha256:
+        raise InputError("VD3010", "changed after 'export' wrote it", file=path, fix="export again")
+    return path
 
 
 class PyTorchRunner:

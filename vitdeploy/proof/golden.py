@@ -37,7 +37,7 @@ class Golden(NamedTuple):
         output: float32 [n, K], the model's main output.
         engine: What computed it.
         original: float32 [n, K], what the original gave for the same images; None where it was not there.
-        author: What computed that: ``pytorch``, or an engine for an FP32 file that was made elsewhere.
+        author: What computed that: ``pytorch``; an engine where PyTorch did not, of the FP32 file.
     """
 
     pixels: NDArray[np.uint8]
@@ -53,6 +53,12 @@ class Golden(NamedTuple):
             arrays |= {"original": self.original, "author": np.array(self.author)}
         np.savez(folder / FILE, **arrays)  # type: ignore[arg-type]  # numpy's own keyword is no array
 
+    def settle(self, artifact: Artifact) -> Golden:
+        """What an FP32 file gave is the original of all that becomes of it, where nothing nearer to the original was recorded."""
+        if self.original is not None or not artifact.is_float:
+            return self
+        return self._replace(original=self.output, author=self.engine)
+
     def take(self, count: int) -> Golden:
         """The first images."""
         original = None if self.original is None else self.original[:count]
@@ -66,10 +72,7 @@ def make(artifact: Artifact, config: OpenConfig | None = None) -> Golden:
         MachineError: VD4001, no engine that runs ONNX files is installed; VD4004, VD4007, it failed.
     """
     with closing(open_first(artifact, config)) as runner:
-        made = of(runner, artifact)
-    if artifact.record.precision != "fp32":
-        return made
-    return made._replace(original=made.output, author=made.engine)  # of what becomes of an FP32 file, that is the original
+        return of(runner, artifact).settle(artifact)
 
 
 def open_first(artifact: Artifact, config: OpenConfig | None = None) -> Runner:
@@ -155,4 +158,4 @@ def read(artifact: Artifact) -> Golden | None:
     if golden.original is not None and golden.original.shape != golden.output.shape:
         message = f"holds outputs {list(golden.output.shape)} and, of the original, {list(golden.original.shape)}"
         raise InputError("VD3010", message, file=path, fix="make the artifact again")
-    return golden
+    return golden.settle(artifact)

@@ -23,8 +23,6 @@ def explain_no_original(artifact: Artifact) -> str:
     """Why the PyTorch original of an artifact is not the reference."""
     if artifact.weights is not None:
         return "PyTorch is not installed"
-    if code := artifact.record.origin.module:
-        return f"it is the code {code}, which is imported only where --against names it"
     return f"it {artifact.explain_no_weights()}"
 
 

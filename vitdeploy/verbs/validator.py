@@ -195,9 +195,10 @@ class _Trial:
             runner, parity = self.runners[engine], Parity(self.spec.task, probabilities=self.spec.probabilities)
             parity.add(recorded.original, run_pixels(runner, self.artifact, recorded.pixels))
             rows.append(Row(engine, parity.metrics(), runner.settings))
-        what = "PyTorch" if recorded.author == REFERENCE else f"the FP32 file in {recorded.author}"
+        file = "this file, where it was made, gave in" if self.artifact.is_float else "the FP32 file gave in"
+        gave = "PyTorch gave" if recorded.author == REFERENCE else f"{file} {recorded.author}"
         why = explain_no_original(self.artifact)
-        notes = [f"The original was not run: {why}. Compared with what {what} gave for the {count} images of the golden batch."]
+        notes = [f"The original was not run: {why}. Compared with what {gave} for the {count} images of the golden batch."]
         if not self.compares and self.data is None:
             notes.append("No data were given: accuracy was not measured.")
         elif not self.compares and self.data is not None:

@@ -219,6 +219,24 @@ class Corrections(msgspec.Struct, frozen=True):
     models: list[CorrectedModel]
 
 
+class CalibratedOn(msgspec.Struct, frozen=True):
+    """INT8 calibrated on one kind of images against FP32 in the same engine: points, a share, nats."""
+
+    model: str
+    engine: str
+    calibration: str
+    images: int
+    drop: Value
+    agreement: Value
+    kl: Value
+
+
+class CalibrationImages(msgspec.Struct, frozen=True):
+    """A row a model, engine and kind of images."""
+
+    rows: list[CalibratedOn]
+
+
 class PowerRow(msgspec.Struct, frozen=True):
     """Shares of the verdicts on models that truly lose so many points of top-1."""
 
@@ -280,6 +298,7 @@ KINDS: dict[str, type] = {
     "engines": Engines,
     "gate_power": GatePower,
     "calibration": Calibration,
+    "calibration_images": CalibrationImages,
     "corrections": Corrections,
     "export_time": ExportTime,
     "load_time": LoadTime,

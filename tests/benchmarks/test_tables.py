@@ -61,6 +61,13 @@ MEASURED: dict[str, msgspec.Struct] = {
         [figures.Calibrated(8, 1, [2.0, 2.0], [3.0, 2.0], 380.4)],
         [figures.Peer("Entropy", 8, None, None)],
     ),
+    "calibration_images": figures.CalibrationImages(
+        [
+            figures.CalibratedOn(
+                "vit", "openvino", "photos", 50, Value(1.0, 0.5, 1.5), Value(0.9, 0.8, 0.95), Value(0.002, 0.001, 0.004)
+            )
+        ]
+    ),
     "corrections": figures.Corrections(
         [
             figures.CorrectedModel(
@@ -104,6 +111,7 @@ EXPECTED = {
     "export_time": "| vit | ours | 2.0 | 3.0, 1.0, 2.0 |",
     "isolation": "| `predict` | 1.00 | 1.60 | +0.60 [+0.55, +0.65] |",
     "calibration": "| 8 | 1 | 2.0 | 2.5 | 1.25 | 380 | 400 |",
+    "calibration_images": "| vit, openvino | photos | +1.0 [+0.5, +1.5] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] |",
     "corrections": "| affine | 2.000 | +100.0 [+90.0, +110.0] | 98.0 |",
     "engines": "| OpenVINO | 2.35 | 400.0 | 1.50 [1.25, 2.00] |",
     "quantization": "| Near | 90.0 | +0.0 [-1.2, +1.0] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] | 3.00 | 0.50 [0.40, 0.60] "

@@ -20,10 +20,11 @@ from vitdeploy.spec import InputContract
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "calibration" / "fashion-mnist"
 SETS = {"calibration": 512, "evaluation": 2000}
+PHOTOS = ROOT / "calibration" / "photos"
 
 
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_fashion_mnist", ROOT / "recipes" / "draw_fashion_mnist.py")
+def recipe(name: str = "draw_fashion_mnist") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -37,11 +38,17 @@ def recorded() -> dict[str, str]:
     return {name: digest for digest, name in rows}
 
 
-def test_every_file_is_listed_and_has_its_digest() -> None:
-    listed = dict(reversed(line.split("  ")) for line in (DATA / "SHA256SUMS").read_text().splitlines())
-    present = {path.name for path in DATA.iterdir()} - {"README.md", "SHA256SUMS"}
-    assert set(listed) == present
-    assert {name: files.sha256(DATA / name) for name in listed} == listed
+def test_every_set_has_a_page_and_a_licence() -> None:
+    assert {path.name for path in (ROOT / "calibration").iterdir()} == {DATA.name, PHOTOS.name}
+
+
+@pytest.mark.parametrize("folder", [DATA, PHOTOS], ids=lambda folder: folder.name)
+def test_every_file_is_listed_and_has_its_digest(folder: Path) -> None:
+    listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    present = {path.name for path in folder.iterdir()} - {"README.md", "SHA256SUMS"}
+    assert set(listed) == present > {"LICENSE"}
+    assert {name: files.sha256(folder / name) for name in listed} == listed
+    assert sum((folder / name).stat().st_size for name in listed) < 3_000_000
 
 
 def test_arrays_have_the_recorded_digests() -> None:
@@ -96,6 +103,53 @@ def test_a_draw_is_balanced_and_depends_on_the_seed() -> None:
     assert sorted(np.bincount(labels[taken], minlength=10).tolist()) == [2] * 5 + [3] * 5
     np.testing.assert_array_equal(taken, draw(labels, "train", 25, 1))
     assert set(taken.tolist()) != set(draw(labels, "train", 25, 2).tolist())
+
+
+class TestPhotos:
+    """The colour images that come along."""
+
+    def test_pieces_are_what_the_page_says(self) -> None:
+        drawn, dataset = recipe("draw_photos"), data.open_dataset(PHOTOS)
+        names = [photo.name for photo in drawn.PHOTOS]
+        rows = re.findall(
+            r"^\| (\w+) \| [^|]+ \| [^|]+ \| ([^|]+) \| [\w-]+ \|$", (PHOTOS / "README.md").read_text(), re.MULTILINE
+        )
+        assert [name for name, _ in rows[1:]] == names
+        licences = set(re.findall(r"^([A-Z][\w .]+):", (PHOTOS / "LICENSE").read_text(), re.MULTILINE))
+        assert {licence.lower() for _, licence in rows[1:]} == {licence.lower() for licence in licences}
+        assert len(dataset) == len(names) * drawn.PIECES == 240
+        assert dataset.labels is None
+        with drawn.tarfile.open(PHOTOS / drawn.SHARD) as shard:
+            assert shard.getnames() == [f"{name}-{number:02}.jpg" for name in names for number in range(drawn.PIECES)]
+
+    def test_they_calibrate_a_colour_model(self) -> None:
+        contract = InputContract(height=64, width=64, resize_to=64)
+        with data.open_dataset(PHOTOS).batches(contract, data.LoadConfig(batch_size=240)) as batches:
+            pixels = np.concatenate([batch.pixels for batch in batches])
+        assert pixels.shape == (240, 64, 64, 3)
+        assert len({piece.tobytes() for piece in pixels}) == 240
+        assert pixels.mean((1, 2)).std(0).min() > 20, "bright and dark, in each colour"
+        assert np.abs(np.diff(pixels.mean((1, 2)), axis=1)).mean() > 10, "not grey"
+
+    def test_boxes_lie_inside_and_are_of_all_sizes(self) -> None:
+        choose = recipe("draw_photos").choose_box
+        assert choose("a", 0, (400, 200)) == (100, 0, 300, 200)
+        boxes = [choose("a", number, (1000, 2000)) for number in range(1, 100)]
+        sides = np.array([right - left for left, _, right, _ in boxes])
+        assert all(left >= 0 <= top and right <= 1000 and bottom <= 2000 for left, top, right, bottom in boxes)
+        assert all(bottom - top == right - left for left, top, right, bottom in boxes)
+        assert 250 <= sides.min() < 300 and 900 < sides.max() <= 1000
+        assert 400 < np.median(sides) < 600
+        assert choose("a", 7, (130, 200))[2] - choose("a", 7, (130, 200))[0] >= 128
+
+    def test_cutting_again_gives_the_same_pixels(self, tmp_path: Path) -> None:
+        source, drawn = os.environ.get("VITDEPLOY_PHOTOS"), recipe("draw_photos")
+        if source is None:
+            pytest.skip("VITDEPLOY_PHOTOS names no folder with the packages (recipes/draw_photos.py)")
+        drawn.make(Path(source), tmp_path)
+        for old, new in zip(data.open_dataset(PHOTOS), data.open_dataset(tmp_path), strict=True):
+            pixels = [sample.read(InputContract(height=128, width=128)).astype(int) for sample in (old, new)]
+            assert np.abs(pixels[0] - pixels[1]).mean() < 1
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ class Verbs:
             record = seal(folder, Record(spec=read_spec(Path(model.source)), made_by="export", origin=Origin(random_seed=0)))
         return Artifact(out, record)
 
-    def validate(self, artifact, config, *, progress):
+    def validate(self, artifact, config, *, kept, progress):
         self._call("validate")
         return Report(
             title="validate",
@@ -599,7 +599,7 @@ def test_rows_of_several_artifacts(monkeypatch, tiny_spec, first, others, expect
     parts = (table(*RECORDED),) if "pytorch (recorded)" in expected else ()
     reports = {"a": first, "b": table(*others, parts=parts), "c": table(*others, parts=parts)}
     artifacts = [Artifact(Path(name), Record(spec=tiny_spec, made_by="export")) for name in reports]
-    stand_in = SimpleNamespace(validate=lambda artifact, config, *, progress: reports[artifact.folder.name])
+    stand_in = SimpleNamespace(validate=lambda artifact, config, *, kept, progress: reports[artifact.folder.name])
     monkeypatch.setitem(sys.modules, "vitdeploy.verbs.validator", stand_in)
     whole = builder._measure(artifacts, ValidateConfig(), silent)
     tables = (whole, *whole.parts)

@@ -188,7 +188,8 @@ def _measure(artifacts: list[Artifact], config: ValidateConfig | BenchConfig, pr
     artifacts = [each for each in artifacts if each.record.kind == "onnx" or not named or each.record.kind in named]
     if isinstance(config, BenchConfig):
         return bench(artifacts, config, progress=progress)
-    reports = [validate(artifact, config, progress=progress) for artifact in artifacts]
+    with files.temporary_folder() as kept:  # the original runs once for all
+        reports = [validate(artifact, config, kept=kept, progress=progress) for artifact in artifacts]
     if len(reports) == 1:
         return reports[0]
     return judge_validation(_join([_name_rows(*each) for each in zip(reports, artifacts, strict=True)]), config)

@@ -42,6 +42,7 @@ class Reference(NamedTuple):
         open: Opens it.
         note: What it is, where it is not the original.
         settled: Whether nothing nearer to the original is to be looked for: it is the original, or was asked for.
+        key: The same for the same function of the same images; "" where that is not known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Reference(NamedTuple):
     open: Callable[[OpenConfig], Runner]
     note: str = ""
     settled: bool = False
+    key: str = ""
 
 
 def find_reference(artifact: Artifact, engines: tuple[str, ...], wanted: tuple[str, ...]) -> Reference | None:
@@ -60,13 +62,14 @@ def find_reference(artifact: Artifact, engines: tuple[str, ...], wanted: tuple[s
         wanted: The backends that were named.
     """
     if REFERENCE in wanted or has_original(artifact):
-        return Reference(REFERENCE, artifact.spec, partial(open_in_child, REFERENCE, artifact), settled=True)
+        key = artifact.record.origin.state_sha256
+        return Reference(REFERENCE, artifact.spec, partial(open_in_child, REFERENCE, artifact), settled=True, key=key)
     why = explain_no_original(artifact)
     made_of, openers = find_float(artifact), list_engines()
     if made_of is not None and openers:
         name = f"{name_place(made_of)} / {openers[0]}"
         note = f"The reference is {name}, the FP32 file that this was made of, not the PyTorch original: {why}."
-        return Reference(name, made_of.spec, partial(open_in_child, openers[0], made_of), note)
+        return Reference(name, made_of.spec, partial(open_in_child, openers[0], made_of), note, key=made_of.id)
     if len(engines) < 2:
         return None
     note = f"The reference is {engines[0]}, not the PyTorch original: {why}."

@@ -32,6 +32,7 @@ from vitdeploy.report import RECORDED, Metric, Report, Row, identify
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 from vitdeploy.verbs.reference import Reference, find_reference, read_recorded, take_reference
+from vitdeploy.verbs.remembered import Remembered
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 from vitdeploy.words import GIVES
 
@@ -42,12 +43,13 @@ ENOUGH = 100
 """Images from which a top-1 near guessing is called suspicious."""
 
 
-def validate(
+def validate(  # noqa: PLR0913 (four of them are keywords that few callers give)
     artifact: ArtifactLike,
     config: ValidateConfig | None = None,
     *,
     against: ArtifactLike | None = None,
     data: Iterable[object] | None = None,
+    kept: Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare engines with the PyTorch original, on the same images, in one pass.
@@ -59,6 +61,7 @@ def validate(
             IMPORTED AND RUN.
         data: Images of a program in place of files: arrays [H, W, C] or [C, H, W], or pairs of one and its label (a class
             number or name); what their numbers are, `data.arrays` says. Of these the first `limit` are used.
+        kept: A folder in which the reference's outputs are kept: of several calls with it, the first alone runs the original.
         progress: Hears of every batch.
 
     Returns:
@@ -82,7 +85,7 @@ def validate(
     recorded = read_recorded(artifact, reference)
     with ExitStack() as stack:
         given = _open_data(config, data, stack)
-        trial = _Trial(artifact, reference, engines, given)
+        trial = _Trial(artifact, reference, engines, given, kept)
         trial.require_meaning(recorded, config)
         trial.open(stack, OpenConfig(threads=config.threads))
         tables = [] if recorded is None else [trial.compare_recorded(recorded)]
@@ -142,9 +145,16 @@ class _Trial:
         runners: The same, opened.
     """
 
-    def __init__(self, artifact: Artifact, reference: Reference | None, engines: tuple[str, ...], data: Dataset | None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        reference: Reference | None,
+        engines: tuple[str, ...],
+        data: Dataset | None,
+        kept: Path | None = None,
+    ) -> None:
         self.artifact, self.spec, self.reference = artifact, artifact.spec, reference
-        self.engines, self.data = engines, data
+        self.engines, self.data, self._kept = engines, data, kept
         others = [name for name in engines if reference is None or name != reference.name]
         self.names = (*([] if reference is None else [reference.name]), *others)
         self.runners: dict[str, Runner] = {}
@@ -181,10 +191,15 @@ class _Trial:
         """Open everything, until the stack ends."""
         for name in self.names:
             if self.reference is not None and name == self.reference.name:
-                runner = self.reference.open(options)
+                runner = self._open_reference(self.reference, options)
             else:
                 runner = open_in_child(name, self.artifact, options)
             self.runners[name] = stack.enter_context(closing(runner))
+
+    def _open_reference(self, reference: Reference, options: OpenConfig) -> Runner:
+        if self._kept is None or not reference.key:
+            return reference.open(options)
+        return Remembered(reference.open, options, self._kept / reference.key)
 
     def compare_recorded(self, recorded: Golden) -> Report:
         """The engines beside what the original gave, somewhere else, for the golden batch."""

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -22,7 +24,7 @@ from vitdeploy.cli.commands import main
 from vitdeploy.data import images
 from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.verbs import predictor
-from vitdeploy.verbs.predictor import PredictConfig, choose_engine, load, predict, predict_each, write_lines
+from vitdeploy.verbs.predictor import PredictConfig, choose_engine, load, predict, predict_each, write_lines, write_vectors
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_vectors_are_written_and_shown(tiny_embedding, tiny_artifact, photos, tm
     names = [str(each) for each in photos]
     assert main(["predict", str(tiny_embedding.folder), *names, "-o", str(path)]) == 0
     shown = capsys.readouterr()
-    assert "and 4 more" in shown.out and f"wrote {path}" in shown.err
+    assert re.search(r"images +3", shown.out) and f"wrote {path}" in shown.err
     vectors = np.load(path)
     assert (vectors.shape, vectors.dtype) == ((3, 12), np.float32)
     assert main(["predict", str(tiny_embedding.folder), *names, "--json"]) == 0
@@ -137,6 +139,33 @@ def test_vectors_are_written_and_shown(tiny_embedding, tiny_artifact, photos, tm
         assert main(["predict", str(folder), *names, "-o", str(tmp_path / file)]) == 2
         assert f"error[{code}]" in capsys.readouterr().err
         assert not (tmp_path / file).exists()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3000])
+def test_vectors_are_written_as_they_come(tmp_path, count):
+    """Nothing is kept of an image whose row was written, and a number of rows that nobody knew before is in the file's head."""
+    alive = weakref.WeakSet()
+
+    class Answer:
+        """As `Prediction`, as far as it is read."""
+
+        def __init__(self, number: int) -> None:
+            self.error = "no image" if number % 1000 == 7 else ""
+            self.values = () if self.error else (float(number), -1.0)
+
+    def come():
+        for number in range(count):
+            answer = Answer(number)
+            alive.add(answer)
+            yield answer
+            assert len(alive) <= 2
+
+    summary = write_vectors(come(), tmp_path / "vectors.npy", 2)
+    vectors = np.load(tmp_path / "vectors.npy")
+    assert (vectors.shape, vectors.dtype, summary.images) == ((count, 2), np.float32, count)
+    unread = np.isnan(vectors[:, 0])
+    assert np.flatnonzero(unread).tolist() == list(range(7, count, 1000)) and summary.bad == unread.sum()
+    np.testing.assert_array_equal(vectors[~unread, 0], np.arange(count)[~unread])
 
 
 def test_what_can_not_be_read_is_named(tiny_artifact, photos, tmp_path):

@@ -62,15 +62,16 @@ def predict(
         if out is not None and out.suffix == ".jsonl":
             summary = predictor.write_lines(predictor.predict_each(model, images, config, progress=progress), out)
             return Outcome(summary, lambda: console.print_tables([tabulate_summary(summary)]), f"wrote {out}")
+        said = [f"WARNING: {artifact}: {misfit}"] if misfit else []
         if out is not None:
             predictor.require_vectors(model, out)
+            coming = predictor.predict_each(model, images, config, progress=progress)
+            summary = predictor.write_vectors(coming, out, model.spec.output_size)
+            hint = "; ".join([*said, f"wrote {out}"])
+            return Outcome(summary, lambda: console.print_tables([tabulate_summary(summary)]), hint)
         predictions = vd.predict(model, images, config, progress=progress)
-    if out is not None:
-        predictor.write_vectors(predictions, out)
-    said = [f"WARNING: {artifact}: {misfit}"] if misfit else []
-    hint = "; ".join(said if out is None else [*said, f"wrote {out}"])
     record = {"schema_version": 1, "predictions": predictions}
-    return Outcome(record, lambda: console.print_tables([tabulate_predictions(predictions)]), hint)
+    return Outcome(record, lambda: console.print_tables([tabulate_predictions(predictions)]), "; ".join(said))
 
 
 @command(

@@ -319,18 +319,35 @@ def require_vectors(artifact: Artifact, path: Path) -> None:
         raise UsageError("VD2010", message, file=artifact.model, fix="use --json for classes with their probabilities")
 
 
-def write_vectors(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write embeddings or numbers as a NumPy file: float32 [images, K]; NaN for an image that could not be read.
+def write_vectors(predictions: Iterable[Prediction], path: Path, size: int) -> Summary:
+    """Write embeddings or numbers as a NumPy file, as they come: float32 [images, K]; NaN for an image that could not be read.
+
+    Args:
+        predictions: Of embeddings or numbers.
+        path: Where.
+        size: K, how many numbers the model gives.
 
     Raises:
         UsageError: VD2008, the path can't be written.
         MachineError: VD4002, the disk is full.
     """
+    images = bad = 0
+    with files.new_file(path) as stream:
+        stream.write(_head_vectors(0, size))  # NumPy leaves room in it for any number of images
+        for prediction in predictions:
+            stream.write(np.array(prediction.values or (math.nan,) * size, "<f4").tobytes())
+            images += 1
+            bad += prediction.error != ""
+        stream.seek(0)
+        stream.write(_head_vectors(images, size))
+    return Summary(images=images, bad=bad)
+
+
+def _head_vectors(images: int, size: int) -> bytes:
+    """What stands before the numbers of a NumPy file, in the same number of bytes for any number of images."""
     stream = io.BytesIO()
-    size = max((len(each.values) for each in predictions), default=0)
-    unread = (math.nan,) * size  # a row an image, in any case
-    np.save(stream, np.array([each.values or unread for each in predictions], np.float32))
-    files.write(path, stream.getvalue())
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (images, size)})
+    return stream.getvalue()
 
 
 def _tell(name: str, output: NDArray[np.float32], spec: ModelSpec, top: int) -> Prediction:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitdeploy.errors import FOREIGN, LOADING, SEAMS, MachineError, find_seam, library, nearest
+from vitdeploy.errors import FOREIGN, LOADING, SEAMS, MachineError, find_seam, first_line, library, nearest
 
 
 def fail_torch(_: Path) -> None:
@@ -131,6 +131,32 @@ def test_an_engine_that_can_not_be_loaded() -> None:
         raise ImportError("libcuda.so: cannot open shared object file")
     with pytest.raises(AttributeError), library("engine", seam=LOADING):
         raise AttributeError("planted")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Exception from src/a.cpp:1:\nException from src/b.cpp:22:\nit is full\n", "it is full"),
+        (
+            "Exception from src/core.cpp:132:\nCheck 'false' failed at src/unconverted.cpp:151:\n"
+            "FrontEnd API failed with OpConversionFailure:\nModel wasn't fully converted. Failed operations detailed log:\n"
+            "-- Conv-20 with a message:\nWhile validating ONNX node '<Node(Conv): y>': Check 'a' failed at src/conv.hpp:307:\n"
+            "While validating node 'opset1::Convolution':\nchannel count (3) does not match (5).\n\nSummary:\n-- Conv-20\n",
+            "channel count (3) does not match (5).",
+        ),
+        (
+            "Model wasn't fully converted.\nSummary:\n-- No conversion rule found for operations: DeformConv-20",
+            "-- No conversion rule found for operations: DeformConv-20",
+        ),
+        ("[CPU] node 'y' Check 'n <= 1' failed at src/reshape.cpp:77:\n[cpu]reshape: conflicts", "[cpu]reshape: conflicts"),
+        ("Check 'x' failed at src/a.cpp:3:\n", "Check 'x' failed at src/a.cpp:3:"),
+        ("a plain message\nand more", "a plain message"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_first_line_that_says_something(text, line):
+    """Of what engines say: OpenVINO's texts begin with places in its own source."""
+    assert first_line(RuntimeError(text)) == line
 
 
 @pytest.mark.parametrize(

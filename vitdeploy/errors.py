@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -206,10 +207,19 @@ def explain_exhaustion(exc: BaseException, who: str = "", file: str | PathLike[s
     return None
 
 
+_SAYS_NOTHING = re.compile(
+    r"^Exception from \S+:\d+:?$|failed at \S+:\d+:$|^While validating |^-- .* with a message:$"
+    r"|^FrontEnd API failed |^Model wasn't fully converted|^Summary:$"
+)
+
+
 def first_line(exc: BaseException) -> str:
-    """The first line of an exception's text that says something, at most 300 characters; no places in an engine's own source."""
+    """The first line of an exception's text that says something, at most 300 characters.
+
+    Lines that only name a place in an engine's own source, or say that a message follows, are passed over.
+    """
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("Exception from src/")] or lines
+    lines = [line for line in lines if not _SAYS_NOTHING.search(line)] or lines
     return (lines[0] if lines else type(exc).__name__)[:300]
 
 

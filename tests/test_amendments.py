@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vitdeploy.amendments import Amendments, describe_aspects, list_unsaid, read_labels
+from vitdeploy.amendments import Amendments, describe_aspects, list_unsaid, read_contract, read_labels, read_task
 from vitdeploy.contract import InputContract
 from vitdeploy.errors import InputError, UsageError
 
@@ -18,6 +18,20 @@ HALF = InputContract(height=64, width=96, resize_to=107, mean=(0.5,) * 3, std=(0
 def test_nothing_said_changes_nothing() -> None:
     assert Amendments().apply(HALF) == HALF
     assert Amendments().list_said() == frozenset()
+
+
+def test_a_contracts_file_may_say_the_task(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('height = 64\nwidth = 96\ntask = "multi_label"\n')
+    assert read_task(tmp_path / "c.toml") == "multi_label"
+    for under in (None, HALF):
+        contract = read_contract(tmp_path / "c.toml", under)
+        assert type(contract) is InputContract
+        assert (contract.height, contract.width, contract.alpha) == (64, 96, "white" if under is None else "drop")
+    (tmp_path / "c.toml").write_text("height = 64\nwidth = 96\n")
+    assert read_task(tmp_path / "c.toml") is None
+    (tmp_path / "c.toml").write_text('task = "embeding"\n')
+    with pytest.raises(UsageError, match="task"):
+        read_task(tmp_path / "c.toml")
 
 
 def test_one_number_is_for_every_channel() -> None:

@@ -16,7 +16,7 @@ import msgspec
 from vitdeploy.contract import InputContract
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.tomlfile import read_table, read_toml
-from vitdeploy.words import Alpha, Exif, Filter
+from vitdeploy.words import Alpha, Exif, Filter, Task
 
 ASPECTS: Mapping[str, tuple[str, ...]] = {
     "mean": ("mean",),
@@ -120,8 +120,27 @@ def _format(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in shown)
 
 
+class ContractFile(InputContract, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a contract's file may say: the fields of `InputContract`, and one thing of the output.
+
+    Attributes:
+        task: What the model's main output is; None leaves it to the model, or to be guessed.
+    """
+
+    task: Task | None = None
+
+
+def read_task(path: Path) -> Task | None:
+    """What a contract's file says of the model's main output; see `ContractFile`.
+
+    Raises:
+        VitdeployError: As `read_contract`.
+    """
+    return read_toml(path, ContractFile).task
+
+
 def read_contract(path: Path, under: InputContract | None = None) -> InputContract:
-    """Read an `InputContract` from a TOML or JSON file.
+    """Read an `InputContract` from a TOML or JSON file, which may say more; see `ContractFile`.
 
     Args:
         path: The file.
@@ -132,11 +151,15 @@ def read_contract(path: Path, under: InputContract | None = None) -> InputContra
         UsageError: VD2002, VD2003, VD2007 as for a recipe, and what `InputContract` itself refuses.
     """
     if under is None:
-        return read_toml(path, InputContract)
+        return _drop_task(read_toml(path, ContractFile))
     said = read_table(path)
     sides = {name: size for name in ("height", "width") if isinstance(size := said.get(name), int)}
     sized = under.change_size(sides.get("height", under.height), sides.get("width", under.width))
-    return read_toml(path, InputContract, msgspec.to_builtins(sized))
+    return _drop_task(read_toml(path, ContractFile, msgspec.to_builtins(sized)))
+
+
+def _drop_task(said: ContractFile) -> InputContract:
+    return InputContract(**{name: getattr(said, name) for name in InputContract.__struct_fields__})
 
 
 def read_labels(labels: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -153,6 +153,20 @@ def test_a_module_by_options_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "--image-size, --mean and --std" in caught.value.fix
 
 
+def test_a_contracts_file_may_say_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_module_of_task.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = 'mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\ntask = "regression"\n'
+    (tmp_path / "small.toml").write_text(f"height = 16\nwidth = 16\n{said}")
+    model = ModelConfig(source="own_module_of_task:make", module=True, contract=str(tmp_path / "small.toml"))
+    assert load(model).spec.task == "regression"
+    assert load(msgspec.structs.replace(model, task="multi_label")).spec.task == "multi_label"  # typed, it counts
+    (tmp_path / "said.toml").write_text(said)
+    checkpoint = ModelConfig(source=NAME, weights=str(timm(tmp_path, 32)), contract=str(tmp_path / "said.toml"))
+    assert load(checkpoint).spec.task == "regression"
+    assert load(msgspec.structs.replace(checkpoint, contract=None)).spec.task == "single_label"
+
+
 def test_a_hugging_face_folder_with_and_without_a_preprocessor() -> None:
     read = checkpoint(*plain("clip"), image_mean=[0.1] * 3)
     assert set(SOURCE.read_fields(read)) == {"mean", "std", "resize", "interpolation"}

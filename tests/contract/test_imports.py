@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "safetensors", "tensorrt", "transformers", "timm")
 LIGHT = (
@@ -97,11 +100,21 @@ def test_onnxruntime_does_not_phone_home(tiny_artifact, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_inspect_needs_no_numpy(tmp_path):
-    """A third of its time would go by before it has looked at the file."""
+@pytest.mark.parametrize("kind", ["checkpoint", "artifact", "onnx", "spec", "recipe", "contract"])
+def test_inspect_needs_no_numpy(tmp_path, tiny_artifact, kind):
+    """A third of its time would go by before it has looked at the file; torch, onnx and engines would take seconds."""
     import numpy as np
     from safetensors.numpy import save_file
 
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "w.safetensors")
-    code = f"from vitdeploy.cli.commands import main; assert main(['inspect', {str(tmp_path / 'w.safetensors')!r}]) == 0"
+    (tmp_path / "contract.toml").write_text("height = 32\nwidth = 32\n")
+    path = {
+        "checkpoint": tmp_path / "w.safetensors",
+        "artifact": tiny_artifact.folder,
+        "onnx": tiny_artifact.model,
+        "spec": RECIPES / "fashion_mnist_vit.toml",
+        "recipe": RECIPES / "ci.toml",
+        "contract": tmp_path / "contract.toml",
+    }[kind]
+    code = f"from vitdeploy.cli.commands import main; assert main(['inspect', {str(path)!r}]) == 0"
     run(f"import sys; sys.modules.update(dict.fromkeys({(*HEAVY, 'numpy', 'PIL')!r}))\n{code}")

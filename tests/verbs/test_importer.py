@@ -1,5 +1,6 @@
 """Files of others: the main output is found, named and kept, whatever it is called and wherever it stands."""
 
+import json
 from contextlib import closing
 
 import numpy as np
@@ -176,6 +177,14 @@ def test_what_is_said_goes_before_any_guess(tiny_artifact, file, contract, task)
     path = Elsewhere(tiny_artifact).normalise().write(file, "features", 12)
     artifact = open_foreign(path, contract, Outputs(task=task))
     assert (artifact.spec.task, artifact.record.origin.notes) == (task, ())
+    text = contract.read_text()
+    written = path.with_name("said" + contract.suffix)
+    if contract.suffix == ".toml":
+        written.write_text(f'task = "{task}"\n{text}')
+    else:
+        written.write_text(json.dumps(json.loads(text) | {"task": task}))
+    assert open_foreign(path, written).spec == artifact.spec
+    assert open_foreign(path, written, Outputs(task="embedding")).spec.task == "embedding"  # typed, it counts
 
 
 # Through the line

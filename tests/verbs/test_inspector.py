@@ -273,6 +273,35 @@ def test_npz_headers(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("arrays", "kind"),
+    [
+        ({"x": np.zeros((5, 8, 9, 3), np.uint8), "y": np.arange(5)}, "data"),
+        ({"images": np.zeros((5, 3, 8, 9), np.float32), "names": np.array(["a", "b", "a", "b", "c"])}, "data"),
+        ({"x": np.zeros((5, 8, 9), np.uint8)}, "data"),
+        ({"weight": np.zeros((5, 3, 8, 8), np.float32), "bias": np.zeros(5, np.float32)}, "checkpoint"),
+        ({"x": np.zeros((5, 8, 9, 3), np.uint8), "y": np.arange(4)}, "checkpoint"),
+        ({"x": np.zeros((5, 8, 9, 3)), "y": np.arange(5), "z": np.arange(5)}, "checkpoint"),
+        ({"a": np.zeros((2, 3)), "b": np.arange(2)}, "checkpoint"),
+    ],
+)
+def test_an_archive_of_images_is_data(tmp_path: Path, arrays: dict[str, np.ndarray], kind: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    told = inspect(tmp_path / "a.npz")
+    assert told.kind == kind
+    if kind == "data":
+        assert (told.facts["images"], told.facts["labels"]) == (5, len(arrays) == 2)
+
+
+def test_a_contract_may_say_the_task(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('height = 32\nwidth = 48\ntask = "regression"\n')
+    told = inspect(tmp_path / "c.toml")
+    assert (told.kind, told.facts) == ("contract", {"image": [32, 48], "task": "regression"})
+    (tmp_path / "c.toml").write_text('height = 32\nwidth = 48\ntask = "guess"\n')
+    with pytest.raises(UsageError, match="task"):
+        inspect(tmp_path / "c.toml")
+
+
 def test_safetensors_headers(tmp_path: Path) -> None:
     kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool]
     save_file({str(kind): torch.zeros(2, dtype=kind) for kind in kinds}, tmp_path / "a.safetensors")

@@ -11,6 +11,7 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -124,6 +125,16 @@ def read_npz(path: Path) -> dict[str, Outline]:
     if len(tensors) > MOST_TENSORS:
         raise InputError("VD3013", f"names more than {MOST_TENSORS:,} tensors", file=path)
     return tensors
+
+
+def holds_images(arrays: Mapping[str, Outline]) -> bool:
+    """Whether an archive is a data set, not a checkpoint: one array of images, and at most one of their labels.
+
+    A layer's weight and bias look almost alike, but labels are whole numbers or names.
+    """
+    images = [array for array in arrays.values() if len(array.shape) in (3, 4)]
+    labels = [array for array in arrays.values() if len(array.shape) == 1 and array.dtype.startswith(("int", "uint", "str"))]
+    return len(images) == 1 and len(arrays) == 1 + len(labels) <= 2 and all(each.shape == images[0].shape[:1] for each in labels)
 
 
 def _describe(kind: object, shape: object) -> Outline:

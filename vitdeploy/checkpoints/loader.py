@@ -12,7 +12,7 @@ import msgspec
 from torch import nn
 
 from vitdeploy import files
-from vitdeploy.amendments import ASPECTS, describe_aspects, list_unsaid, read_contract, read_labels
+from vitdeploy.amendments import ASPECTS, describe_aspects, list_unsaid, read_contract, read_labels, read_task
 from vitdeploy.artifact import Artifact
 from vitdeploy.checkpoints import families, mapping, safetensors
 from vitdeploy.checkpoints.checkpoint import read
@@ -80,7 +80,7 @@ def load(model: ModelConfig, image_size: tuple[int, int] | None = None) -> Origi
     parts = _parts(model)
     spec = parts.spec if image_size is None else parts.spec.change_size(*image_size)
     spec, said = _change_contract(spec, model)
-    spec = spec if model.task is None else spec.change_task(model.task)
+    spec = _change_task(spec, model)
     spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor="float32-nchw"))
     assumed = describe_aspects(spec.input, [name for name in parts.unsaid if name not in said])
     origin = {**parts.origin, "assumed": assumed, "assumed_from": parts.custom} if assumed else parts.origin
@@ -104,6 +104,12 @@ def _change_contract(spec: ModelSpec, model: ModelConfig) -> tuple[ModelSpec, fr
             raise UsageError("VD2003", message, file=path, fix="correct channels, mean and std")
     labels = spec.labels if model.labels is None else read_labels(model.labels)
     return msgspec.structs.replace(spec, input=model.apply(contract), labels=labels), said
+
+
+def _change_task(spec: ModelSpec, model: ModelConfig) -> ModelSpec:
+    """The spec with what the user, or else the contract's file, says of its main output."""
+    task = model.task or (None if model.contract is None else read_task(Path(model.contract)))
+    return spec if task is None else spec.change_task(task)
 
 
 def _parts(model: ModelConfig) -> _Parts:
@@ -195,7 +201,7 @@ def _module(model: ModelConfig, image_size: tuple[int, int] | None) -> Original:
     )
     if model.labels is not None:
         spec = msgspec.structs.replace(spec, labels=read_labels(model.labels))
-    spec = spec if model.task is None else spec.change_task(model.task)
+    spec = _change_task(spec, model)
     assumed = describe_aspects(contract, unsaid)
     origin = {"module": model.source, "notes": loaded.notes, "assumed": assumed, "assumed_from": "ImageNet's custom"}
     return Original(loaded.net, spec, origin)

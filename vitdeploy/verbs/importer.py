@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vitdeploy.amendments import read_contract
+from vitdeploy.amendments import read_contract, read_task
 from vitdeploy.artifact import Artifact, Record, sanitize
 from vitdeploy.backends.base import run_any
 from vitdeploy.data import images, synthetic
@@ -59,7 +59,7 @@ def open_foreign(path: Path, contract: Path | InputContract, outputs: Outputs | 
 
     Args:
         path: The file. Its input may have any name, and so may its outputs.
-        contract: The input contract, or its file (.toml or .json).
+        contract: The input contract, or its file (.toml or .json), which may say the task too.
         outputs: The main output and what it is. It is the first of numbers [N, K] by the shapes that the file declares or,
             where it does not say, that one run shows; else the first of all, as a vector.
         name: Of the model; the file's without one.
@@ -85,7 +85,8 @@ def open_foreign(path: Path, contract: Path | InputContract, outputs: Outputs | 
         chosen = _choose(sizes) or candidates[0].name
     shape = sizes[chosen]
     assert shape is not None  # it was chosen, or measured
-    task, why = (outputs.task, "") if outputs.task else _guess_task(nodes, chosen, shape)
+    said = outputs.task or (None if isinstance(contract, InputContract) else read_task(contract))
+    task, why = (said, "") if said else _guess_task(nodes, chosen, shape)
     probabilities = task != "embedding" and _ends_with(nodes, chosen) in ("Softmax", "Sigmoid")
     spec = msgspec.structs.replace(spec, classes=math.prod(shape), output_name=chosen, probabilities=probabilities)
     notes = (

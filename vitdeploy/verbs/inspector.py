@@ -16,10 +16,10 @@ from typing import Any, Literal
 import msgspec
 
 from vitdeploy import files, kinds
-from vitdeploy.amendments import read_contract
+from vitdeploy.amendments import ContractFile, read_contract
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record
 from vitdeploy.bundle.bundle import is_bundle, open_bundle
-from vitdeploy.checkpoints.headers import Outline, is_npz, read_npz, read_safetensors
+from vitdeploy.checkpoints.headers import Outline, holds_images, is_npz, read_npz, read_safetensors
 from vitdeploy.errors import InputError, TrustError, UsageError, needs
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.reader import read
@@ -89,6 +89,8 @@ def inspect(path: str | PathLike[str]) -> Inspection:
     kind = kinds.sniff(path)
     if kind == "onnx":
         return _onnx(path)
+    if kind == "zip" and is_npz(path) and holds_images(read_npz(path)):
+        return _data(path)
     if kind == "safetensors" or (kind == "zip" and is_npz(path)):
         return _checkpoint(path, {path.name: path})
     if kind in ("zip", "pickle"):
@@ -328,9 +330,10 @@ def _text(path: Path) -> Inspection:
         return _artifact(path.absolute().parent)
     if path.name == "config.json" and keys & {"model_type", "architecture", "architectures"}:
         return _folder(path.absolute().parent)  # it describes the weights beside it
-    if keys and keys <= set(InputContract.__struct_fields__):
+    if keys and keys <= set(ContractFile.__struct_fields__):
         contract = read_contract(path)
-        return Inspection(**made, kind="contract", contract=contract, facts={"image": [contract.height, contract.width]})
+        more = {"task": table["task"]} if "task" in keys else {}
+        return Inspection(**made, kind="contract", contract=contract, facts={"image": [contract.height, contract.width], **more})
     if "name" in keys:
         spec = read_spec(path)
         return Inspection(**made, kind="spec", spec=spec, contract=spec.input, facts=_model(spec))

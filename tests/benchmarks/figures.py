@@ -237,6 +237,16 @@ class CalibrationImages(msgspec.Struct, frozen=True):
     rows: list[CalibratedOn]
 
 
+class QuantizeTime(msgspec.Struct, frozen=True):
+    """One model, quantized once: CPU seconds of a forward pass of one image (before, after), and of each step."""
+
+    model: str
+    images: int
+    threads: int
+    plain: list[float]
+    steps: dict[str, float]
+
+
 class PowerRow(msgspec.Struct, frozen=True):
     """Shares of the verdicts on models that truly lose so many points of top-1."""
 
@@ -299,6 +309,7 @@ KINDS: dict[str, type] = {
     "gate_power": GatePower,
     "calibration": Calibration,
     "calibration_images": CalibrationImages,
+    "quantize_time": QuantizeTime,
     "corrections": Corrections,
     "export_time": ExportTime,
     "load_time": LoadTime,

@@ -162,6 +162,16 @@ def calibration_images(measured: figures.CalibrationImages) -> Iterator[str]:
     yield f"\n{', '.join(sorted({f'{row.images} test images' for row in measured.rows}))}."
 
 
+def quantize_time(measured: figures.QuantizeTime) -> Iterator[str]:
+    """A row a step."""
+    image = statistics.mean(measured.plain)
+    steps = {**measured.steps, "all": sum(measured.steps.values())}
+    rows = [(step, f"{seconds:.0f}", f"{seconds / image:.0f}") for step, seconds in steps.items()]
+    yield from grid((f"{measured.model}, {measured.images} images", "CPU seconds", "forward passes of one image"), rows)
+    passes = steps["all"] / image / measured.images
+    yield f"\nOne image takes {image:.2f} CPU seconds: in all {passes:.1f} forward passes over the images."
+
+
 def corrections(measured: figures.Corrections) -> Iterator[str]:
     """A table a model."""
     for model in measured.models:
@@ -332,6 +342,12 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
         "INT8 as it ships, its ranges set on 128 images of the task, of `calibration/photos`, or of random pixels; against FP32\n"
         "in the same engine on CIFAR-10's test images.",
         calibration_images,
+    ),
+    "quantize_time": (
+        "How long INT8 takes",
+        "CPU seconds of each step of `quantize --no-verify`, and how many forward passes of one image that is. Calibration\n"
+        "grows with the images; moments and rounding do not, above 64. The goal is three forward passes over 256 images.",
+        quantize_time,
     ),
     "corrections": (
         "Two refinements that are left out",

@@ -68,6 +68,7 @@ MEASURED: dict[str, msgspec.Struct] = {
             )
         ]
     ),
+    "quantize_time": figures.QuantizeTime("vit", 32, 2, [0.5, 1.5], {"calibrate": 40.0, "round": 24.4}),
     "corrections": figures.Corrections(
         [
             figures.CorrectedModel(
@@ -112,6 +113,7 @@ EXPECTED = {
     "isolation": "| `predict` | 1.00 | 1.60 | +0.60 [+0.55, +0.65] |",
     "calibration": "| 8 | 1 | 2.0 | 2.5 | 1.25 | 380 | 400 |",
     "calibration_images": "| vit, openvino | photos | +1.0 [+0.5, +1.5] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] |",
+    "quantize_time": "| all | 64 | 64 |",
     "corrections": "| affine | 2.000 | +100.0 [+90.0, +110.0] | 98.0 |",
     "engines": "| OpenVINO | 2.35 | 400.0 | 1.50 [1.25, 2.00] |",
     "quantization": "| Near | 90.0 | +0.0 [-1.2, +1.0] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] | 3.00 | 0.50 [0.40, 0.60] "

@@ -44,6 +44,22 @@ def test_without_correlation_it_is_plain_rounding(width):
         np.testing.assert_array_equal(rounding.compensate(weight, scale, moments), rounding.nearest(weight, scale))
 
 
+@pytest.mark.parametrize("width", [1, 2, 127, 128, 129, 300])
+def test_the_factor_is_that_of_the_inverse(width):
+    rows = np.random.default_rng(width).normal(size=(2 * width + 3, width)) * np.logspace(0, 3, width)
+    moments = rows.T @ rows
+    factor = rounding.factor_inverse(moments)
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    assert (np.diag(factor) > 0).all()
+    np.testing.assert_allclose(factor.T @ factor @ moments, np.eye(width), atol=1e-7)
+    np.testing.assert_allclose(factor, np.linalg.cholesky(np.linalg.inv(moments)).T, rtol=1e-6, atol=1e-9 * np.abs(factor).max())
+
+
+def test_moments_that_are_none_have_no_factor():
+    with pytest.raises(np.linalg.LinAlgError):
+        rounding.factor_inverse(np.diag([1.0, -1.0, 2.0]))
+
+
 def test_the_same_every_time_and_nothing_given_is_changed():
     weight, seen, _ = layer(4)
     scale, moments = rounding.steps(weight), seen.T @ seen / len(seen)

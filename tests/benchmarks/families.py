@@ -7,8 +7,8 @@ turns over the opsets, then quantized to INT8 for ONNX Runtime and for OpenVINO,
 What comes out is run beside the file it was made from, on images that set no range. Saved as a checkpoint, it is loaded, and
 compared with the network itself.
 
-Every architecture has a process and a file of its own in the work folder: a crash ends no more than its row, and the same
-command goes on where it stopped.
+All of it runs in a process apart, which writes a file for each architecture into the work folder: a crash is a row, behind which
+a new process goes on, and so does the same command where it was stopped.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,17 @@ from numpy.typing import NDArray
 
 from tests.benchmarks import results
 from tests.benchmarks.figures import Families, FamilyRow, FamilyStep
+from tests.quant.in_process import quantize
 from vitdeploy import files, jsonfile
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, run_main
-from vitdeploy.backends.child import open_in_child
+from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.errors import InputError, UsageError, VitdeployError
 from vitdeploy.recipe import CompileConfig, ModelConfig, QuantizeConfig
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.compiler import compile
 from vitdeploy.verbs.importer import open_foreign
-from vitdeploy.verbs.quantizer import quantize
 
 OPSETS = {"torchscript": tuple(range(13, 21)), "dynamo": tuple(range(18, 26))}
 CALIBRATION, TEST = 32, 32
@@ -55,25 +56,22 @@ def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--work", type=Path, help="folder of the rows that are there already")
-    parser.add_argument("--row", help="(inside) measure one architecture, LIBRARY/NAME")
+    parser.add_argument("--measure", nargs="*", help="(inside) measure these one after another, LIBRARY/NAME")
     options = parser.parse_args()
-    if options.row:
-        files.write(_row_file(options.work, options.row), jsonfile.encode(measure(*options.row.split("/"))))
+    if options.measure:
+        for name in options.measure:
+            files.write(_row_file(options.work, name), jsonfile.encode(measure(*name.split("/"))))
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        rows: list[FamilyRow] = []
-        for name in _list_wanted(options.names or (QUICK if options.quick else ())):
-            path = _row_file(work, name)
-            if not path.is_file():
-                files.write(path, jsonfile.encode(_measure_apart(name, work)))
-                results.say(name)
-            rows += msgspec.json.decode(path.read_bytes(), type=list[FamilyRow])
+        names = _list_wanted(options.names or (QUICK if options.quick else ()))
+        _measure_missing(names, work)
+        rows = [row for name in names for row in msgspec.json.decode(_row_file(work, name).read_bytes(), type=list[FamilyRow])]
     results.store("families", Families(CALIBRATION, TEST, rows), options)
 
 
-def _list_wanted(names: tuple[str, ...]) -> list[str]:
+def _list_wanted(names: Sequence[str]) -> list[str]:
     from tests.benchmarks.architectures import ALL
 
     return [f"{each.library}/{each.name}" for each in ALL if not names or each.name in names]
@@ -83,19 +81,31 @@ def _row_file(work: Path, name: str) -> Path:
     return work / f"{name.replace('/', '-')}.json"
 
 
-def _measure_apart(name: str, work: Path) -> list[FamilyRow]:
-    """One architecture in a process of its own; a death is a row."""
-    path = _row_file(work, name)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.families", "--row", name, "--work", str(work)]
-    try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
-        said = f"ended with status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
-    except subprocess.TimeoutExpired:
-        said = f"took longer than {PATIENCE_S} s"
-    if path.is_file():
-        return msgspec.json.decode(path.read_bytes(), type=list[FamilyRow])
-    library, architecture = name.split("/")
-    return [FamilyRow(library, architecture, "none", 0, steps={"measure": FamilyStep("crash", said)})]
+def _measure_missing(names: Sequence[str], work: Path) -> None:
+    """Measure in a process apart, and in a new one behind what crashed it or took too long: that is a row."""
+    while missing := [name for name in names if not _row_file(work, name).is_file()]:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.families", "--work", str(work), "--measure", *missing]
+        with (work / "last.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as child:
+            said = _watch(child, missing, work)
+        left = next((name for name in missing if not _row_file(work, name).is_file()), None)
+        if left is not None:
+            row = FamilyRow(*left.split("/"), "none", 0, steps={"measure": FamilyStep("crash", said)})
+            files.write(_row_file(work, left), jsonfile.encode([row]))
+
+
+def _watch(child: subprocess.Popen[bytes], names: Sequence[str], work: Path) -> str:
+    """Wait for the end of a process, or for `PATIENCE_S` without a row; how it ended."""
+    done, since = 0, time.monotonic()
+    while child.poll() is None:
+        time.sleep(0.5)
+        there = [name for name in names if _row_file(work, name).is_file()]
+        if len(there) > done:
+            done, since = len(there), time.monotonic()
+            results.say(f"{done} of {len(names)}")
+        if time.monotonic() - since > PATIENCE_S:
+            child.kill()
+            return f"took longer than {PATIENCE_S} s"
+    return f"the process ended with status {child.returncode}"
 
 
 def measure(library: str, name: str) -> list[FamilyRow]:
@@ -113,17 +123,23 @@ def measure(library: str, name: str) -> list[FamilyRow]:
     with tempfile.TemporaryDirectory() as scratch:
         loaded = _attempt(lambda: FamilyStep("ok", sqnr=_load_again(library, name, net, side, Path(scratch) / "saved")))
         for exporter, opsets in OPSETS.items():
-            opset, folder = opsets[place % len(opsets)], Path(scratch) / exporter
+            folder = Path(scratch) / exporter
             folder.mkdir()
             steps = {"checkpoint": loaded} if not rows else {}
-            try:
-                written = net if opset > 13 else architectures.build(chosen, fused=False)[0]
-                fixed = _export(architectures.Vector(written).eval(), side, exporter, opset, folder / "model.onnx")
-            except Exception as error:  # noqa: BLE001 (torch's own: whatever it raises is its answer)
-                steps["export"] = FamilyStep("not exported", _shorten(error))
-                rows.append(FamilyRow(library, name, exporter, opset, steps=steps))
-                continue
-            rows.append(FamilyRow(library, name, exporter, opset, fixed=fixed, steps=steps | _convert(folder, side)))
+            for opset in opsets[place % len(opsets) :]:  # where torch lacks an operator, the next one
+                try:
+                    written = net if opset > 13 else architectures.build(chosen, fused=False)[0]
+                    fixed = _export(architectures.Vector(written).eval(), side, exporter, opset, folder / "model.onnx")
+                except Exception as error:  # noqa: BLE001 (torch's own: whatever it raises is its answer)
+                    row = FamilyRow(
+                        library, name, exporter, opset, steps=steps | {"export": FamilyStep("not exported", _shorten(error))}
+                    )
+                    if "is not supported" not in str(error):
+                        break
+                else:
+                    row = FamilyRow(library, name, exporter, opset, fixed=fixed, steps=steps | _convert(folder, side))
+                    break
+            rows.append(row)
     return rows
 
 
@@ -159,7 +175,10 @@ def _convert(folder: Path, side: int) -> dict[str, FamilyStep]:
     half = (0.5, 0.5, 0.5)
     contract = InputContract(height=side, width=side, resize="stretch", mean=half, std=half)
     pixels = synthetic.pixels(CALIBRATION + TEST, contract)
-    test = images.to_tensor(pixels[CALIBRATION:], contract)
+    test, arrays = images.to_tensor(pixels[CALIBRATION:], contract), folder / "arrays"
+    arrays.mkdir()
+    for place, each in enumerate(pixels[:CALIBRATION]):
+        np.save(arrays / f"{place:02}.npy", each)
     try:
         source = open_foreign(folder / "model.onnx", contract)
         expected = _run(source, "onnxruntime", test)
@@ -173,8 +192,8 @@ def _convert(folder: Path, side: int) -> dict[str, FamilyStep]:
     ):
 
         def made(precision: Any = precision, engine: str = engine, title: str = title) -> FamilyStep:
-            config = QuantizeConfig(precision=precision, target=engine, calibration="given", limit=CALIBRATION, verify=False)
-            artifact = quantize(source, config, folder / f"{title}-{engine}", calibration=list(pixels[:CALIBRATION]))
+            config = QuantizeConfig(precision=precision, target=engine, calibration=str(arrays), limit=CALIBRATION, verify=False)
+            artifact = quantize(source, config, folder / f"{title}-{engine}")
             return FamilyStep("ok", sqnr=_ratio(expected, _run(artifact, engine, test)), share=_read_share(artifact))
 
         steps[f"{title} {engine}"] = _attempt(made)
@@ -205,7 +224,7 @@ def _shorten(error: Exception) -> str:
 
 
 def _run(artifact: Artifact, engine: str, tensor: NDArray[Any]) -> NDArray[np.float32]:
-    with closing(open_in_child(engine, artifact, OpenConfig(threads=2))) as runner:
+    with closing(load(engine).open(artifact, OpenConfig(threads=2))) as runner:
         return run_main(runner, tensor, artifact.spec)
 
 
@@ -230,7 +249,7 @@ def _load_again(library: str, name: str, net: Any, side: int, folder: Path) -> f
     import torch
 
     from tests.benchmarks.architectures import TIMM
-    from vitdeploy.checkpoints.loader import load
+    from vitdeploy.checkpoints.loader import load as load_checkpoint
 
     if library == "timm":
         from timm.models._hub import save_for_hf
@@ -243,7 +262,7 @@ def _load_again(library: str, name: str, net: Any, side: int, folder: Path) -> f
         (folder / "config.json").write_text(json.dumps(config))
     else:
         net.save_pretrained(folder)
-    ours = load(ModelConfig(source=str(folder)), None).net
+    ours = load_checkpoint(ModelConfig(source=str(folder)), None).net
     with torch.no_grad():
         pixels = torch.randn(8, 3, side, side)
         got = ours(pixels)

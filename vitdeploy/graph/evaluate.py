@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,11 @@ _ARITHMETIC: dict[str, Callable[[ir.Node, Sequence[Array | None]], list[Array]]]
     "Sin": _elementwise(np.sin, _FLOATS),
     "Cos": _elementwise(np.cos, _FLOATS),
     "Tanh": _elementwise(np.tanh, _FLOATS),
+    "Relu": _elementwise(lambda source: np.maximum(source, source.dtype.type(0))),
+    "Sigmoid": _elementwise(lambda source: (1 / (1 + np.exp(-source))).astype(source.dtype), _FLOATS),
+    "Sign": _elementwise(np.sign),
+    "Max": _elementwise(lambda *sources: reduce(np.maximum, sources)),
+    "Min": _elementwise(lambda *sources: reduce(np.minimum, sources)),
     "Neg": _elementwise(np.negative),
     "Abs": _elementwise(np.abs),
     "Floor": _elementwise(np.floor, _FLOATS),

@@ -467,6 +467,17 @@ def test_operators_that_can_not_be_edited_are_refused_by_name(opset, operator, d
     assert caught.value.code == "VD3025" and "odd one" in str(caught.value) and operator in str(caught.value)
 
 
+@pytest.mark.parametrize(("opset", "shape"), [(21, ("batch", 6, 8, 4)), (25, ("batch", 6, 5)), (22, ("batch", 6, "rows", 4))])
+def test_a_group_normalization_by_channels_is_written_out(opset, shape):
+    """Up to operator set 20 its factors are those of groups."""
+    sketch = Sketch(opset, shape)
+    normal = sketch.add("GroupNormalization", "x", sketch.weight(6), sketch.weight(6), num_groups=3, epsilon=1e-3)
+    before = sketch.model(sketch.add("Relu", normal))
+    after, _ = rewritten(before)
+    check(before, after, tuple(5 if isinstance(size, str) else size for size in shape[1:]))
+    assert "GroupNormalization" not in counts(after) and after.opset_import[0].version == 20
+
+
 @pytest.mark.parametrize("opset", [12, 26])
 def test_an_operator_set_that_is_not_read_is_refused(opset):
     sketch = Sketch(opset)

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass
 
 from vitdeploy.errors import InputError, library
 from vitdeploy.graph.editor import Editor
-from vitdeploy.graph.query import whole
+from vitdeploy.graph.query import constant, integer, sizes, whole
 
 TARGET = 20
 """The operator set of every canonical graph."""
@@ -26,6 +26,7 @@ OLDEST, NEWEST = 13, 25
 """Operator sets that are read; before 13, Softmax meant something else."""
 _CHANGED = {"GridSample": 20, "RoiAlign": 16, "GroupNormalization": 21, "BatchNormalization": 14, "DFT": 20}
 """Operators that mean something else from this operator set on, though nodes look the same."""
+_UNIT = {"one": np.ones, "zero": np.zeros}
 
 
 def check_opset(model: ir.Model) -> None:
@@ -113,6 +114,8 @@ def _convert(editor: Editor, node: ir.Node, version: int) -> bool:
     old = _find_schema(node, version)
     if old is None or old.since_version == new.since_version:
         return False
+    if node.op_type == "GroupNormalization" and version > TARGET and _write_group_norm(editor, node):
+        return True
     low, high = sorted((version, TARGET))
     if low < _CHANGED.get(node.op_type, 0) <= high and not (node.op_type == "BatchNormalization" and len(node.outputs) == 1):
         raise make_refusal(node, f"means something else in operator set {TARGET} than in {version}")
@@ -122,6 +125,30 @@ def _convert(editor: Editor, node: ir.Node, version: int) -> bool:
         node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
         changed = True
     return changed
+
+
+def _write_group_norm(editor: Editor, node: ir.Node) -> bool:
+    """Write a GroupNormalization as torch did before there was one: up to operator set 20 its factors are those of groups.
+
+    Returns:
+        Whether it was done; not where the rank, the number of groups or the factors are not known.
+    """
+    value, groups = node.inputs[0], integer(node, "num_groups", 0)
+    factors, shape = [constant(each) for each in node.inputs[1:]], sizes(value)
+    if value is None or shape is None or groups < 1 or any(each is None for each in factors):
+        return False
+    name, epsilon = str(node.name), node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    wide = editor.add(node, "Reshape", [value, editor.constant(f"{name}.groups", np.array([0, groups, -1]))])
+    ones, zeros = (editor.constant(f"{name}.{what}", make(groups, np.float32)) for what, make in _UNIT.items())
+    even = editor.add(node, "InstanceNormalization", [wide, ones, zeros], epsilon=epsilon)
+    known = all(isinstance(size, int) for size in shape[1:])
+    size = editor.constant(f"{name}.shape", np.array([0, *shape[1:]])) if known else editor.add(node, "Shape", [value])
+    back = editor.add(node, "Reshape", [even, size])
+    column = (-1, *(1,) * (len(shape) - 2))
+    for operator, given, factor in zip(("Mul", "Add"), node.inputs[1:], factors, strict=True):
+        assert given is not None and factor is not None
+        back = editor.add(node, operator, [back, editor.derive(given, f"column {len(shape)}", factor.reshape(column))])
+    return editor.replace(node.outputs[0], back)
 
 
 def _find_schema(node: ir.Node, version: int) -> onnx.defs.OpSchema | None:

@@ -135,7 +135,7 @@ def folder(tmp_path, monkeypatch, capsys):
 def test_every_script_has_figures_a_section_and_a_file():
     assert set(MEASURED) == set(EXPECTED) == set(tables.SECTIONS) == set(figures.KINDS)
     assert {path.stem for path in figures.HERE.glob("*.json")} <= set(figures.KINDS)
-    shared = {"architectures", "family_rows", "figures", "results", "tables", "test_tables", "torch_compile"}
+    shared = {"architectures", "family_rows", "figures", "results", "tables", "test_families", "test_tables", "torch_compile"}
     assert {path.stem for path in figures.HERE.glob("*.py")} == set(figures.KINDS) | shared
 
 

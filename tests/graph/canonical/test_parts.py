@@ -471,7 +471,9 @@ def test_operators_that_can_not_be_edited_are_refused_by_name(opset, operator, d
 def test_a_group_normalization_by_channels_is_written_out(opset, shape):
     """Up to operator set 20 its factors are those of groups."""
     sketch = Sketch(opset, shape)
-    normal = sketch.add("GroupNormalization", "x", sketch.weight(6), sketch.weight(6), num_groups=3, epsilon=1e-3)
+    normal = "x"
+    for groups in (3, 1):
+        normal = sketch.add("GroupNormalization", normal, sketch.weight(6), sketch.weight(6), num_groups=groups, epsilon=1e-3)
     before = sketch.model(sketch.add("Relu", normal))
     after, _ = rewritten(before)
     check(before, after, tuple(5 if isinstance(size, str) else size for size in shape[1:]))

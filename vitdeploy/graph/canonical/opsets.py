@@ -18,7 +18,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass
 
 from vitdeploy.errors import InputError, library
 from vitdeploy.graph.editor import Editor
-from vitdeploy.graph.query import constant, integer, sizes, whole
+from vitdeploy.graph.query import constant, integer, whole
 
 TARGET = 20
 """The operator set of every canonical graph."""
@@ -130,25 +130,25 @@ def _convert(editor: Editor, node: ir.Node, version: int) -> bool:
 def _write_group_norm(editor: Editor, node: ir.Node) -> bool:
     """Write a GroupNormalization as torch did before there was one: up to operator set 20 its factors are those of groups.
 
+    The shape need not be known: of this operator's output, ONNX infers none.
+
     Returns:
-        Whether it was done; not where the rank, the number of groups or the factors are not known.
+        Whether it was done; not where the number of groups or the factors are not known.
     """
     value, groups = node.inputs[0], integer(node, "num_groups", 0)
-    factors, shape = [constant(each) for each in node.inputs[1:]], sizes(value)
-    if value is None or shape is None or groups < 1 or any(each is None for each in factors):
+    factors = [constant(each) for each in node.inputs[1:]]
+    if value is None or groups < 1 or any(each is None for each in factors):
         return False
     name, epsilon = str(node.name), node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     wide = editor.add(node, "Reshape", [value, editor.constant(f"{name}.groups", np.array([0, groups, -1]))])
     ones, zeros = (editor.constant(f"{name}.{what}", make(groups, np.float32)) for what, make in _UNIT.items())
     even = editor.add(node, "InstanceNormalization", [wide, ones, zeros], epsilon=epsilon)
-    known = all(isinstance(size, int) for size in shape[1:])
-    size = editor.constant(f"{name}.shape", np.array([0, *shape[1:]])) if known else editor.add(node, "Shape", [value])
-    back = editor.add(node, "Reshape", [even, size])
-    column = (-1, *(1,) * (len(shape) - 2))
+    channels = editor.constant(f"{name}.channels", np.array([0, len(factors[0]), -1]))  # type: ignore[arg-type]
+    even = editor.add(node, "Reshape", [even, channels])
     for operator, given, factor in zip(("Mul", "Add"), node.inputs[1:], factors, strict=True):
         assert given is not None and factor is not None
-        back = editor.add(node, operator, [back, editor.derive(given, f"column {len(shape)}", factor.reshape(column))])
-    return editor.replace(node.outputs[0], back)
+        even = editor.add(node, operator, [even, editor.derive(given, "column", factor[:, None])])
+    return editor.replace(node.outputs[0], editor.add(node, "Reshape", [even, editor.add(node, "Shape", [value])]))
 
 
 def _find_schema(node: ir.Node, version: int) -> onnx.defs.OpSchema | None:

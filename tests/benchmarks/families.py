@@ -14,6 +14,7 @@ a new process goes on, and so does the same command where it was stopped.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -221,7 +222,7 @@ def _judge(error: Exception) -> FamilyStep:
 
 
 def _shorten(error: Exception) -> str:
-    return f"{error}".strip().split("\n")[0][:200]
+    return re.sub(r"\x1b\[\d*m", "", f"{error}").strip().split("\n")[0][:200]
 
 
 def _run(artifact: Artifact, engine: str, tensor: NDArray[Any]) -> NDArray[np.float32]:

@@ -379,7 +379,8 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
         "(signal to noise of the outputs less their mean over images; `same` is above 100 dB), and what share of the\n"
         "multiplications of linear layers is in 8 bits. `checkpoint`: saved by its library and loaded here. `batch 1`: its code\n"
         "or torch's exporter stands no other. Refused is an answer with a code, for what is no Vision Transformer of a known\n"
-        "form; failed is ours or an engine's; what torch can't export is no fault of either.",
+        "form; failed is ours or an engine's; what torch can't export is no fault of either. Rows that the work folder held\n"
+        "already were kept, and are not in the minutes.",
         families,
     ),
 }

@@ -66,10 +66,11 @@ def test_what_may_not_be_shipped(tiny_artifact, tiny_headless, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_engines_that_disagree_are_no_bundle(tiny_artifact, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("factor", "engine"), [(lambda call: 1 + call, "openvino"), (lambda call: np.nan, "onnxruntime")])
+def test_engines_that_disagree_are_no_bundle(factor, engine, tiny_artifact, tmp_path, monkeypatch):
     run, calls = packing.run_samples, iter(range(9))
-    monkeypatch.setattr(packing, "run_samples", lambda *given: run(*given) * (1 + next(calls)))
-    with pytest.raises(MachineError, match="gives other outputs in openvino") as caught:
+    monkeypatch.setattr(packing, "run_samples", lambda *given: run(*given) * factor(next(calls)))
+    with pytest.raises(MachineError, match=f"gives other outputs in {engine}") as caught:
         pack([tiny_artifact], PackConfig(), tmp_path / "a.vdb")
     assert caught.value.code == "VD4009"
     assert not list(tmp_path.iterdir())
@@ -145,3 +146,24 @@ def test_the_command_line(shipment, bare_artifact, tmp_path, capsys):
     assert f"next, on the box: vitdeploy verify {tmp_path / 'a.vdb'} --key {shipment.private}.pub --run" in err
     assert main(["inspect", str(tmp_path / "a.vdb")]) == 0
     assert "its files were not compared with the manifest" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_weights_beside_a_bare_file_go_along_by_the_names_that_it_has(tiny_spec, tmp_path):
+    """Of a name that nobody here would give."""
+    import onnx
+    from safetensors.torch import save_file
+
+    from vitdeploy.models.vit import build
+
+    spec, weights = tmp_path / "spec.json", tmp_path / "weights.safetensors"
+    spec.write_bytes(msgspec.json.encode(tiny_spec))
+    save_file(build(tiny_spec).state_dict(), weights)
+    model = vitdeploy.ModelConfig(source=str(spec), weights=str(weights))
+    exported = vitdeploy.export(model, vitdeploy.ExportConfig(prove_batches=(1,)), tmp_path / "vit")
+    beside = tmp_path / "bare"
+    beside.mkdir()
+    onnx.save(
+        onnx.load(exported.model), beside / "net.onnx", save_as_external_data=True, location="tensors.bin", size_threshold=0
+    )
+    manifest = pack([beside / "net.onnx"], PackConfig(), tmp_path / "a").manifest
+    assert {"models/0-fp32/net.onnx", "models/0-fp32/tensors.bin"} <= set(manifest.files)

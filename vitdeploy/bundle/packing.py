@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy import files, machine
-from vitdeploy.artifact import RECORD, Artifact
+from vitdeploy import machine
+from vitdeploy.artifact import Artifact, seal
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.table import PROVER, REFERENCE, TABLE, is_installed, list_engines, must_be_compiled
@@ -21,6 +21,7 @@ from vitdeploy.bundle.bundle import EXPECTED, MODELS, SAMPLES
 from vitdeploy.bundle.manifest import PackedModel, Tried
 from vitdeploy.bundle.samples import Expected, prepare_samples, run_samples, write_samples
 from vitdeploy.errors import MachineError
+from vitdeploy.onnxfile.summary import read_graph
 from vitdeploy.progress import Progress
 from vitdeploy.proof.engine import arithmetic, distance
 from vitdeploy.proof.thresholds import CLOSEST, LEARNT, LIMITS
@@ -84,8 +85,8 @@ def _describe(artifact: Artifact, place: str, run: _Run, original: NDArray[np.fl
     first = next(iter(run.outputs.values()))
     apart = {engine: round(distance(output, first), 9) for engine, output in run.outputs.items()}
     limit = max(LIMITS[arithmetic(each)] for each in (run.precision, artifact.record.precision))
-    if max(apart.values()) > limit or not np.isfinite(first).all():
-        worst = max(apart, key=lambda engine: apart[engine])
+    worst = next((engine for engine in apart if not apart[engine] <= limit), None)  # NaN is not within a limit either
+    if worst is not None:
         message = f"gives other outputs in {worst} ({apart[worst]:.2g} apart, {limit:.2g} is the limit)"
         raise MachineError("VD4009", message, file=artifact.model, fix="quantize it again for the engine of the box (--backend)")
     return PackedModel(
@@ -130,19 +131,10 @@ def _run_original(opened: Sequence[Artifact], pixels: NDArray[Any]) -> NDArray[n
 def _copy_model(artifact: Artifact, folder: Path) -> Artifact:
     """An artifact's files, without the PyTorch original and the paths of where it was made."""
     folder.mkdir(parents=True)
-    listed = artifact.record.files or {path.name: "" for path in _list_bare(artifact)}
-    names = sorted(name for name in listed if name != artifact.record.weights)
-    for name in names:
+    bare = () if artifact.record.files else (artifact.model.name, *read_graph(artifact.model).external)
+    for name in (name for name in artifact.record.files or bare if name != artifact.record.weights):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.folder / name, target)
-    digests = {name: files.sha256(folder / name) for name in names}
-    record = msgspec.structs.replace(artifact.record, weights=None, original=None, files=digests, packed=True)
-    (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    seal(folder, msgspec.structs.replace(artifact.record, weights=None, original=None, packed=True))
     return Artifact.open(folder)
-
-
-def _list_bare(artifact: Artifact) -> list[Path]:
-    """The files of an ONNX file that lies alone: itself and its weights beside it."""
-    entry = artifact.model
-    return [path for path in entry.parent.iterdir() if path.name == entry.name or path.name == f"{entry.name}.data"]

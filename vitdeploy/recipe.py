@@ -134,8 +134,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             where FP16 would overflow. ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in
             INT8, activations by their own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine
             likes it.
-        target: The engine that the file is for; ``portable`` is read by all of them; None is what a recipe's `compile`
-            engine reads, else the first that is a target.
+        target: The engine that the file is for; ``portable`` is for all; None is the recipe's `compile` engine, else the first.
         calibration: Images that look like those of deployment (folder, manifest, tar shards, arrays or IDX), or ``random`` for
             generated ones: good for latency, not for accuracy; ``given`` for those that a program gives to `quantize`.
         split: Which pair of an IDX folder holds the images.
@@ -264,9 +263,9 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         batch: Images a run.
         max_bad: Unreadable images to tolerate.
         allow_shifted_labels: Measure accuracy also where every label is one too high or too low.
-        max_drop: Top-1 that may be lost against the reference, as ``"0.5 pt"``; a miss is exit status 1. The estimate decides
-            where its interval can't tell.
+        max_drop: Top-1 that may be lost, as ``"0.5 pt"``; a miss is exit status 1. The estimate decides if need be.
         min_agreement: Images with the reference's answer, as ``"99 %"``; a miss is exit status 1.
+        layers: Compare every block too, and inside it attention and MLP, and name the first that breaks.
         backends: Engines to compare with PyTorch; empty means all that are installed.
         threads: Threads of each engine; None is the number of cores.
     """
@@ -280,6 +279,7 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     allow_shifted_labels: bool = False
     max_drop: str | None = None
     min_agreement: str | None = None
+    layers: bool = False
     backends: tuple[str, ...] = ()
     threads: int | None = None
 

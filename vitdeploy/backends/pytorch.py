@@ -5,8 +5,10 @@ It runs as it is written, in float32, or in bfloat16 where that is asked for.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from vitdeploy.data import images
 from vitdeploy.errors import InputError, UsageError, library
 from vitdeploy.files import sha256
 from vitdeploy.models.modules import load_module
+from vitdeploy.onnxfile.points import CONTEXT
 from vitdeploy.spec import ModelSpec
 
 _PRECISIONS = {None: "fp32", "f32": "fp32", "bf16": "bf16"}
@@ -94,6 +97,7 @@ class PyTorchRunner:
             network: Any = rebuild(spec, weights)
             self._run: _Function | None = _in_bfloat16(network) if half else network
         self._output = spec.output
+        self._inside: Outputs = {}
         self.settings: dict[str, object] = {
             "backend": PyTorch.name,
             "version": str(torch.__version__),
@@ -114,7 +118,34 @@ class PyTorchRunner:
         assert self._run is not None
         with library("torch"), torch.inference_mode():
             result = self._run(torch.from_numpy(pixels))
-            return {self._output: np.array(result.numpy(), np.float32)}
+            return {self._output: np.array(result.numpy(), np.float32), **self._inside}
+
+    def tap(self) -> tuple[str, ...]:
+        """Let `run` give what is inside, too: each block and its layers, by the modules' paths.
+
+        Returns:
+            The names: as `onnxfile.points.find_points` has them; and with ``.scaled`` behind it what LayerScale makes of it.
+        """
+        network: Any = self._run
+        self._inside = {}
+        names: list[str] = []
+        for path, module in network.named_modules():
+            if not re.fullmatch(r"blocks\.\d+(\.(attn\.(qkv|proj)|mlp\.fc[12]|ls[12]))?", path):
+                continue
+            name = path.replace("ls1", "attn.proj.scaled").replace("ls2", "mlp.fc2.scaled")
+            if not isinstance(module, nn.Identity):
+                module.register_forward_hook(partial(self._note, name))
+                names.append(name)
+            if path.endswith("attn.proj"):
+                names.append(context := path.replace("proj", CONTEXT))
+                module.register_forward_pre_hook(partial(self._note_input, context))
+        return tuple(names)
+
+    def _note(self, name: str, module: nn.Module, given: object, result: torch.Tensor) -> None:
+        self._inside[name] = np.array(result.float().numpy())
+
+    def _note_input(self, name: str, module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        self._inside[name] = np.array(given[0].float().numpy())
 
     def kernels(self) -> tuple[Kernel, ...]:
         """None: PyTorch runs the layers of the network as it is written, and nothing in it is quantized."""

@@ -33,6 +33,7 @@ from vitdeploy.words import VerdictFormat
     PROVE,
     "vitdeploy validate vit --data photos/ --limit 1000",
     "vitdeploy validate vit-int8 --data photos/ --max-drop '0.5 pt'   exit 1 if it lost more",
+    "vitdeploy validate vit-int8 --data photos/ --layers   which layer breaks, and why",
     "vitdeploy validate vit-int8 --against my_project.vit:build   imports and runs that code",
     "vitdeploy validate vit --json",
 )
@@ -54,6 +55,7 @@ def validate(
     ] = None,
     max_drop: MaxDrop = None,
     min_agreement: MinAgreement = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Compare every layer too, and name the first that breaks.")] = False,
     backend: Backends = None,
     threads: Threads = None,
     out: ReportFile = None,
@@ -66,6 +68,7 @@ def validate(
     answers.check_report_file(out)
     given = {"data": data, "split": split, "limit": limit, "seed": seed, "batch": batch, "max_bad": max_bad}
     given |= {"allow_shifted_labels": allow_shifted_labels, "max_drop": max_drop, "min_agreement": min_agreement}
+    given |= {"layers": layers}
     config = read_settings(vd.ValidateConfig, **given, backends=backend, threads=threads)
     with open_model(artifact, backend[0] if backend else None) as model:
         report = vd.validate(model, config, against=against, progress=progress)

@@ -96,7 +96,7 @@ def take_reference(artifact: Artifact, against: ArtifactLike) -> Reference:
         _require_alike(artifact, against, artifact.spec.input, runner.classes)
         spec = msgspec.structs.replace(artifact.spec, input=runner.contract)
         return Reference(against, spec, runner.configure, f"The reference is the code {against}.", settled=True)
-    other = _open_other(artifact, against)
+    other = open_other(artifact, against)
     if _digest_model(other) == _digest_model(artifact):
         message = "is the file that is validated: nothing is compared with itself"
         raise UsageError("VD2010", message, file=other.model, fix="name what it was made of, or leave out --against")
@@ -177,8 +177,8 @@ def _list_near(artifact: Artifact) -> Iterator[Artifact]:
             continue
 
 
-def _open_other(artifact: Artifact, against: ArtifactLike) -> Artifact:
-    """What was named; an ONNX file that says nothing of its input takes that of the artifact."""
+def open_other(artifact: Artifact, against: ArtifactLike) -> Artifact:
+    """What a caller names beside an artifact; an ONNX file that says nothing of its input takes that of the artifact."""
     try:
         return Artifact.take(against)
     except InputError as error:

@@ -11,8 +11,10 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.base import OpenConfig, Runner, run_main
@@ -33,6 +35,7 @@ from vitdeploy.spec import InputContract
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 from vitdeploy.verbs.reference import Reference, find_reference, read_recorded, take_reference
 from vitdeploy.verbs.remembered import Remembered
+from vitdeploy.verbs.tracer import choose_inside, cut_batches, trace_all
 from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misfits
 from vitdeploy.words import GIVES
 
@@ -67,7 +70,8 @@ def validate(  # noqa: PLR0913 (four of them are keywords that few callers give)
     Returns:
         A row for the reference and one for each engine: parity metrics (see `Parity.metrics`) for the engines, accuracy
         metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes. Where the original can't be
-        run, another table compares with what it gave for the golden batch. The verdict holds engines that compute in FP32 to
+        run, another table compares with what it gave for the golden batch. With ``layers`` a table an engine has a row a layer
+        (see `tracer.trace`), and says which is the first that breaks. The verdict holds engines that compute in FP32 to
         parity, and all to the limits of ``config``; a miss is no error.
 
     Raises:
@@ -98,8 +102,18 @@ def validate(  # noqa: PLR0913 (four of them are keywords that few callers give)
         notes.append(f"Parity with the original was not measured{ask}.")
     if assumption := artifact.record.origin.assumption:
         notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
+    if config.layers:
+        inside = choose_inside(artifact, against, OpenConfig(threads=config.threads))
+        parts += trace_all(artifact, trial.compared, _read_some(given, artifact, config), inside, progress=progress)
     report = msgspec.structs.replace(whole, notes=(*notes, *whole.notes), parts=tuple(parts))
     return judge_validation(report, config)
+
+
+def _read_some(given: Dataset | None, artifact: Artifact, config: ValidateConfig) -> list[NDArray[Any]]:
+    """The images on which layers are compared."""
+    contract = artifact.spec.input
+    with _open_batches(given, contract, config) as batches:
+        return cut_batches(images.to_tensor(batch.pixels, contract) for batch in batches)
 
 
 def _measure(trial: _Trial, given: Dataset | None, config: ValidateConfig, progress: Progress) -> Report:
@@ -166,6 +180,11 @@ class _Trial:
         self.class_map = None
         if data is not None and data.labels is not None and self.spec.classifies:
             self.class_map = data.class_map(self.spec.labels, self.spec.classes)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The engines."""
+        return tuple(name for name in self.names if name in self.engines and name != REFERENCE)
 
     @property
     def compares(self) -> bool:

@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(vitdeploy.__file__).parent
-ONLY_LOOK = {"models", "explain", "doctor"}
+ONLY_LOOK = {"models", "explain", "doctor", "schema"}
 
 
 def commands() -> dict[str, object]:

@@ -56,6 +56,23 @@ def explain(
     return answers.answer_codes(codes)
 
 
+@command(app, LOOK, "vitdeploy schema report > report.schema.json", "vitdeploy schema")
+def schema(
+    *, name: Annotated[str | None, typer.Argument(metavar="NAME", help="Of what is written; default: the list.")] = None
+) -> Outcome:
+    """Print the JSON Schema of what a command writes as JSON."""
+    from vitdeploy import jsonfile
+    from vitdeploy.cli.schemas import SOURCES, make_schema
+    from vitdeploy.render import console, tables
+
+    if name is not None:
+        made = make_schema(name)
+        return Outcome(made, lambda: console.print_raw(jsonfile.encode(made)))
+    rows = {each: source.written for each, source in SOURCES.items()}
+    table = tables.tabulate_pairs("", rows)
+    return Outcome({"schema_version": 1, "schemas": rows}, lambda: console.print_tables([table]), "next: vitdeploy schema report")
+
+
 @command(app, LOOK, "vitdeploy doctor", "vitdeploy doctor --backend openvino   exit 4 if it does not run here")
 def doctor(
     *,

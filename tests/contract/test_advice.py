@@ -287,7 +287,6 @@ SCENARIOS: dict[str, Callable[[Kit, str], None]] = {
     "vitdeploy explain VD3014": command(),
     "vitdeploy models": command(),
     "vitdeploy schema": command(),
-    "vitdeploy schema report": command(),
     "vitdeploy export --help": command(),
     "vitdeploy inspect FILE": command(),
     "vitdeploy inspect ARTIFACT": command(),

@@ -6,8 +6,9 @@ import pytest
 
 from vitdeploy.measure.latency import Measured
 from vitdeploy.proof import doubts
-from vitdeploy.proof.doubts import list_doubts
+from vitdeploy.proof.doubts import list_doubts, list_ties
 from vitdeploy.recipe import BenchConfig
+from vitdeploy.report import Metric, Row
 
 QUIET = Measured((), {("steady", 1): 0.09}, rounds=5, load=0.9)
 
@@ -33,3 +34,20 @@ def test_a_quiet_machine_leaves_no_doubt():
 def test_each_doubt_is_one_line(more, threads, said):
     (line,) = list_doubts(QUIET._replace(**more), BenchConfig(threads=threads))
     assert line.startswith(said)
+
+
+def time(name: str, value: float, low: float | None, high: float | None) -> Row:
+    metrics = {"batch": Metric(4, "count"), "speedup": Metric(value, "ratio", low, high)}
+    return Row(name, metrics, {"reference": "pytorch"})
+
+
+def test_a_difference_that_the_interval_does_not_show_is_none():
+    rows = (
+        time("pytorch", 1.0, 1.0, 1.0),
+        time("tied", 1.05, 0.98, 1.12),
+        time("faster", 1.05, 1.01, 1.1),
+        time("slower", 0.9, 0.85, 0.99),
+        time("brief", 1.0, None, None),
+    )
+    expected = "tied at batch 4: no difference from pytorch: the interval of the speed-up holds 1"
+    assert list_ties(QUIET._replace(rows=rows)) == (expected,)

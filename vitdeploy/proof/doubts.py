@@ -30,3 +30,16 @@ def list_doubts(measured: Measured, config: BenchConfig) -> tuple[str, ...]:
     if measured.rounds < FEWEST_ROUNDS:
         doubts.append(f"{measured.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
     return tuple(doubts)
+
+
+def list_ties(measured: Measured) -> tuple[str, ...]:
+    """A line for each subject that is neither faster nor slower than its reference, as far as the interval shows."""
+    ties = []
+    for row in measured.rows:
+        speedup, reference = row.metrics.get("speedup"), row.settings.get("reference")
+        if speedup is None or speedup.low is None or speedup.high is None or reference == row.subject:
+            continue
+        if speedup.low <= 1 <= speedup.high:
+            batch = f"{row.metrics['batch'].value:.0f}"
+            ties.append(f"{row.subject} at batch {batch}: no difference from {reference}: the interval of the speed-up holds 1")
+    return tuple(ties)

@@ -15,7 +15,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
 from vitdeploy.progress import Progress, silent
-from vitdeploy.proof.doubts import list_doubts
+from vitdeploy.proof.doubts import list_doubts, list_ties
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Report
 from vitdeploy.verbs.reference import find_float, has_original, name_place
@@ -67,7 +67,7 @@ def bench(
         reference=next((each.reference for each in subjects if each.reference is not None), ""),
         rows=measured.rows,
         settings=settings,
-        notes=(*notes, *list_doubts(measured, config)),
+        notes=(*notes, *list_ties(measured), *list_doubts(measured, config)),
     )
 
 

@@ -7,7 +7,7 @@ what stands for it; what it gave for the golden batch is then a table of its own
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
@@ -95,18 +95,23 @@ def validate(  # noqa: PLR0913 (four of them are keywords that few callers give)
         tables = [] if recorded is None else [trial.compare_recorded(recorded)]
         if trial.compares:
             tables.insert(0, _measure(trial, given, config, progress))
+        few = _read_some(given, artifact, config) if config.layers else []
     whole, *parts = tables
-    notes = note_misfits(engines, artifact)
-    if recorded is None and (reference is None or not reference.settled):
-        ask = "" if reference is not None else f": {explain_no_original(artifact)}; name something to compare with (--against)"
-        notes.append(f"Parity with the original was not measured{ask}.")
-    if assumption := artifact.record.origin.assumption:
-        notes.append(f"Assumed, not read from the checkpoint: {assumption}.")
+    notes = [*note_misfits(engines, artifact), *_note_doubts(artifact, reference, recorded)]
     if config.layers:
         inside = choose_inside(artifact, against, OpenConfig(threads=config.threads))
-        parts += trace_all(artifact, trial.compared, _read_some(given, artifact, config), inside, progress=progress)
+        parts += trace_all(artifact, trial.compared, few, inside, progress=progress)
     report = msgspec.structs.replace(whole, notes=(*notes, *whole.notes), parts=tuple(parts))
     return judge_validation(report, config)
+
+
+def _note_doubts(artifact: Artifact, reference: Reference | None, recorded: Golden | None) -> Iterator[str]:
+    """What was not compared, and what was assumed."""
+    if recorded is None and (reference is None or not reference.settled):
+        ask = "" if reference is not None else f": {explain_no_original(artifact)}; name something to compare with (--against)"
+        yield f"Parity with the original was not measured{ask}."
+    if assumption := artifact.record.origin.assumption:
+        yield f"Assumed, not read from the checkpoint: {assumption}."
 
 
 def _read_some(given: Dataset | None, artifact: Artifact, config: ValidateConfig) -> list[NDArray[Any]]:

@@ -93,6 +93,34 @@ def _transformers(name: str) -> nn.Module:
     return Plain(getattr(transformers, kind)(config))
 
 
+WINDOW_SIDE = 64
+
+
+@functools.cache
+def _windowed(name: str, options: tuple[tuple[str, object], ...]) -> nn.Module:
+    torchvision_shim.declare()
+    torch.manual_seed(3)
+    if "_" in name:
+        import timm
+
+        net = timm.create_model(name, num_classes=CLASSES, img_size=WINDOW_SIDE, **dict(options))
+    else:
+        import transformers
+
+        sizes = {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
+        config = getattr(transformers, f"{name}Config")(image_size=WINDOW_SIDE, num_labels=CLASSES, **sizes)
+        net = Plain(getattr(transformers, f"{name}ForImageClassification")(config))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return net.eval()
+
+
+def windowed(name: str, options: dict[str, object]) -> nn.Module:
+    """A small network of windows with random weights: an architecture of timm with options, or ``Swin``, ``Swinv2``."""
+    return _windowed(name, tuple(options.items()))
+
+
 @functools.cache
 def dynamo(name: str, opset: int) -> onnx.ModelProto:
     """Exported by ``torch.onnx.export(dynamo=True)``, dynamic batch."""

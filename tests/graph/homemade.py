@@ -64,6 +64,75 @@ class Encoder(nn.Module):
         return self.head(x.mean(0) if self.mean else x[0])
 
 
+class LastNorm(nn.LayerNorm):
+    """Of the channels of [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvBlock(nn.Module):
+    """A block whose layers are convolutions of 1 x 1 pixels.
+
+    Args:
+        form: How heads are cut: ``queries`` first in their product (CoAtNet, Visformer), ``values`` first in theirs
+            (EfficientFormer, Keras exports), ``fused``.
+        local: A depth-wise convolution in the MLP.
+    """
+
+    def __init__(self, form: str, *, local: bool = False) -> None:
+        super().__init__()
+        self.form = form
+        self.before, self.between = LastNorm(WIDTH), LastNorm(WIDTH)
+        self.qkv, self.out = nn.Conv2d(WIDTH, 3 * WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
+        self.up, self.down = nn.Conv2d(WIDTH, 2 * WIDTH, 1), nn.Conv2d(2 * WIDTH, WIDTH, 1)
+        self.local = nn.Conv2d(2 * WIDTH, 2 * WIDTH, 3, padding=1, groups=2 * WIDTH) if local else nn.Identity()
+        self.scale = nn.Parameter(torch.ones(WIDTH, 1, 1))
+
+    def mix(self, y: Tensor) -> Tensor:
+        n, c, height, width = y.shape
+        packed = self.qkv(y)
+        if self.form == "values":
+            q, k, v = packed.reshape(n, 3, HEADS, c // HEADS, height * width).unbind(1)  # [N, h, d, T] each
+            mixed = v @ (q.transpose(-2, -1) @ k * 0.3).softmax(-1).transpose(-2, -1)
+        elif self.form == "queries":
+            q, k, v = packed.flatten(2).transpose(1, 2).reshape(n, -1, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4)
+            mixed = ((q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v).transpose(-2, -1)
+        else:
+            parts = packed.view(n, HEADS, 3 * c // HEADS, -1).transpose(-1, -2).chunk(3, -1)
+            mixed = nn.functional.scaled_dot_product_attention(*parts).transpose(-1, -2)
+        return self.out(mixed.reshape(n, c, height, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix(self.before(x))
+        return x + self.scale * self.down(nn.functional.gelu(self.local(self.up(self.between(x)))))
+
+
+class ConvNet(nn.Module):
+    """A map of pixels from end to end."""
+
+    def __init__(self, form: str, *, local: bool = False) -> None:
+        super().__init__()
+        self.cut, self.places = nn.Conv2d(3, WIDTH, PATCH, PATCH), nn.Parameter(torch.randn(1, WIDTH, 4, 4))
+        self.blocks = nn.Sequential(*(ConvBlock(form, local=local) for _ in range(DEPTH)))
+        self.norm, self.head = LastNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.cut(pixels) + self.places)).mean((2, 3)))
+
+
+class Plain(nn.Module):
+    """Convolutions alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.layers(pixels).mean((2, 3)))
+
+
 def shake(net: nn.Module) -> nn.Module:
     """Every vector random too; in evaluation mode."""
     with torch.no_grad():
@@ -88,6 +157,11 @@ NETWORKS = {
     "encoder-mean": lambda: Encoder(mean=True),
     "one-head": lambda: Net(heads=1),
     "causal": causal,
+    "conv-queries": lambda: ConvNet("queries"),
+    "conv-values": lambda: ConvNet("values"),
+    "conv-fused": lambda: ConvNet("fused"),
+    "conv-local": lambda: ConvNet("queries", local=True),
+    "plain": Plain,
 }
 """Name to what builds it."""
 

@@ -7,13 +7,16 @@ import onnx_ir as ir
 import pytest
 
 from tests.checkpoints.cases import CASES
-from tests.graph import foreign, vits
+from tests.graph import foreign, homemade, vits
 from tests.graph.foreign import Sketch
 from vitdeploy.errors import InputError
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold
+from vitdeploy.graph.linear import is_linear
 from vitdeploy.graph.moves import find_root
+from vitdeploy.graph.query import sizes
 from vitdeploy.graph.structure import Structure, recognise
+from vitdeploy.quant.preparation import Layout, prepare
 
 MADE = [
     "plain",
@@ -122,14 +125,58 @@ def test_a_graph_without_a_block_is_refused_by_what_was_looked_for(operator, nea
     assert "MatMul, Softmax, MatMul" in str(caught.value) and nearest in str(caught.value)
 
 
-@pytest.mark.parametrize(("kernel", "said"), [(1, "its layers are 1 x 1 convolutions, as "), (3, "the nearest is Softmax")])
-def test_layers_that_are_convolutions_are_named_with_the_tool_for_them(kernel, said) -> None:
+def test_a_softmax_that_is_no_attention_is_named_with_the_tool_that_takes_the_file() -> None:
     sketch = Sketch(shape=("batch", 4, 6, 6))
-    maps = sketch.add("Conv", "x", sketch.weight(4, 4, kernel, kernel), pads=[kernel // 2] * 4)
+    maps = sketch.add("Conv", "x", sketch.weight(4, 4, 3, 3), pads=[1] * 4)
     model = vits.canonical(sketch.model(sketch.add("Softmax", sketch.add("MatMul", maps, maps))))
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match="the nearest is Softmax") as caught:
         recognise(model)
-    assert ("a tool for convolutional networks" in caught.value.fix) == (kernel == 1)
+    assert "quantize_static or NNCF" in str(caught.value.fix)
+
+
+def test_convolutions_alone_are_refused_with_the_tool_for_them() -> None:
+    model = vits.canonical(foreign.export_script(homemade.build("plain"), 20))
+    with pytest.raises(InputError, match="it has no attention, the nearest is MatMul") as caught:
+        recognise(model)
+    assert "quantize_static or NNCF" in str(caught.value.fix)
+
+
+WINDOWED = {
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2), "embed_dim": 32, "num_heads": (2, 4), "window_size": 4},
+    "swinv2_tiny_window8_256": {"depths": (2, 2), "embed_dim": 32, "num_heads": (2, 4), "window_size": 4},
+    "maxvit_rmlp_pico_rw_256": {"depths": (1, 1), "embed_dim": (32, 64)},
+    "coatnet_rmlp_nano_rw_224": {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 64, 64)},
+    "Swin": {},
+    "Swinv2": {},
+}
+"""Networks of timm and transformers whose attention has a bias of relative positions, most of them in windows; what is small."""
+
+
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [
+        pytest.param(name, exporter, marks=[pytest.mark.slow] if exporter == "dynamo" or "_" not in name else [])
+        for name in WINDOWED
+        for exporter in ("script", "dynamo")
+        if (name, exporter) != ("Swin", "dynamo")  # torch's own exporter fails
+    ],
+)
+def test_windows_and_relative_positions(name, exporter) -> None:
+    """Every attention is found, with the columns of each head, and the rewritten graph is the same function."""
+    net = foreign.windowed(name, WINDOWED[name])
+    before = getattr(foreign, f"export_{exporter}")(net, 20, side=foreign.WINDOW_SIDE)
+    model = ir.from_proto(before)
+    prepared = prepare(model, Layout())
+    structure = prepared.structure
+    assert len(structure.attentions) == sum(node.op_type == "Softmax" for node in model.graph)
+    assert all(each.projection is not None and each.columns[2] is not None for each in structure.attentions)
+    if name != "Swin":  # where windows are shifted, its file computes a size at run time
+        assert prepared.rewrites["head-rotation"] == len(structure.attentions)
+    inside = {linear.name for linear in structure.linears}
+    for node in model.graph:
+        if is_linear(node) and node.name not in inside:
+            assert sizes(node.inputs[0])[1:-1] in ((), (1,), (1, 1)) or "rotate" in str(node.name), node.name
+    foreign.check(before, ir.to_proto(model), (3, foreign.WINDOW_SIDE, foreign.WINDOW_SIDE), batches=(2,))
 
 
 def attention(sketch: Sketch, query: str, key: str, value: str, **softmax) -> tuple[str, str]:

@@ -19,7 +19,8 @@ from vitdeploy.backends.table import load
 from vitdeploy.data import images, synthetic
 from vitdeploy.measure.parity import Parity
 from vitdeploy.quant.shares import describe_share
-from vitdeploy.recipe import ExportConfig, ModelConfig, QuantizeConfig
+from vitdeploy.recipe import CompileConfig, ExportConfig, ModelConfig, QuantizeConfig
+from vitdeploy.verbs.compiler import compile as compile_artifact
 from vitdeploy.verbs.exporter import export
 
 GRAPH = """<ir_version: 8, opset_import: ["": 20]>
@@ -79,8 +80,16 @@ def test_a_graph_without_layers_has_nothing_to_say() -> None:
 
 
 ENGINES = ("onnxruntime", "openvino")
-CODE = "from tests.graph import homemade\ndef make():\n    return homemade.build({name!r})\n"
-CONTRACT = "height = 32\nwidth = 32\nresize = 'stretch'\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n"
+CODE = """
+from tests.graph import foreign, homemade
+
+def make():
+    if {name!r} == "windows":
+        options = dict(depths=(2, 2), embed_dim=32, num_heads=(2, 4), window_size=4)
+        return foreign.windowed("swin_tiny_patch4_window7_224", options)
+    return homemade.build({name!r})
+"""
+CONTRACT = "height = {side}\nwidth = {side}\nresize = 'stretch'\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n"
 SHARE = re.compile(r"([\d.]+) % of the linear layers' multiplications are in 8 bits")
 
 
@@ -88,11 +97,11 @@ SHARE = re.compile(r"([\d.]+) % of the linear layers' multiplications are in 8 b
 def exported(tmp_path_factory):
     """A network of `tests.graph.homemade` as an artifact, each once."""
     folder, made = tmp_path_factory.mktemp("forms"), dict[str, Artifact]()
-    (folder / "input.toml").write_text(CONTRACT)
 
     def make(name: str) -> Artifact:
         if name not in made:
             (folder / f"{name}.py").write_text(CODE.format(name=name))
+            (folder / "input.toml").write_text(CONTRACT.format(side=64 if name == "windows" else 32))
             model = ModelConfig(source=f"{folder / name}.py:make", module=True, contract=str(folder / "input.toml"))
             made[name] = export(model, ExportConfig(prove_batches=(1, 2)), folder / name)
         return made[name]
@@ -140,3 +149,31 @@ def test_attention_as_torch_writes_it(name, engine, exported, photos, tmp_path) 
     assert proof.census[engine].missing == ()
     assert read_share(made) > 97
     assert noise_db(source, made, engine) > 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["conv-values", "conv-local", "windows"])
+def test_convolutions_of_one_pixel_and_attention_in_windows(name, engine, exported, photos, tmp_path) -> None:
+    """Every product runs in 8 bits, and the answers stay those of the original: by noise, by class, by divergence."""
+    source = exported(name)
+    made = quantize(source, QuantizeConfig(calibration=str(photos), target=engine, threads=1, verify=False), tmp_path / "made")
+    proof = made.record.proof
+    assert proof.census[engine].missing == ()
+    assert read_share(made) > (99 if name == "windows" else 94)  # a map that is pooled is turned back once, in float
+    assert proof.rewrites["head-rotation"] == (4 if name == "windows" else 2)
+    assert noise_db(source, made, engine) > 25
+    expected, given = logits(source, "onnxruntime"), logits(made, engine)
+    assert (expected.argmax(1) == given.argmax(1)).mean() > 0.95
+    one, two = (each - np.log(np.exp(each).sum(1, keepdims=True)) for each in (expected, given))
+    assert (np.exp(one) * (one - two)).sum(1).mean() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["conv-local", "windows"])
+def test_their_half_precision_is_the_same_function(name, exported, photos, tmp_path) -> None:
+    source = exported(name)
+    made = quantize(source, QuantizeConfig(calibration=str(photos), precision="fp16", threads=1, verify=False), tmp_path / "half")
+    assert noise_db(source, made, "onnxruntime") > 40
+    engine = compile_artifact(made, CompileConfig(backend="openvino", threads=1), tmp_path / "compiled")
+    assert noise_db(source, engine, "openvino") > 40

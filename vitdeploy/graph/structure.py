@@ -16,7 +16,7 @@ import onnx_ir as ir
 from vitdeploy.errors import InputError
 from vitdeploy.graph.linear import Linear, is_linear
 from vitdeploy.graph.moves import FAR, MOVES, find_root, is_scale, move, trace_path
-from vitdeploy.graph.query import Array, constant, integer, maker, only_user
+from vitdeploy.graph.query import Array, constant, integer, maker, only_user, sizes
 
 _POINTWISE = frozenset(
     ("Gelu", "Sigmoid", "Mul", "Relu", "Tanh", "Erf", "Split", "Slice", "LayerNormalization", "Reshape", "Div")
@@ -124,7 +124,9 @@ def recognise(model: ir.Model) -> Structure:
         inside.update(dict.fromkeys((first, second)))
     contexts = {attention.context.outputs[0] for attention in attentions}
     inside.update(
-        dict.fromkeys(linear for linear in linears.values() if _is_own_branch(linear) or _joins_heads(linear, contexts))
+        dict.fromkeys(
+            linear for linear in linears.values() if _is_own_branch(linear) or _joins_heads(linear, contexts) or _is_map(linear)
+        )
     )
     sites = _collect_sites([linear for linear in linears.values() if linear in inside], attentions)
     return Structure(attentions, sites, [linear for linear in linears.values() if linear not in inside])
@@ -133,23 +135,14 @@ def recognise(model: ir.Model) -> Structure:
 def _explain_absence(model: ir.Model) -> tuple[str, str]:
     """What was looked for and is not there, and what to do about it."""
     looked = "MatMul, Softmax, MatMul between linear layers was looked for"
-    other_tool = "quantize it with a tool for convolutional networks, and compile what it gives"
-    points = [node for node in model.graph if node.op_type == "Conv" and _is_pointwise(node)]
+    other_tool = "quantize it with onnxruntime.quantization.quantize_static or NNCF, and compile what it gives"
     nearest = {node.op_type: node for node in reversed(list(model.graph))}
     operator = next((name for name in ("Softmax", "Attention", "MultiHeadAttention", "MatMul") if name in nearest), None)
     if operator is None:
         return f"{looked}; it has no MatMul at all", other_tool
     if operator == "MatMul":
         return f"{looked}; it has no attention, the nearest is MatMul {nearest[operator].name!r}", other_tool
-    if points:
-        return f"{looked}; its layers are 1 x 1 convolutions, as {points[0].name!r}, which are not read as linear", other_tool
-    return f"{looked}; the nearest is {operator} {nearest[operator].name!r}", ""
-
-
-def _is_pointwise(node: ir.Node) -> bool:
-    weight = node.inputs[1]
-    kernel = None if weight is None or weight.shape is None else tuple(weight.shape)[2:]
-    return kernel == (1, 1) and integer(node, "group", 1) == 1
+    return f"{looked}; the nearest is {operator} {nearest[operator].name!r}", other_tool
 
 
 def _read_attention(softmax: ir.Node, linears: dict[ir.Node, Linear]) -> Attention | None:
@@ -180,8 +173,11 @@ def _read_attention(softmax: ir.Node, linears: dict[ir.Node, Linear]) -> Attenti
 def _trace_scores(softmax: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
     """The product of q and k, and the multiplications by a number that it alone goes through, or q before it."""
     value, scale = softmax.inputs[0], list[ir.Node]()
-    for _ in range(4):
+    for _ in range(8):
         node = None if value is None else value.producer()
+        if node is not None and node.op_type == "Reshape" and _keeps_last(node):
+            value = node.inputs[0]  # windows and images part, and join
+            continue
         if node is None or node.op_type not in ("MatMul", "Add", "Mul", "Div"):
             return None, []
         if node.op_type == "MatMul":
@@ -196,6 +192,11 @@ def _trace_scores(softmax: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
             scale.append(node)
         value = next((each for each in node.inputs if each is not None and constant(each) is None), None)
     return None, []
+
+
+def _keeps_last(node: ir.Node) -> bool:
+    before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
+    return before is not None and after is not None and isinstance(before[-1], int) and before[-1] == after[-1]
 
 
 def _find_source(value: ir.Value, linears: dict[ir.Node, Linear]) -> Linear | None:
@@ -326,6 +327,23 @@ def _joins_heads(linear: Linear, contexts: set[ir.Value]) -> bool:
     """Whether a layer takes what several attentions give, one beside the other: heads that were written one by one."""
     join = maker(linear.input, "Concat")
     return join is not None and all(_trace_moves(value) in contexts for value in join.inputs)
+
+
+def _is_map(linear: Linear) -> bool:
+    """Whether a layer takes a map of pixels, [N, H, W, C], or many tokens behind a norm: between the stages of a network."""
+    shape = sizes(linear.input)
+    if shape is None or any(size == 1 for size in shape[1:-1]) or _is_rotation(linear):
+        return False
+    return len(shape) == 4 or (len(shape) == 3 and maker(linear.input, "LayerNormalization") is not None)
+
+
+def _is_rotation(linear: Linear) -> bool:
+    """Whether a layer turns channels and nothing else, as the exact rewrites do: what it gives is read in float."""
+    rows, columns = linear.shape
+    if linear.add is not None or rows != columns:
+        return False
+    weight = linear.weight
+    return bool(np.abs(weight @ weight.T - np.eye(rows, dtype=np.float32)).max() < 1e-3)
 
 
 def _trace_moves(value: ir.Value | None) -> ir.Value | None:

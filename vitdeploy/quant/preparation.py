@@ -120,11 +120,15 @@ def prepare(model: ir.Model, layout: Layout, skip: Sequence[str] = ()) -> Prepar
 
 
 def _rotate(editor: Editor, structure: Structure) -> int:
-    norms = [site for site in structure.sites if site.kind == "norm"]
-    if not norms or not all(site.only for site in norms):
-        return 0
-    width = norms[0].linears[0].shape[0]
-    return len(norms) if rotate.rotate_stream(editor, structure, rotate.make_rotation(width)) else 0
+    """The norms that read a stream that was turned; a network of stages has a stream for each width."""
+    widths = [site.linears[0].shape[0] for site in structure.sites if site.kind == "norm"]
+    count = 0
+    for width in dict.fromkeys(widths):
+        norms = [site for site in structure.sites if site.kind == "norm" and site.linears[0].shape[0] == width]
+        if all(site.only for site in norms) and rotate.rotate_stream(editor, structure, rotate.make_rotation(width)):
+            count += len(norms)
+            structure = recognise(editor.model)
+    return count
 
 
 def _rotate_heads(editor: Editor, structure: Structure, *, keys: bool) -> int:

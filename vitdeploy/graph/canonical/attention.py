@@ -217,6 +217,30 @@ _READERS = {
 }
 
 
+def lead_probabilities(editor: Editor) -> Iterator[tuple[str, ...]]:
+    """Let probabilities come first in their product: v^T p^T is (p v)^T.
+
+    Yields:
+        The product.
+    """
+    for softmax in list(editor.graph):
+        turn = only_user(softmax.outputs[0], "Transpose") if softmax.op_type == "Softmax" and softmax.domain == "" else None
+        product = None if turn is None else only_user(turn.outputs[0], "MatMul")
+        shape = sizes(softmax.outputs[0])
+        if turn is None or product is None or shape is None or product.inputs[1] is not turn.outputs[0]:
+            continue
+        rank = len(shape)
+        order = (*range(rank - 2), rank - 1, rank - 2)
+        values, out = product.inputs[0], product.outputs[0]
+        if whole(turn, "perm") != order or values is None or len(sizes(values) or ()) != rank:
+            continue
+        context = editor.add(product, "MatMul", [softmax.outputs[0], editor.add(product, "Transpose", [values], perm=order)])
+        result = editor.add(product, "Transpose", [context], perm=order)
+        result.type, result.shape = out.type, out.shape
+        editor.replace(out, result)
+        yield (maker_name(context),)
+
+
 class _Factor(NamedTuple):
     """A multiplication by one number, and the value it multiplies."""
 

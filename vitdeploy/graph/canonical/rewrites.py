@@ -13,13 +13,14 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError, nearest
 from vitdeploy.graph.canonical.activations import fuse_gelu, split_gelu
-from vitdeploy.graph.canonical.attention import gather_scale, split_attention
+from vitdeploy.graph.canonical.attention import gather_scale, lead_probabilities, split_attention
 from vitdeploy.graph.canonical.constants import fold_constants, order_operands, remove_dead, strip_inputs
 from vitdeploy.graph.canonical.einsums import split_einsum
 from vitdeploy.graph.canonical.masks import drop_masks
 from vitdeploy.graph.canonical.matmuls import lead_batch, split_gemm, split_matmul, unflatten
 from vitdeploy.graph.canonical.norms import fuse_layer_norm, split_root_norm, split_skip_norm
 from vitdeploy.graph.canonical.opsets import TARGET, check_opset, convert, inline_functions, leave_domains
+from vitdeploy.graph.canonical.pointwise import sink_channels, split_pointwise
 from vitdeploy.graph.canonical.shapes import infer_shapes, remove_moves, settle_shapes, turn_softmax
 from vitdeploy.graph.canonical.tokens import add_tokens
 from vitdeploy.graph.canonical.turns import sink_turns
@@ -65,10 +66,13 @@ _FUSE: tuple[tuple[str, _Step], ...] = (
     ("flat-linear", unflatten),
     ("batch-first", lead_batch),
     ("turns", sink_turns),
+    ("pointwise", split_pointwise),
+    ("channels-last", sink_channels),
     ("layer-norm", fuse_layer_norm),
     ("gelu", fuse_gelu),
     ("masks", drop_masks),
     ("scale", gather_scale),
+    ("probabilities", lead_probabilities),
     ("softmax", turn_softmax),
     ("moves", remove_moves),
 )
@@ -94,10 +98,13 @@ NAMES: tuple[str, ...] = ("functions", *(name for steps in (_SETTLE, _SPLIT, _LO
 - ``flat-linear``: linear layers take their input as it is, not flattened to two axes.
 - ``batch-first``: linear layers take the batch before the tokens.
 - ``turns``: what treats each token alone comes before the Transpose that puts the tokens before the batch.
+- ``pointwise``: convolutions of 1 x 1 pixels are written as MatMul and Add, on channels that come last.
+- ``channels-last``: what treats each pixel alone comes before the Transpose that puts the channels second.
 - ``layer-norm``: one LayerNormalization for its nine parts.
 - ``gelu``: one Gelu for its five parts.
 - ``masks``: attention masks that hide nothing go; one that fills scores in is added to them.
 - ``scale``: one multiplication of q for all that scale the attention scores.
+- ``probabilities``: they come first in their product with the values.
 - ``softmax``: the last axis is -1.
 - ``moves``: Reshapes that change nothing go, Transposes in a row become one.
 """

@@ -69,6 +69,7 @@ def _is_private(node: ir.Node, tokens: int) -> bool:
     tables = [table for part in others if (table := constant(part)) is not None]
     return (
         only_user(node.outputs[0]) is not None
+        and node.op_type != "Reshape"  # of windows
         and (node.op_type == "MatMul" or len(others) - len(tables) == 1)
         and all(table.ndim < 2 or table.shape[-2] in (1, tokens) for table in tables)
     )

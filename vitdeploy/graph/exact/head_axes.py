@@ -81,7 +81,11 @@ def _is_free(attention: Attention) -> bool:
         return False
     for node in list_between(attention):
         tables = [table for part in node.inputs if (table := constant(part)) is not None]
-        if only_user(node.outputs[0]) is None or (node.op_type != "MatMul" and len(node.inputs) - len(tables) != 1):
+        if (
+            only_user(node.outputs[0]) is None
+            or node.op_type == "Reshape"
+            or (node.op_type != "MatMul" and len(node.inputs) - len(tables) != 1)
+        ):
             return False
         if _is_flat(attention) and any(table.ndim == 3 and table.shape[0] not in (1, heads) for table in tables):
             return False

@@ -97,7 +97,8 @@ def _insert_turn(editor: Editor, value: ir.Value, turn: Double, name: str, uses:
 def _follow_stream(structure: Structure, width: int) -> _Stream | None:
     """All of the stream, from the norms before attentions; None when something on it is not understood."""
     stream = _Stream(width)
-    norms = {site.maker: site for site in structure.sites if site.kind == "norm" and site.maker is not None}
+    sites = [site for site in structure.sites if site.kind == "norm" and site.linears[0].shape[0] == width]
+    norms = {site.maker: site for site in sites if site.maker is not None}
     outputs = {linear.output: linear for linear in (*structure.linears, *structure.outside)}
     first = {linear for attention in structure.attentions for linear in attention.linears}
     queue = [node.inputs[0] for node, site in norms.items() if first.intersection(site.linears)]
@@ -127,7 +128,7 @@ def _note_writers(value: ir.Value, stream: _Stream, outputs: dict[ir.Value, Line
     """What a value of the stream is made of: further values; writers are noted; None for what can't be turned."""
     if value in outputs:
         stream.linears[outputs[value]] = None
-        return []
+        return [] if outputs[value].shape[1] == stream.width else None
     node, conv = value.producer(), _find_patches(value, stream.width)
     if conv is not None:
         stream.patches[conv] = None

@@ -64,6 +64,22 @@ class Encoder(nn.Module):
         return self.head(x.mean(0) if self.mean else x[0])
 
 
+class Decoder(nn.Module):
+    """An encoder, and a decoder whose queries look at it: `nn.Transformer`, its target kept in the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.places = nn.Conv2d(3, WIDTH, PATCH, PATCH), nn.Parameter(torch.randn(1, TOKENS - 1, WIDTH))
+        self.queries = nn.Parameter(torch.randn(1, 4, WIDTH))
+        options = {"batch_first": True, "norm_first": True, "activation": "gelu", "dropout": 0.0}
+        self.both = nn.Transformer(WIDTH, HEADS, DEPTH, DEPTH, 2 * WIDTH, **options)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.cut(pixels).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.both(x, self.queries.expand(x.shape[0], -1, -1)).mean(1))
+
+
 class LastNorm(nn.LayerNorm):
     """Of the channels of [N, C, H, W]."""
 
@@ -161,6 +177,7 @@ NETWORKS = {
     "conv-values": lambda: ConvNet("values"),
     "conv-fused": lambda: ConvNet("fused"),
     "conv-local": lambda: ConvNet("queries", local=True),
+    "decoder": Decoder,
     "plain": Plain,
 }
 """Name to what builds it."""

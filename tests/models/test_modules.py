@@ -57,6 +57,23 @@ class Net(nn.Module):
         }
         return wrap[self.kind]() if self.kind in wrap else y
 
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, images, target, *, scale, mask=None):
+        return self.net(images) * scale + target
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Decoder()
+        self.register_buffer("target", torch.ones(5))
+
+    def forward(self, images):
+        return self.inner(images, self.target, scale=2.0)
+
 def plain():
     return Net()
 
@@ -99,7 +116,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["plain", "half", "give_dict", "give_object", "ready", "Net", "Space.Inner.make"])
+@pytest.mark.parametrize("name", ["plain", "half", "give_dict", "give_object", "ready", "Net", "Space.Inner.make", "Wrapped"])
 def test_accepted(name: str, module: str) -> None:
     path = list(sys.path)
     loaded = load_module(f"{module}:{name}", CONTRACT)
@@ -183,6 +200,12 @@ REFUSED: dict[str, tuple[str, type[VitdeployError], str, str]] = {
     "network exits": ("{}:give_exit", MachineError, "VD4004", "called sys.exit"),
     "network fails": ("{}:give_boom", MachineError, "VD4004", "float32 \\[2, 3, 8, 12\\]: .*nonsense"),
     "no such file": ("nowhere.py:make", UsageError, "VD2012", "nowhere.py: does not exist"),
+    "three inputs": (
+        "{}:Decoder",
+        InputError,
+        "VD3022",
+        r"3 inputs \(images, target, scale\).*keeps target and scale as a buffer",
+    ),
     "empty tuple": ("{}:give_empty", InputError, "VD3022", "returns a tuple"),
     "a tuple of nothing": ("{}:give_nothing", InputError, "VD3022", "returns a NoneType"),
     "tokens": ("{}:give_tokens", InputError, "VD3022", "gives \\[2, 2, 5\\] for 2 images"),

@@ -177,3 +177,13 @@ def test_their_half_precision_is_the_same_function(name, exported, photos, tmp_p
     assert noise_db(source, made, "onnxruntime") > 40
     engine = compile_artifact(made, CompileConfig(backend="openvino", threads=1), tmp_path / "compiled")
     assert noise_db(source, engine, "openvino") > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_decoder_that_looks_at_its_encoder(engine, exported, photos, tmp_path) -> None:
+    source = exported("decoder")
+    made = quantize(source, QuantizeConfig(calibration=str(photos), target=engine, threads=1, verify=False), tmp_path / "made")
+    assert made.record.proof.census[engine].missing == ()
+    assert read_share(made) > 90
+    assert noise_db(source, made, engine) > 20

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -83,8 +84,8 @@ def load_module(reference: str, contract: InputContract) -> LoadedModule:
 
     Raises:
         UsageError: VD2012, no such module or name, or what it gives is no `torch.nn.Module`.
-        InputError: VD3022, the network's output can't be exported: no float [N, K], not the same twice, or not the same
-            for an image alone.
+        InputError: VD3022, the network takes more than images, or its output can't be exported: no float [N, K], not the same
+            twice, or not the same for an image alone.
         MachineError: VD4004, the user's code failed; its exception is the cause.
     """
     name, path = _parse(reference)
@@ -96,10 +97,28 @@ def load_module(reference: str, contract: InputContract) -> LoadedModule:
     if not isinstance(made, nn.Module):
         message = f"{reference} gives {_describe(made)}, not a torch.nn.Module"
         raise UsageError("VD2012", message, fix="name a function that returns the network, without arguments")
+    _check_inputs(made, reference)
     net = OneOutput(made).cpu().float().eval()
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     return _try(net, reference, contract)
+
+
+def _check_inputs(made: nn.Module, reference: str) -> None:
+    """Refuse a network that takes more than images: an encoder-decoder that is fed its target, too."""
+    try:
+        given = inspect.signature(made.forward).parameters.values()
+    except (TypeError, ValueError):  # code that is no Python: the trial tells
+        return
+    needed = [
+        each.name for each in given if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        message = f"{reference} takes {len(needed)} inputs ({', '.join(needed)}), an export has one, the images"
+        fix = (
+            f"wrap it in a module that keeps {' and '.join(needed[1:])} as a buffer or parameter (learned queries, a start token)"
+        )
+        raise InputError("VD3022", message, fix=fix)
 
 
 def take_logits(output: object) -> Taken:

@@ -105,3 +105,12 @@ def test_a_map_becomes_tokens_in_one_reshape() -> None:
     flat = sketch.add("Reshape", value, sketch.constant(np.array([0, 6, 20])))
     counted, _ = sketched(sketch, sketch.add("Softmax", sketch.add("Transpose", flat, perm=[0, 2, 1])))
     assert (counted["Transpose"], counted["Reshape"]) == (1, 1)
+
+
+def test_tokens_that_were_turned_before_positions_are_added_stay() -> None:
+    """Of three axes the way there is the way back: nothing may be turned for ever."""
+    sketch = Sketch(shape=("batch", 6, 5))
+    value = sketch.add("Add", sketch.add("Transpose", "x", perm=[0, 2, 1]), sketch.weight(1, 5, 6))
+    value = sketch.add("Transpose", sketch.add("LayerNormalization", value, sketch.weight(6), axis=-1), perm=[0, 2, 1])
+    _, done = sketched(sketch, sketch.add("Add", value, sketch.weight(1, 6, 5)))
+    assert "channels-last" not in names_of(done)

@@ -62,7 +62,7 @@ def sink_channels(editor: Editor) -> Iterator[tuple[str, ...]]:
         elif node.op_type == "ReduceMean":
             done = _pool(editor, node)
         else:
-            done = node.op_type in _ALONE and len(shape) > 2 and (_lift(editor, node, shape) or _sink(editor, node, shape))
+            done = node.op_type in _ALONE and len(shape) > 3 and (_lift(editor, node, shape) or _sink(editor, node, shape))
         if done:
             yield (str(node.name),)
 
@@ -91,10 +91,13 @@ def _is_image(value: ir.Value) -> bool:
 
 
 def _is_turned(value: ir.Value | None) -> bool:
-    """Whether a value was made by the Transpose that brings channels from the last place to the second."""
+    """Whether a value was made by the Transpose that brings channels from the last place to the second.
+
+    Of three axes both ways are the same one, so that what is a map and what are tokens can't be told: those stay.
+    """
     node = maker(value, "Transpose")
     shape = sizes(value)
-    return node is not None and shape is not None and whole(node, "perm") == _axes(len(shape))[1] and len(shape) > 2
+    return node is not None and shape is not None and whole(node, "perm") == _axes(len(shape))[1] and len(shape) > 3
 
 
 def _sink(editor: Editor, node: ir.Node, shape: tuple[int | str | None, ...]) -> bool:
@@ -104,7 +107,7 @@ def _sink(editor: Editor, node: ir.Node, shape: tuple[int | str | None, ...]) ->
         return False
     if node.op_type in ("Clip", "HardSwish") and any(table.ndim for table in tables.values()):
         return False
-    if sum(not _is_turned(value) for value in computed) and (node.op_type != "Add" or len(shape) == 3):
+    if not all(_is_turned(value) for value in computed) and node.op_type != "Add":
         return False  # only a residual stream is worth a Transpose of its own
     last, second = _axes(len(shape))
     for place, value in enumerate(list(node.inputs)):

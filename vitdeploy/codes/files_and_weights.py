@@ -129,9 +129,10 @@ CODES: dict[str, Code] = {
     "VD3023": Code(
         "No ViT block was found in the graph: nothing looks like attention between two linear layers.",
         "has no block of a Vision Transformer: MatMul, Softmax, MatMul between linear layers was looked for; it has no MatMul at "
-        "all; quantize it with onnxruntime.quantization.quantize_static or NNCF, and compile what it gives",
+        "all; quantize it with NNCF or another tool for any network, and compile what it gives",
         "Check that the file is a Vision Transformer's. Networks without attention, and those whose attention has no softmax of "
-        "scores (EfficientViT, MobileViTv2), are quantized by the tools named; `vitdeploy compile` takes what they write.",
+        "scores (EfficientViT, MobileViTv2), are quantized by NNCF or by onnxruntime.quantization.quantize_static; "
+        "`vitdeploy compile` takes what they write.",
     ),
     "VD3024": Code(
         "The model is quantized already, or its weights are not float32.",

@@ -135,7 +135,7 @@ def recognise(model: ir.Model) -> Structure:
 def _explain_absence(model: ir.Model) -> tuple[str, str]:
     """What was looked for and is not there, and what to do about it."""
     looked = "MatMul, Softmax, MatMul between linear layers was looked for"
-    other_tool = "quantize it with onnxruntime.quantization.quantize_static or NNCF, and compile what it gives"
+    other_tool = "quantize it with NNCF or another tool for any network, and compile what it gives"
     nearest = {node.op_type: node for node in reversed(list(model.graph))}
     operator = next((name for name in ("Softmax", "Attention", "MultiHeadAttention", "MatMul") if name in nearest), None)
     if operator is None:

@@ -80,6 +80,8 @@ def test_a_containers_share_of_the_memory(texts, monkeypatch, text, limit):
     monkeypatch.setattr(machine, "physical_mib", lambda: 4096.0)
     texts["/sys/fs/cgroup/memory.max"] = text
     assert machine.limit_mib() == limit
+    texts["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = texts.pop("/sys/fs/cgroup/memory.max")  # version 1
+    assert machine.limit_mib() == limit
     assert machine.machine_mib() == (limit or 4096.0)
     texts["/sys/fs/cgroup/memory.max"] = str(1 << 50)  # more than there is
     assert machine.machine_mib() == 4096.0

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vitdeploy import files
 from vitdeploy.contract import InputContract
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.tomlfile import read_table, read_toml
@@ -181,7 +182,7 @@ def read_labels(labels: str | tuple[str, ...]) -> tuple[str, ...]:
     if path.stat().st_size > _MAX_LABELS:
         raise InputError("VD3105", "is too large for class names", file=path, fix="give one name a line")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = files.read_text(path, strict=True)
         if path.suffix == ".json":
             return _list_names(msgspec.json.decode(text))
     except (UnicodeDecodeError, msgspec.DecodeError, ValueError, RecursionError) as exc:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,17 @@ _NEAR = 0.75
 """Share of letters in common, in order, from which one word may be meant for another: one letter in four is off."""
 _SHORT, _NEAR_SHORT = 4, 0.6
 """A word of so few letters is near to one from which it differs by one."""
+
+
+_REFUSALS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to it"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys((errno.EROFS, errno.EIO, errno.ESTALE), "look at the disk, or name another place"),
+    **dict.fromkeys((errno.EAGAIN, errno.ENOMEM), "free some memory, or raise the limit of processes"),
+}
+"""What the system may refuse wherever it is asked, and what to do."""
+_COMMAND = re.compile(r"^\s*::|##(?=\w*\[)")
+"""What makes a line of a log a command to the CI server that keeps it, up to a character that is spelled out."""
 
 
 class VitdeployError(Exception):
@@ -102,8 +114,14 @@ def _rebuild(cls: type[VitdeployError], code: str, message: str, file: str | Non
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters spelled out, so that a file name can't move the cursor or fake a CI command."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """``text`` in one line in which a name from a model or from data can't move the cursor or give a CI server a command.
+
+    Control characters are spelled out, and so is one character of what begins a command of GitHub's (``::`` at the start of a
+    line, ``##[`` anywhere), Azure's (``##vso[``) or TeamCity's (``##teamcity[``). Markdown, XML and GitHub's own fields have more
+    to escape, behind this.
+    """
+    spelled = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _COMMAND.sub(lambda match: f"{match[0][:-1]}\\x{ord(match[0][-1]):02x}", spelled)
 
 
 @contextmanager
@@ -211,6 +229,23 @@ _SAYS_NOTHING = re.compile(
     r"^Exception from \S+:\d+:?$|failed at \S+:\d+:$|^While validating |^-- .* with a message:$"
     r"|^FrontEnd API failed |^Model wasn't fully converted|^Summary:$"
 )
+
+
+def explain_refusal(exc: BaseException) -> VitdeployError | None:
+    """What the system refuses at any moment, whoever asks: a name, a right, a descriptor, a thread, a disk that works.
+
+    Returns:
+        The error to report instead, or None when it is something else.
+    """
+    if isinstance(exc, OSError) and exc.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return InputError("VD3001", f"can't be read: {os.strerror(exc.errno)}", file=exc.filename)
+    if isinstance(exc, OSError) and exc.errno in _REFUSALS:
+        words = os.strerror(exc.errno)
+        return MachineError("VD4004", f"the system refused: {words}", file=exc.filename, fix=_REFUSALS[exc.errno])
+    if isinstance(exc, RuntimeError) and str(exc).startswith("can't start new thread"):
+        fix = "raise the limit of processes (ulimit -u, or the container's), or use fewer --threads"
+        return MachineError("VD4004", "the system refused: no more threads", fix=fix)
+    return None
 
 
 def first_line(exc: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 JSON has no NaN and no infinity, and a missing number must not pass for one that was measured: such numbers are written as
 the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` (as protobuf's JSON mapping does), and read back as numbers.
-Everything outside ASCII is escaped, so that no terminal is moved by a file name and no locale can make the writing fail.
+Everything outside ASCII is escaped, so that no terminal is moved by a file name and no locale can make the writing fail; so is a
+second ``#``, since ``##[`` anywhere in a log is a command to CI servers.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import msgspec
 
 def encode(record: object) -> str:
     """A record (struct, dict, list) as indented JSON with a line break at the end."""
-    return (
-        json.dumps(_spell_out_infinities(msgspec.to_builtins(record, enc_hook=_unwrap_string)), indent=2, allow_nan=False) + "\n"
-    )
+    table = _spell_out_infinities(msgspec.to_builtins(record, enc_hook=_unwrap_string))
+    return json.dumps(table, indent=2, allow_nan=False).replace("##", "#\\u0023") + "\n"
 
 
 def _unwrap_string(value: object) -> str:

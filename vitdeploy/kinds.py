@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy import files
 from vitdeploy.errors import InputError
 
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -96,7 +97,7 @@ def sniff(path: Path) -> str:
         InputError: VD3001, the file is missing or unreadable.
     """
     try:
-        with path.open("rb") as stream:
+        with files.open_regular(path) as stream:
             head = stream.read(512)
     except IsADirectoryError:
         raise InputError("VD3001", "is a folder, expected a file", file=path) from None

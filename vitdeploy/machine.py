@@ -34,6 +34,10 @@ _TELLING = {
 """Those that decide how fast (and in INT8 how exactly) a ViT runs: architecture, name for people, Linux's name."""
 
 
+MOST_THREADS = 4096
+"""More than any machine that is deployed to has cores; at tens of thousands engines end the process, not the run."""
+
+
 def logical_cores() -> int:
     """Threads of the CPU that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -51,6 +55,15 @@ def quota_cores() -> float | None:
     """Cores' worth of time that a container may use; None without a limit."""
     quota, period, *_ = [*_read(f"{_GROUP}/cpu.max").split(), "", ""]
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def read_identity() -> str:
+    """What tells this machine from others: the system's number and, where it has one, the board's; "" where none is told.
+
+    Source:
+        machine-id(5) of systemd; ``serial-number`` of the devicetree specification, which Jetson boards have.
+    """
+    return " ".join(filter(None, (_read("/etc/machine-id"), _read("/proc/device-tree/serial-number").strip("\0"))))
 
 
 def load() -> float:
@@ -93,7 +106,7 @@ def physical_mib() -> float:
 
 def limit_mib() -> float | None:
     """Memory that a container may use, in MiB; None without a limit."""
-    allowed = _read(f"{_GROUP}/memory.max")
+    allowed = _read(f"{_GROUP}/memory.max") or _read(f"{_GROUP}/memory/memory.limit_in_bytes")  # version 2, or 1
     return int(allowed) / 2**20 if allowed.isdigit() else None
 
 
@@ -123,6 +136,11 @@ def peak_mib(pid: int | None = None) -> float:
     import resource  # Unix only
 
     return to_mib(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def own_mib(pid: int) -> float:
+    """Memory that a process holds now, without files that it maps, in MiB; 0 where the system does not say."""
+    return _kib_field(f"/proc/{pid}/status", "RssAnon") or 0.0
 
 
 def to_mib(usage: resource.struct_rusage) -> float:

@@ -13,7 +13,7 @@ import msgspec
 
 from vitdeploy.amendments import Amendments
 from vitdeploy.errors import UsageError
-from vitdeploy.tomlfile import read_toml
+from vitdeploy.tomlfile import read_toml, require_positive
 from vitdeploy.words import (
     FloatPrecision,
     Goal,
@@ -106,7 +106,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise UsageError("VD2011", f"opset {self.opset} is not supported", fix=f"use {OPSETS[0]} to {OPSETS[-1]}")
         if self.batch is not None and self.batch < 1:
             raise UsageError("VD2011", f"batch is {self.batch}", fix="use 1 or more, or leave it out for a dynamic batch")
-        _positive(self, "limit", "golden")
+        require_positive(self, "limit", "golden")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("VD2011", f"top-k is {self.top_k}", fix="use 1 or more")
         if len(set(self.outputs)) < len(self.outputs):
@@ -177,7 +177,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         """Refuse combinations that mean nothing."""
-        _positive(self, "limit", "threads", "verify_images")
+        require_positive(self, "limit", "threads", "verify_images")
         _seed(self.seed)
         if self.max_bad < 0:
             raise UsageError("VD2003", f"max_bad is {self.max_bad}", fix="use 0 or more")
@@ -241,7 +241,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         """Refuse what no engine takes."""
-        _positive(self, "threads", "streams", "batch", "usual_batch", "largest_batch", "workspace_mib")
+        require_positive(self, "threads", "streams", "batch", "usual_batch", "largest_batch", "workspace_mib")
         if self.usual_batch > self.largest_batch:
             message = f"the usual batch is {self.usual_batch}, the largest {self.largest_batch}"
             raise UsageError("VD2003", message, fix="make the largest at least the usual one")
@@ -285,7 +285,7 @@ class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
-        _positive(self, "limit", "batch", "threads")
+        require_positive(self, "limit", "batch", "threads")
         _seed(self.seed)
         if self.max_bad < 0:
             raise UsageError("VD2003", f"max_bad is {self.max_bad}", fix="use 0 or more")
@@ -312,7 +312,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
-        _positive(self, "rounds", "threads")
+        require_positive(self, "rounds", "threads")
         if not self.batches or min(self.batches) < 1:
             raise UsageError("VD2003", f"batches is {self.batches}", fix="give at least one batch size >= 1")
         if not 0 < self.seconds < 3600 or self.warmup < 0:
@@ -386,13 +386,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             export = msgspec.structs.replace(export, data=str(beside / export.data))
         quantize = recipe.map_quantize(lambda config: config.map_paths(lambda name: str(beside / name)))
         return msgspec.structs.replace(recipe, model=model, export=export, quantize=quantize, validate=validate)
-
-
-def _positive(config: msgspec.Struct, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")
 
 
 def _seed(seed: int) -> None:

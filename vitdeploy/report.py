@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vitdeploy import machine
+from vitdeploy import files, machine
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.table import list_packages
 from vitdeploy.errors import InputError, first_line
@@ -175,7 +175,9 @@ def read_report(path: Path) -> Report:
         InputError: VD3001, it can't be read; VD3028, it is no report.
     """
     try:
-        return msgspec.convert(json.loads(path.read_bytes()), Report, strict=False)  # NaN and infinity are strings in it
+        return msgspec.convert(
+            json.loads(files.read_bytes(path, files.LARGEST_TEXT)), Report, strict=False
+        )  # NaN and infinity are strings in it
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
     except (ValueError, RecursionError) as exc:
@@ -190,7 +192,7 @@ def read_verdict(path: Path) -> Verdict:
         InputError: VD3001, it can't be read; VD3028, it is neither, or a report that nothing has judged.
     """
     try:
-        return msgspec.convert(json.loads(path.read_bytes()), Verdict, strict=False)
+        return msgspec.convert(json.loads(files.read_bytes(path, files.LARGEST_TEXT)), Verdict, strict=False)
     except (OSError, ValueError, RecursionError):
         verdict = read_report(path).verdict
     if verdict is None:

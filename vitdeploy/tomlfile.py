@@ -10,7 +10,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from vitdeploy import files
 from vitdeploy.errors import InputError, UsageError, nearest
+from vitdeploy.machine import MOST_THREADS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,7 +58,7 @@ def read_table(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> tuple[str, object]:
     """Text and content."""
     try:
-        text = path.read_bytes().decode()
+        text = files.read_bytes(path, files.LARGEST_TEXT).decode()
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
     except UnicodeDecodeError as exc:
@@ -96,3 +98,21 @@ def _line(text: str, key: str, above: tuple[str, ...]) -> int:
         start = next((n for n, line in enumerate(lines) if heading.match(line)), 0)
     pattern = re.compile(rf"""\s*(\[\s*){{0,2}}["']?(?:[\w.]*\.)?{re.escape(key)}["']?\s*[=\].:]""")
     return next((n for n in range(start, len(lines)) if pattern.match(lines[n])), start) + 1
+
+
+MOST = {"threads": MOST_THREADS, "streams": MOST_THREADS, "batch": 1 << 16, "largest_batch": 1 << 16, "usual_batch": 1 << 16}
+"""Most that settings may be: engines end the process at thousands of threads, and allocate before they look."""
+
+
+def require_positive(config: msgspec.Struct, *names: str) -> None:
+    """Refuse counts below 1, and those that no machine has.
+
+    Raises:
+        UsageError: VD2003.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")
+        if value is not None and value > (most := MOST.get(name, value)):
+            raise UsageError("VD2003", f"{name} is {value}", fix=f"use {most} or fewer")

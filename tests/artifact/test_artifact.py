@@ -1,12 +1,18 @@
 """An artifact is what its record says, or an error."""
 
 import json
+import os
+import shutil
+import time
+from contextlib import closing
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from vitdeploy.artifact import METADATA_SPEC, RECORD, Artifact, Record, is_same_spec, seal
+from vitdeploy.backends.base import OpenConfig
+from vitdeploy.backends.child import open_in_child
 from vitdeploy.backends.pytorch import require_weights
 from vitdeploy.errors import InputError, TrustError
 from vitdeploy.files import sha256
@@ -91,6 +97,7 @@ def test_an_original_that_changed_is_refused(family) -> None:
 
 def change(folder, **values) -> None:
     table = json.loads((folder / RECORD).read_text()) | values
+    table.pop("sha256", None)  # on purpose
     (folder / RECORD).write_text(json.dumps(table))
 
 
@@ -182,6 +189,69 @@ def test_an_edited_contract_is_noticed(tiny_artifact, tmp_path) -> None:
     Artifact.open(tmp_path)
     table["spec"]["input"]["mean"] = [0.1, 0.1, 0.1]
     (tmp_path / RECORD).write_text(json.dumps(table))
+    with pytest.raises(InputError, match="changed after it was written"):
+        Artifact.open(tmp_path)
+    del table["sha256"]
+    (tmp_path / RECORD).write_text(json.dumps(table))
     with pytest.raises(InputError, match="another spec") as caught:
         Artifact.open(tmp_path)
     assert caught.value.code == "VD3010"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnxruntime", "openvino"])
+def test_an_edited_contract_is_noticed_whatever_the_artifact_is(kind, tiny_artifact, tmp_path) -> None:
+    """A compiled artifact falls back to the model beside it, and its images are prepared as the record says."""
+    shutil.copytree(tiny_artifact.folder, tmp_path / "vit")
+    change(tmp_path / "vit", kind=kind)
+    Artifact.open(tmp_path / "vit")
+    spec = json.loads((tmp_path / "vit" / RECORD).read_text())["spec"]
+    change(tmp_path / "vit", spec=spec | {"labels": [f"class {n}" for n in reversed(range(12))]})
+    with pytest.raises(InputError, match="another spec than the model beside it"):
+        Artifact.open(tmp_path / "vit")
+
+
+def test_what_no_digest_is_kept_of_is_not_opened(folder) -> None:
+    artifact = Artifact.open(folder)
+    assert artifact.locate("model.onnx") == artifact.model.resolve()
+    (folder / "cache.json").touch()
+    with pytest.raises(InputError, match=r"does not list its file cache\.json"):
+        artifact.locate("cache.json")
+
+
+def test_data_beside_a_model_must_be_listed(tiny_artifact, tmp_path) -> None:
+    """An engine opens them by the names in the model, so their digests count as the model's does."""
+    model = onnx.load(tiny_artifact.model)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=1024)
+    seal(tmp_path, Record(spec=tiny_artifact.spec, made_by="export"))
+    listed = Artifact.open(tmp_path).record.files
+    change(tmp_path, files={"model.onnx": listed["model.onnx"]})
+    with pytest.raises(InputError, match=r"does not list its file model\.data"):
+        Artifact.open(tmp_path)
+
+
+def test_what_was_checked_is_what_runs(tiny_artifact, tmp_path) -> None:
+    """A file that is swapped between its check and its use, or written to, or swapped and back, is noticed."""
+    folder = shutil.copytree(tiny_artifact.folder, tmp_path / "vit")
+    model, other = folder / "model.onnx", shutil.copy(folder / "model.onnx", tmp_path / "other")
+
+    def swap() -> None:
+        os.replace(other, model)
+
+    def write() -> None:
+        with model.open("r+b") as stream:
+            stream.write(model.read_bytes()[:1])
+
+    def lend() -> None:
+        model.rename(tmp_path / "aside")
+        (tmp_path / "aside").rename(model)
+
+    for attack in (swap, write, lend):
+        artifact = Artifact.open(folder)
+        artifact.require_unchanged()
+        time.sleep(0.02)  # the clock of the file system
+        attack()
+        with pytest.raises(InputError, match="between its check and its use") as caught:
+            open_in_child("onnxruntime", artifact, OpenConfig(threads=1))
+        assert caught.value.code == "VD3010"
+    with closing(open_in_child("onnxruntime", Artifact.open(folder), OpenConfig(threads=1))):
+        pass

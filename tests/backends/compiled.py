@@ -46,6 +46,7 @@ def write_run(artifact: Artifact, folder: Path, **run: object) -> Path:
     """A copy whose record on disk has other settings for running, of whatever type."""
     copy = copied(artifact, folder).folder
     record = json.loads((copy / RECORD).read_text())
+    del record["sha256"]  # on purpose
     record["proof"]["run"] |= run
     (copy / RECORD).write_text(json.dumps(record))
     return copy

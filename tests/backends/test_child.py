@@ -383,7 +383,7 @@ def test_memory_is_capped_where_no_gpu_may_be_used(name, device, kept, capped, t
     """What the child is started with, not only what was computed."""
     started = {}
     monkeypatch.setattr(child, "Child", lambda subject, **limits: started.update(limits))
-    monkeypatch.setattr(child, "physical_mib", lambda: 3000.5)
+    monkeypatch.setattr(child, "machine_mib", lambda: 3000.5)
     proof = CompileProof(run=OpenConfig(device=kept)) if kept else None
     artifact = Artifact(tiny_artifact.folder, msgspec.structs.replace(tiny_artifact.record, proof=proof))
     child.start(name, artifact, OpenConfig(device=device))
@@ -402,7 +402,7 @@ def test_a_child_is_named_and_capped_whether_or_not_its_version_is_known(version
     started = {}
     monkeypatch.setattr(child.metadata, "version", tell)
     monkeypatch.setattr(child, "Child", lambda subject, **limits: started.update(limits))
-    monkeypatch.setattr(child, "physical_mib", lambda: 1000.0)
+    monkeypatch.setattr(child, "machine_mib", lambda: 1000.0)
     child.start("openvino", tiny_artifact, ONE)
     assert started["what"] == ("openvino 1.2.3" if version else "openvino")
     assert started["memory_mib"] == 4096  # an engine reserves that much on any machine

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_a_link_to_a_folder_stands_for_it(tmp_path) -> None:
     ("number", "said"),
     [
         (errno.EBUSY, "is a mount point, which can't be replaced; name a new folder in it"),
-        (errno.EXDEV, "its file system does not move folders that lie in a layer below"),
+        (errno.EXDEV, "its file system does not move folders here"),
         (errno.EROFS, "can't be written: Read-only file system"),
     ],
 )
@@ -324,3 +325,54 @@ def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch) -> None:
     with pytest.raises(MachineError), files.folder(tmp_path / "out", ours=OURS) as new:
         (new / "record").write_text("new")
     assert (tmp_path / "out" / "record").read_text() == "old"
+
+
+PLACES = """
+set -e
+mkdir -p lower/out upper work merged volume fixed host/out bound
+touch lower/out/record host/out/record
+mount -t overlay overlay -o userxattr,lowerdir=lower,upperdir=upper,workdir=work merged
+mount -t tmpfs none volume
+touch volume/record
+mount -t tmpfs none fixed && mkdir fixed/out && touch fixed/out/record && mount -o remount,ro fixed
+mount --bind host bound
+exec "$0" -c "$1"
+"""
+TRY = """
+from pathlib import Path
+from vitdeploy import files
+from vitdeploy.errors import UsageError
+ours = files.Ours("record", lambda folder: ("record",))
+for name in ("merged/out", "merged/new", "volume", "volume/new", "fixed/out", "fixed/new", "bound/out"):
+    before = sorted(path for path in Path(name).parent.rglob("*"))
+    try:
+        files.check_output(Path(name), ours=ours)
+    except UsageError as refusal:
+        said = refusal.message
+    else:
+        with files.folder(Path(name), ours=ours) as new:
+            (new / "record").write_text("new")
+        said = (Path(name) / "record").read_text()
+    print(f"{name}: {said}")
+    assert said == "new" or sorted(path for path in Path(name).parent.rglob("*")) == before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts of Linux")
+def test_real_file_systems_that_replace_folders_and_those_that_can_not(tmp_path) -> None:
+    """An overlay's lower layer, a volume, a read-only disk, a bind mount: written, or refused before any work."""
+    command = ["unshare", "--map-root-user", "--mount", "bash", "-c", PLACES, sys.executable, TRY]
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    if "Operation not permitted" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(f"no mounts in here: {done.stderr.strip()[-100:]}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "merged/out: can't be written: its file system does not move folders here (a layer below, as in a container's image)",
+        "merged/new: new",
+        "volume: is a mount point, which can't be replaced",
+        "volume/new: new",
+        "fixed/out: can't be written: Read-only file system",
+        "fixed/new: can't be written: Read-only file system",
+        "bound/out: new",
+    ]

@@ -625,3 +625,31 @@ def test_needs_only_the_standard_library() -> None:
     banned = ("torch", "numpy", "msgspec", "PIL", "typer", "rich")
     code = f"import sys; sys.modules.update(dict.fromkeys({banned!r})); import vitdeploy.isolate"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def hold(mib: int) -> int:
+    block = bytearray(mib << 20)
+    block[:: mmap.PAGESIZE] = bytes(len(block[:: mmap.PAGESIZE]))  # every page is touched
+    time.sleep(60)
+    return len(block)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_child_that_holds_nearly_all_memory_is_ended_before_the_system_ends_whom_it_likes(monkeypatch) -> None:
+    """In a container the memory is the container's."""
+    monkeypatch.setattr(machine, "machine_mib", lambda: 300.0)
+    assert isolate.run(here("echo"), "small", seconds=60) == "small"
+    with pytest.raises(
+        MachineError, match=r"was ended by SIGKILL: it had used \d+ MiB of [\d.]+ .iB \(out of memory\?\)"
+    ) as caught:
+        isolate.run(here("hold"), 400, seconds=60, smaller="use less")
+    assert (caught.value.code, caught.value.fix) == ("VD4007", "use less")
+
+
+def read_score(_: object) -> str:
+    return Path("/proc/self/oom_score_adj").read_text().strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_where_memory_ends_the_child_goes_first() -> None:
+    assert isolate.run(here("read_score"), seconds=60) == "1000"

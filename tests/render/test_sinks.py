@@ -7,12 +7,26 @@ import re
 
 import pytest
 
+from vitdeploy.cli.commands import main
+from vitdeploy.errors import printable
 from vitdeploy.jsonfile import encode
-from vitdeploy.render import console, markdown
+from vitdeploy.render import console, junit, markdown
 from vitdeploy.render.tables import Table
-from vitdeploy.report import Metric, Report, Row
+from vitdeploy.report import Gate, Metric, Report, Row, Verdict
 
-HOSTILE = ["\x1b[31mred\x1b[0m", "a\rb", "x\x9b2J", "::error::\nfile", "[bold]b[/bold]", "|cell|", "<script>", "`rm`", ":smile:"]
+COMMANDS = ["::add-mask::e", "  ::stop-commands::x", "##[error]x", "a ##[group]b", "##vso[task.complete]", "##teamcity[x]"]
+HOSTILE = [
+    *COMMANDS,
+    "\x1b[31mred\x1b[0m",
+    "a\rb",
+    "x\x9b2J",
+    "::error::\nfile",
+    "[bold]b[/bold]",
+    "|cell|",
+    "<script>",
+    "`rm`",
+    ":smile:",
+]
 
 
 def report(subject: str = "a / b", columns: int = 2) -> Report:
@@ -35,6 +49,32 @@ def test_no_control_character_reaches_a_sink(name, monkeypatch):
     console.print_text(name, stream)
     written = stream.getvalue() + markdown.format_report(report(name)) + encode(report(name))
     assert [c for c in written if c != "\n" and not c.isprintable()] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_line_of_a_log_is_a_command_to_the_server_that_keeps_it(name, capsys, monkeypatch):
+    """Source: actions/runner, ActionCommand.cs: ``::`` at a line's start, blanks aside, ``##[`` anywhere in it."""
+    stream = io.StringIO()
+    console.print_report(report(name), stream)
+    console.print_text(name, stream)
+    console.print_tables([Table("", ("", ""), ((name, name),))], stream)
+    gate = Gate(name=name, outcome="fail", limit=name, about=name, subject=name, metric=None, why=name)
+    verdict = Verdict(outcome="fail", passed=False, limits={name: name}, gates=(gate,))
+    console.print_verdict(verdict, stream)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert main(["inspect", name, "--json"]) == 3
+    assert main([name]) == 2
+    written = stream.getvalue() + encode(report(name)) + junit.format_verdict(verdict) + capsys.readouterr().err
+    lines = [line.strip() for line in written.splitlines()]
+    assert [line for line in lines if line.startswith("::") or re.search(r"##\w*\[", line)] == []
+    assert json.loads(encode({"name": name}))["name"] == name
+
+
+def test_only_what_would_be_a_command_is_spelled_out():
+    for usual in ("a::b", "## heading", "C#", "torch::nn", "# [x]", "###"):
+        assert printable(usual) == usual
+    for name in COMMANDS:
+        assert printable(printable(name)) == printable(name) != name
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -9,7 +9,7 @@ from vitdeploy.artifact.artifact import (
     sanitize,
     set_key,
 )
-from vitdeploy.artifact.recording import OURS, RECORD, SCHEMA, Record, read_record, seal
+from vitdeploy.artifact.recording import OURS, RECORD, SCHEMA, Record, encode, read_record, seal
 
 __all__ = [
     "METADATA_SPEC",
@@ -20,6 +20,7 @@ __all__ = [
     "ArtifactLike",
     "Record",
     "check_place",
+    "encode",
     "is_same_spec",
     "read_record",
     "sanitize",

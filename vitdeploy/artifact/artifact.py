@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from vitdeploy import files, jsonfile
-from vitdeploy.artifact.recording import OURS, RECORD, Record, read_record
+from vitdeploy import files
+from vitdeploy.artifact.recording import OURS, RECORD, Record, encode, read_record
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.files import inside, sha256
 from vitdeploy.kinds import refuse_folder
@@ -37,11 +37,35 @@ class Artifact:
 
     folder: Path
     record: Record
+    checked: Mapping[str, files.Identity] = field(default_factory=dict, compare=False, repr=False)
+    """Which files were compared with their digests, by name; empty where nothing was."""
 
     @property
     def model(self) -> Path:
         """The file that an engine opens."""
         return self.folder / self.record.entry
+
+    def locate(self, name: str) -> Path:
+        """A file of the folder that something may open: one that the record lists, with its digest.
+
+        Raises:
+            InputError: VD3010, the record does not list it.
+            TrustError: VD7001, it lies outside.
+        """
+        if self.record.files and name not in self.record.files:
+            raise InputError("VD3010", f"does not list its file {name}", file=self.folder / RECORD, fix="make it again")
+        return inside(self.folder, name)
+
+    def require_unchanged(self) -> None:
+        """See that what was compared with its digest is what lies there still: what was checked is what runs.
+
+        Raises:
+            InputError: VD3010, a file was replaced or written to since.
+        """
+        for name, identity in self.checked.items():
+            if files.identify(self.folder / name) != identity:
+                message = "was changed by somebody between its check and its use"
+                raise InputError("VD3010", message, file=self.folder / name, fix="see who writes there, and try again")
 
     @property
     def weights(self) -> Path | None:
@@ -139,22 +163,25 @@ class Artifact:
             refuse_folder(folder)
             fix = "give a folder that a vitdeploy command wrote, or a .onnx file"
             raise InputError("VD3010", f"is not an artifact (no {RECORD} in it)", file=folder, fix=fix) from None
+        checked: dict[str, files.Identity] = {}
         for name, digest in record.files.items():
             path = inside(folder, name)
-            if not path.is_file():
+            if not path.exists():
                 raise InputError("VD3010", f"lacks its file {name}", file=folder, fix="make it again")
-            if verify and (now := sha256(path)) != digest:
+            if not verify:
+                continue
+            now, checked[name] = files.digest_file(path)
+            if now != digest:
                 message = f"changed after {record.made_by!r} wrote it ({now[:12]}, expected {digest[:12]})"
                 raise InputError("VD3010", message, file=path, fix="make it again")
         for needed in (record.entry, record.weights):
             if needed is not None and needed not in record.files:
                 raise InputError("VD3010", f"does not list its file {needed}", file=folder / RECORD, fix="make it again")
-        artifact = cls(folder, record)
-        if verify and record.kind == "onnx":
-            artifact._agree(check.check_file(artifact.model))
-        elif verify:  # what an engine may fall back to
-            for name in (name for name in record.files if name.endswith(".onnx")):
-                check.check_file(folder / name)
+        artifact = cls(folder, record, checked)
+        if verify:  # an engine may fall back to any of them
+            for name in sorted({record.entry, *record.files} if record.kind == "onnx" else record.files):
+                if name.endswith(".onnx") or (record.kind == "onnx" and name == record.entry):
+                    artifact._agree(check.check_file(folder / name))
         return artifact
 
     def copy_weights(self, folder: Path) -> None:
@@ -179,7 +206,12 @@ class Artifact:
         return None if place is None else Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
 
     def _agree(self, checked: check.Checked) -> None:
-        """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence."""
+        """Refuse a record whose contract is not the one inside the model: an edited mean would be wrong in silence.
+
+        Data beside the model are its bytes too: those must be listed.
+        """
+        for beside in checked.beside:
+            self.locate(Path(checked.model.path.relative_to(self.folder).parent, beside).as_posix())
         text = checked.model.metadata.get(METADATA_SPEC)
         if text is not None and not is_same_spec(text, self.spec):
             raise InputError(
@@ -236,7 +268,7 @@ def check_place(out: Path, *, sources: Iterable[Path], replaces: Callable[[Recor
     files.check_output(out, ours=OURS, sources=sources)
     if force or not (out / RECORD).is_file():
         return
-    old = read_record(out / RECORD)
+    old = read_record(out / RECORD, edited=True)
     if not replaces(old):
         what = f"holds another artifact, made by {old.made_by!r} from {old.spec.name}"
         raise UsageError("VD2008", what, file=out, fix="choose another folder, or replace it with --force")
@@ -257,5 +289,5 @@ def _find_weights(folder: Path, digest: str) -> Path | None:
 def set_key(artifact: Artifact, key: str) -> Artifact:
     """The artifact with another `Record.key`, on disk too: the one thing of its record that its maker does not know."""
     record = msgspec.structs.replace(artifact.record, key=key)
-    files.write(artifact.folder / RECORD, jsonfile.encode(record))
-    return Artifact(artifact.folder, record)
+    files.write(artifact.folder / RECORD, encode(record))
+    return Artifact(artifact.folder, record, artifact.checked)

@@ -5,6 +5,7 @@ Records of schema 1, whose settings and proofs were tables without a type, are r
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ from vitdeploy.words import RecordPrecision
 
 RECORD = "artifact.json"
 SCHEMA = 2
+_OWN = "sha256"
+"""Key of the record's digest of itself, which notices accidents: whoever changes a record on purpose can write another one."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,21 +91,39 @@ def seal(folder: Path, record: Record) -> Record:
     """Write ``artifact.json`` beside finished files, with their digests; the record that was written."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     record = msgspec.structs.replace(record, files={name: files.sha256(folder / name) for name in names})
-    (folder / RECORD).write_text(jsonfile.encode(record))
+    (folder / RECORD).write_text(encode(record))
     return record
 
 
-def read_record(path: Path) -> Record:
+def encode(record: Record) -> str:
+    """The record as the text of ``artifact.json``, with the digest of all else in it."""
+    table = json.loads(jsonfile.encode(record))
+    return jsonfile.encode(table | {_OWN: _digest(table)})
+
+
+def _digest(table: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(path: Path, *, edited: bool = False) -> Record:
     """Read ``artifact.json``, of this schema or of schema 1.
+
+    Args:
+        path: The file.
+        edited: Take one that was changed since it was written, too: whose it is can be told all the same.
 
     Raises:
         FileNotFoundError: It is not there.
         InputError: VD3010, it is unreadable, or of another schema.
     """
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(files.read_bytes(path, files.LARGEST_TEXT))
         if isinstance(table, dict):
             _check_schema(table.get("schema_version", SCHEMA), path)
+            own = table.pop(_OWN, None)  # none was written before
+            if not edited and own is not None and own != _digest(table):
+                message = "changed after it was written (its sha256 is of something else)"
+                raise InputError("VD3010", message, file=path, fix="make the artifact again")
             table = _upgrade(table) if table.get("schema_version") == 1 else table
         return msgspec.convert(table, Record, strict=False)  # not strict: NaN and infinity were written as strings
     except FileNotFoundError:
@@ -146,7 +167,7 @@ def list_files(folder: Path) -> set[str]:
         FileNotFoundError: There is no record.
         InputError: VD3010, it is not valid.
     """
-    return {RECORD, *read_record(folder / RECORD).files}
+    return {RECORD, *read_record(folder / RECORD, edited=True).files}
 
 
 OURS = files.Ours(RECORD, list_files)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.errors import InputError, MachineError, UsageError
-from vitdeploy.machine import logical_cores
+from vitdeploy.machine import MOST_THREADS, logical_cores
 from vitdeploy.recipe import CompileConfig
 from vitdeploy.record import OpenConfig as OpenConfig
 from vitdeploy.spec import InputContract, ModelSpec
@@ -191,8 +191,14 @@ class Compiler(Backend, Protocol):
 
 
 def count_threads(config: OpenConfig) -> int:
-    """The number of threads to ask an engine for: the config's, or the cores that this process may use."""
+    """The number of threads to ask an engine for: the config's, or the cores that this process may use.
+
+    Raises:
+        UsageError: VD2003, more than any machine has.
+    """
     if config.threads is not None:
+        if config.threads > MOST_THREADS:
+            raise UsageError("VD2003", f"threads is {config.threads}", fix=f"use {MOST_THREADS} or fewer")
         return config.threads
     return logical_cores()
 

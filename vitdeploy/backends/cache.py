@@ -41,7 +41,7 @@ def explain_misfit(folder: Path, stamp: dict[str, str]) -> str:
     try:
         if path.stat().st_size > _LARGEST:
             return "its stamp is damaged"
-        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        kept = msgspec.json.decode(files.read_bytes(path, files.LARGEST_TEXT), type=dict[str, str])
     except OSError:
         return "it has no stamp"
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -25,7 +25,7 @@ from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor,
 from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.files import temporary_folder
 from vitdeploy.isolate import Child, Limits
-from vitdeploy.machine import peak_mib, physical_mib
+from vitdeploy.machine import machine_mib, peak_mib
 from vitdeploy.onnxfile import check
 from vitdeploy.record import CompileProof
 
@@ -151,8 +151,8 @@ def compute_memory_cap(name: str, device: object) -> int | None:
     """
     if not table.find_engine(name).capped or str(device or "cpu").lower() != "cpu":
         return None
-    # mapped weights, stacks and allocators' arenas count too: twice the machine's memory stops what would take it down alone
-    return max(_LEAST_MIB, 2 * int(physical_mib()))
+    # mapped weights, stacks and allocators' arenas count too: twice the memory stops what would take it down alone
+    return max(_LEAST_MIB, 2 * int(machine_mib()))
 
 
 def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, seconds: float) -> Opened:
@@ -160,6 +160,7 @@ def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, secon
 
     Raises:
         VitdeployError: As `open_in_child`.
+        InputError: VD3010, somebody changed its files since they were checked.
     """
     argument = {
         "engine": msgspec.to_builtins(table.find_engine(name)),
@@ -169,6 +170,7 @@ def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, secon
         "current": str(Path.cwd()),
     }
     answer, _ = child.ask("open", argument, seconds=seconds)
+    artifact.require_unchanged()
     return _convert(answer, Opened)
 
 

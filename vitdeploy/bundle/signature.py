@@ -217,7 +217,7 @@ def _encode_for_signing(payload: bytes) -> bytes:
 
 def _read_small(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
+        with files.open_regular(path) as stream:
             return stream.read(_LARGEST_KEY)
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc

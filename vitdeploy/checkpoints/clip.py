@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from vitdeploy import files
 from vitdeploy.checkpoints.conversion import Rule, count
 from vitdeploy.checkpoints.source import Checkpoint, Source
 from vitdeploy.errors import InputError, UsageError
@@ -181,7 +182,7 @@ def _json(file: Path) -> object:
     try:
         if file.stat().st_size > _LARGEST_CONFIG:
             raise InputError("VD3015", "is larger than any configuration", file=file, fix="download it again")
-        return msgspec.json.decode(file.read_bytes())
+        return msgspec.json.decode(files.read_bytes(file, files.LARGEST_TEXT))
     except (OSError, msgspec.DecodeError, RecursionError) as exc:
         raise InputError("VD3015", f"can't be read: {exc}", file=file, fix="download it again") from exc
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy import files
 from vitdeploy.errors import InputError, TrustError
 from vitdeploy.files import inside
 from vitdeploy.kinds import expect, refuse_folder, sniff
@@ -107,7 +109,9 @@ def parse(file: Path, shown: Path) -> dict[str, object]:
     if size > LARGEST_JSON:
         raise InputError("VD3019", f"has {size:,} bytes, at most {LARGEST_JSON:,} are read", file=shown)
     try:
-        value = json.loads(file.read_bytes(), object_pairs_hook=_refuse_twins, parse_constant=_no_constant)
+        value = json.loads(
+            files.read_bytes(file, files.LARGEST_TEXT), object_pairs_hook=_refuse_twins, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as exc:
         raise InputError("VD3019", f"is no valid JSON: {exc}", file=shown, fix="download it again") from exc
     if not isinstance(value, dict):
@@ -118,8 +122,8 @@ def parse(file: Path, shown: Path) -> dict[str, object]:
 def _refuse_twins(items: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(items)
     if len(value) != len(items):
-        names = [name for name, _ in items]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        times = Counter(name for name, _ in items)
+        raise ValueError(f"the key {next(name for name in times if times[name] > 1)!r} stands twice")
     return value
 
 
@@ -156,7 +160,7 @@ def _snapshot(folder: Path) -> tuple[Path, Path]:
 def _revision(repository: Path) -> Path:
     reference = repository / "refs" / "main"
     if reference.is_file():
-        with reference.open("rb") as stream:
+        with files.open_regular(reference) as stream:
             commit = stream.read(200).decode(errors="replace").strip()
         if not re.fullmatch(r"[0-9A-Za-z][\w.-]*", commit):
             raise InputError("VD3021", f"refs/main holds {commit[:40]!r}, which is no revision", file=repository)

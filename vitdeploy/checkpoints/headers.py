@@ -11,10 +11,12 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from vitdeploy import files
 from vitdeploy.errors import InputError
 from vitdeploy.kinds import expect
 
@@ -65,7 +67,7 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     """
     expect(path, "safetensors", what="a safetensors file")
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > LARGEST_HEADER:
             raise InputError("VD3013", f"has a header of {length:,} bytes", file=path, fix=_AGAIN)
@@ -78,8 +80,7 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         table = dict(items)
         if len(table) != len(items):
-            names = [name for name, _ in items]
-            twice.extend(sorted({name for name in names if names.count(name) > 1}))
+            twice.extend(sorted(name for name, times in Counter(name for name, _ in items).items() if times > 1))
         return table
 
     try:

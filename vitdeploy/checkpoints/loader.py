@@ -145,7 +145,7 @@ def _artifact(path: Path, given: Path | None) -> _Parts:
 
 def _describe(path: Path, given: Path | None, model: ModelConfig) -> _Parts:
     """A spec file, with weights by our names or random ones; or a mapping file with a checkpoint."""
-    if path.suffix == ".json" and path.is_file() and _PART.search(path.read_text(errors="replace")):
+    if path.suffix == ".json" and path.is_file() and _PART.search(files.read_text(path)):
         fix = f"give the folder: vitdeploy export {quote(str(path.parent))} -o OUT"
         raise InputError("VD3005", "is one file of a folder that holds a checkpoint", file=path, fix=fix)
     if path.suffix == ".toml" and path.is_file() and _is_mapping(path):
@@ -225,4 +225,4 @@ def _describe_input(model: ModelConfig, image_size: tuple[int, int] | None) -> t
 
 
 def _is_mapping(path: Path) -> bool:
-    return re.search(r"^\s*\[\s*rename\s*\]", path.read_text(errors="replace"), re.M) is not None
+    return re.search(r"^\s*\[\s*rename\s*\]", files.read_text(path), re.M) is not None

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import msgspec
 from torch import Tensor
 
+from vitdeploy import files
 from vitdeploy.checkpoints import parts
 from vitdeploy.checkpoints.conversion import CHANGES, Converted, State
 from vitdeploy.errors import InputError, UsageError, nearest
@@ -137,7 +138,7 @@ def _spec(mapping: Path, given: MappingFile) -> ModelSpec:
 
 def _patterns(mapping: Path, given: MappingFile) -> list[_Pattern]:
     """All patterns in the order in which they are asked, compiled; what is wrong is named with its line."""
-    text, patterns = mapping.read_text(encoding="utf-8"), []
+    text, patterns = files.read_text(mapping, strict=True), []
     for section in ("rename", "leave_out", "change"):
         pairs: dict[str, str] = getattr(given, section)
         for pattern, value in pairs.items():

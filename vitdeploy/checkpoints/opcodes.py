@@ -24,6 +24,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from vitdeploy import files
 from vitdeploy.checkpoints.skeleton import list_tensors
 from vitdeploy.checkpoints.unwrap import SAVE, choose
 from vitdeploy.errors import InputError, TrustError
@@ -85,7 +86,7 @@ def check(path: Path, *, trusted: bool = False) -> None:
     if kind == "zip":
         raw, plain = _read_archive(path), False
     elif kind == "pickle" or is_text_pickle(path):
-        with path.open("rb") as stream:
+        with files.open_regular(path) as stream:
             raw = stream.read(LARGEST)
         plain = not raw.startswith(MAGIC)
     else:
@@ -118,7 +119,7 @@ def list_entries(path: Path) -> list[zipfile.ZipInfo]:
 
 def is_text_pickle(path: Path) -> bool:
     """Whether a file without a binary pickle's mark is a pickle of protocol 0 or 1 that imports something."""
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         raw = stream.read(1 << 20)
     if raw[:1] not in (b"c", b"(", b"]", b"}", b"i"):
         return False

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitdeploy import isolate
+from vitdeploy import files, isolate
 from vitdeploy.checkpoints import opcodes, safetensors
 from vitdeploy.checkpoints.conversion import State
 from vitdeploy.checkpoints.members import SKIPPED
@@ -161,7 +161,7 @@ def _load_safely(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
 
 def _load_trusted(path: Path, trust: str) -> Any:  # noqa: ANN401
     """Load without restriction the very bytes whose digest was compared."""
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         digest = hashlib.sha256()
         while chunk := stream.read(1 << 20):
             digest.update(chunk)

@@ -112,8 +112,10 @@ def is_spec(path: Path) -> bool:
     """Whether a TOML file describes a model. A recipe names one in its table [model]; unreadable files count as recipes."""
     import msgspec
 
+    from vitdeploy import files
+
     try:
-        table = msgspec.toml.decode(path.read_bytes())
+        table = msgspec.toml.decode(files.read_bytes(path, files.LARGEST_TEXT))
     except (OSError, msgspec.DecodeError, ValueError):
         return False
     return "name" in table and "model" not in table

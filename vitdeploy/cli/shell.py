@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
@@ -24,7 +25,18 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vitdeploy import __version__
-from vitdeploy.errors import INTERNAL, INTERRUPTED, UsageError, VitdeployError, explain_exhaustion, first_line, nearest, printable
+from vitdeploy.errors import (
+    INTERNAL,
+    INTERRUPTED,
+    MachineError,
+    UsageError,
+    VitdeployError,
+    explain_exhaustion,
+    explain_refusal,
+    first_line,
+    nearest,
+    printable,
+)
 
 PIPE_CLOSED = 141
 GROUPS = BUILD, PROVE, SHIP, LOOK = "Build", "Prove", "Ship", "Look"
@@ -105,6 +117,7 @@ def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[
         works = "progress" in inspect.signature(function).parameters
 
         def run(context: typer.Context, **given: Any) -> _Result:  # noqa: ANN401 (the values of options)
+            _look_around()
             own = {name: value for name, value in given.items() if name not in _SHARED}
             json, quiet, verbose = (given[name] or context.obj.get(name, False) for name in ("json", "quiet", "verbose"))
             if not works:
@@ -122,6 +135,19 @@ def command(app: typer.Typer, group: str, *examples: str) -> Callable[[Callable[
         return function
 
     return register
+
+
+def _look_around() -> None:
+    """What every command needs: a folder to stand in. What was killed before has left nothing behind it."""
+    from vitdeploy.files import sweep_leases
+
+    try:
+        Path.cwd()
+    except OSError as exc:
+        message = f"the current folder can't be used: {exc.strerror}"
+        raise MachineError("VD4004", message, fix="go to another folder, and try again") from exc
+    with suppress(MachineError):  # who needs a temporary folder says so
+        sweep_leases()
 
 
 def _build_signature(function: Callable[..., Outcome]) -> inspect.Signature:
@@ -150,26 +176,38 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     ending = _Ending("--json" in given, "--debug" in given)
+    with _treat_signals_as_interrupt() as heard:
+        try:
+            return _run(app, given, ending, heard)
+        except KeyboardInterrupt:  # a second one, while the first was being reported
+            return INTERRUPTED
+
+
+def _run(app: typer.Typer, given: list[str], ending: _Ending, heard: list[int]) -> int:
     try:
-        with _treat_signals_as_interrupt():
-            result = typer.main.get_command(app).main(given, "vitdeploy", standalone_mode=False)
-            if not isinstance(result, _Result):  # --help, --version, or Ctrl-C as typer reports it
-                return ending.report_interrupt() if result == INTERRUPTED else int(result or 0)
-            return _print_result(result)
-    except VitdeployError as error:
-        return ending.report(error)
+        result = typer.main.get_command(app).main(given, "vitdeploy", standalone_mode=False)
+        if not isinstance(result, _Result):  # --help, --version, or Ctrl-C as typer reports it
+            return ending.report_interrupt() if result == INTERRUPTED else int(result or 0)
+        return _print_result(result)
     except (KeyboardInterrupt, typer.Abort):
         return ending.report_interrupt()
     except BrokenPipeError:
         return _close_pipe()
     except SystemExit as end:
+        if heard:
+            return ending.report_interrupt()
         if not isinstance(end.__context__, BrokenPipeError):
             raise
         return _close_pipe()  # what click and rich make of a closed pipe is status 1, a failed gate's
-    except _CLICK as error:
-        return ending.report(explain_misuse(error))
     except Exception as error:  # noqa: BLE001 (the last door: what gets here is a mistake of ours)
-        return ending.report(full) if (full := explain_exhaustion(error)) else ending.report_crash(error, given)
+        if heard:  # an import that is interrupted raises what it likes: numpy an ImportError, torch a NameError
+            return ending.report_interrupt()
+        if isinstance(error, VitdeployError):
+            return ending.report(error)
+        if isinstance(error, _CLICK):
+            return ending.report(explain_misuse(error))
+        refusal = explain_exhaustion(error) or explain_refusal(error)
+        return ending.report(refusal) if refusal else ending.report_crash(error, given)
 
 
 def explain_misuse(error: Any) -> UsageError:  # noqa: ANN401 (click's error, see _CLICK)
@@ -225,13 +263,12 @@ class _Ending(NamedTuple):
 
     def report_crash(self, error: Exception, given: list[str]) -> int:
         trace = "".join(traceback.format_exception(error))
-        with tempfile.NamedTemporaryFile("w", prefix="vitdeploy-crash-", suffix=".txt", delete=False) as stream:
-            stream.write(f"vitdeploy {__version__}, Python {sys.version}\narguments: {given!r}\n\n{trace}")
-        if self.debug:
-            sys.stderr.write(trace)
+        place = _write_crash(f"vitdeploy {__version__}, Python {sys.version}\narguments: {given!r}\n\n{trace}")
+        if self.debug or place is None:
+            _say(trace, whole=True)
         message, fix = f"internal error: {type(error).__name__}: {first_line(error)}", "please report it with this file"
-        self._print_record({"code": "internal", "file": stream.name, "message": message, "fix": fix, "exit": INTERNAL})
-        _say(f"{message}; the traceback is in {stream.name}; {fix}")
+        self._print_record({"code": "internal", "file": place, "message": message, "fix": fix, "exit": INTERNAL})
+        _say(f"{message}; the traceback is in {place}; {fix}" if place else f"{message}; please report it with the lines above")
         return INTERNAL
 
     def _print_record(self, error: dict[str, object]) -> None:
@@ -241,14 +278,24 @@ class _Ending(NamedTuple):
             try:
                 sys.stdout.write(encode({"schema_version": 1, "error": error}))
                 sys.stdout.flush()
-            except BrokenPipeError:  # the error itself is told on stderr, and by the status
+            except (OSError, ValueError):  # the error itself is told on stderr, and by the status
                 _close_pipe()
 
 
-def _say(line: str) -> None:
-    """A line on stderr; when nobody listens there any more, that is no error."""
-    with suppress(BrokenPipeError):
-        sys.stderr.write(printable(line) + "\n")
+def _write_crash(text: str) -> str | None:
+    """The file that a crash is told in; None where none can be written."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="vitdeploy-crash-", suffix=".txt", delete=False, errors="replace") as stream:
+            stream.write(text)
+    except OSError:  # a full or read-only disk, or no folder for temporary files
+        return None
+    return stream.name
+
+
+def _say(line: str, *, whole: bool = False) -> None:
+    """A line (or what is ``whole``) on stderr; when nobody listens there any more, or the disk is full, that is no error."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{line if whole else printable(line)}\n")
         sys.stderr.flush()
 
 
@@ -260,20 +307,26 @@ def _close_pipe() -> int:
 
 
 @contextmanager
-def _treat_signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files are removed, finished stages stay."""
+def _treat_signals_as_interrupt() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files are removed, finished stages stay.
+
+    Yields:
+        The signals that came: whatever else fails after one, the command was interrupted.
+    """
+    heard: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
-        yield
+        yield heard
         return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's wish is kept
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

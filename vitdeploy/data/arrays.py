@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from vitdeploy import files
 from vitdeploy.data import images
 from vitdeploy.data.images import Picture
 from vitdeploy.data.resize import resize_and_crop
@@ -64,7 +65,7 @@ def _read_array_bytes(source: Path | bytes) -> bytes | None:
     if not source.is_file():
         return None
     try:
-        with source.open("rb") as stream:
+        with files.open_regular(source) as stream:
             if not _is_array(stream.read(6)):
                 return None
             if source.stat().st_size > _MAX_BYTES:

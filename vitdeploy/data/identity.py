@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitdeploy import files
 from vitdeploy.errors import InputError
 
 
@@ -21,6 +22,6 @@ def identify_file(paths: Sequence[Path], index: int) -> bytes:
         InputError: VD3001, it can't be read.
     """
     try:
-        return identify(paths[index].read_bytes())
+        return identify(files.read_bytes(paths[index]))
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=paths[index]) from exc

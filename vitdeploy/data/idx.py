@@ -51,7 +51,7 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
             header says, or larger than `MAX_BYTES`.
     """
     try:
-        with path.open("rb") as raw:
+        with files.open_regular(path) as raw:
             pack = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if pack else raw)

@@ -28,6 +28,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from vitdeploy import files
 from vitdeploy.data.resize import MAX_PIXELS as MAX_PIXELS
 from vitdeploy.data.resize import Pixels as Pixels
 from vitdeploy.data.resize import Values as Values
@@ -50,6 +51,8 @@ _BAD_BYTES = (
     Warning,  # raised, not shown, where the caller made warnings errors
 )  # what Pillow's readers raise on damaged bytes; MemoryError is not among them
 
+_MAX_SCANNED = 16 * MAX_PIXELS
+"""Pixels that a JPEG's scans may go over in all: encoders write 10 scans, and an image of `MAX_PIXELS` may have 16."""
 _NOT_ACCEPTED = (
     (b"GIF8", "a GIF image"),
     (b"%!PS", "a PostScript file"),
@@ -165,7 +168,7 @@ def _open(source: Readable, contract: InputContract, name: str) -> Picture:
     if not source.is_file():  # a pipe would block for ever
         raise InputError("VD3001", "is not a file, or does not exist", file=source)
     try:
-        with source.open("rb") as stream:
+        with files.open_regular(source) as stream:
             return _decode(stream, contract, name or str(source))
     except OSError as exc:  # not the decoder's, which _decode translates
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=source) from exc
@@ -174,6 +177,8 @@ def _open(source: Readable, contract: InputContract, name: str) -> Picture:
 def _decode(stream: IO[bytes], contract: InputContract, name: str) -> Picture:
     reader = _reader(stream, name)
     with _translate(name), reader(stream) as image:
+        if reader is _Jpeg:
+            _refuse_scans(stream, image.size[0] * image.size[1], name)
         return _take_pixels(image, contract, name)
 
 
@@ -198,6 +203,17 @@ def _take_pixels(image: Image.Image, contract: InputContract, name: str) -> Pict
     upright = image if turn is None or contract.exif == "ignore" else image.transpose(turn)
     pixels = np.array(_colour(upright, contract), dtype=np.uint8)
     return Picture(pixels.reshape(*pixels.shape[:2], contract.channels), turn is not None)
+
+
+def _refuse_scans(stream: IO[bytes], pixels: int, name: str) -> None:
+    """Refuse a JPEG that goes over its pixels again and again: half a megabyte of empty scans is minutes in the decoder."""
+    place = stream.tell()
+    stream.seek(0)
+    scans = stream.read().count(b"\xff\xda")
+    stream.seek(place)
+    if scans * pixels > _MAX_SCANNED:
+        message = f"has {scans:,} scans over {pixels:,} pixels, more than any encoder writes"
+        raise InputError("VD3103", message, file=name or None, fix="save it again, or leave it out")
 
 
 def _reader(stream: IO[bytes], name: str) -> type[ImageFile]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from vitdeploy import files
 from vitdeploy.data import arrays
 from vitdeploy.data.identity import identify
 from vitdeploy.data.images import Picture
@@ -94,7 +95,7 @@ def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: 
 
 def _read_bytes(place: _Place) -> bytes:
     try:
-        with place.shard.open("rb") as stream:
+        with files.open_regular(place.shard) as stream:
             stream.seek(place.offset)
             return stream.read(place.size)
     except OSError as exc:
@@ -114,7 +115,7 @@ def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:
         raise _refuse(shard, f"is not a whole, uncompressed tar: {first_line(exc)}") from exc
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror or first_line(exc)}", file=shard) from exc
-    with shard.open("rb") as stream:  # tarfile takes a damaged header for the end
+    with files.open_regular(shard) as stream:  # tarfile takes a damaged header for the end
         stream.seek(end)
         if stream.read(512) != bytes(512):
             raise _refuse(shard, "is cut off or damaged: its end is not marked")

@@ -301,7 +301,7 @@ def _text_lines(path: Path) -> Iterable[tuple[int, _Line]]:
 
 
 def _json_lines(path: Path) -> Iterable[tuple[int, _Line]]:
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         for number, raw in enumerate(stream, 1):
             if raw.strip():
                 try:
@@ -327,7 +327,7 @@ def read_class_names(place: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        names = tuple(path.read_text(encoding="utf-8-sig").split("\n"))
+        names = tuple(files.read_text(path, strict=True).split("\n"))
     except UnicodeDecodeError as exc:
         raise InputError("VD3105", "is not UTF-8 text", file=path, fix="save it as UTF-8") from exc
     names = tuple(name.strip() for name in names)

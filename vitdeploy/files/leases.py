@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy.errors import MachineError
+
 _LOCK = ".lock"
 _HELD = (errno.EAGAIN, errno.EACCES)
 
@@ -44,9 +46,13 @@ def lease_folder() -> Lease:
     """A new, empty folder below TMPDIR for this process alone; what dead processes left there is removed.
 
     It takes its name when it is locked. A sweep that meets one that is just being made may win: then another is made.
+
+    Raises:
+        MachineError: VD4004, there is no place for it.
+        OSError: It can't be made.
     """
     sweep_leases()
-    place = Path(tempfile.gettempdir())
+    place = _find_place()
     while True:
         bare = Path(tempfile.mkdtemp(prefix=".vitdeploy-", dir=place))
         with suppress(FileNotFoundError):
@@ -71,8 +77,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def sweep_leases() -> None:
-    """Remove what processes left below TMPDIR that are dead."""
-    place = Path(tempfile.gettempdir())
+    """Remove what processes left below TMPDIR that are dead.
+
+    Raises:
+        MachineError: VD4004, there is no such folder.
+    """
+    place = _find_place()
     for folder in (*place.glob("vitdeploy-*"), *place.glob(".vitdeploy-????????")):
         with suppress(OSError):  # another user's, not a folder of ours, or just removed by its owner
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
@@ -85,6 +95,14 @@ def sweep_leases() -> None:
                 Lease(folder, lock).end()
             else:
                 os.close(lock)
+
+
+def _find_place() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as exc:
+        fix = "set TMPDIR to a folder that can be written"
+        raise MachineError("VD4004", "there is no folder for temporary files", fix=fix) from exc
 
 
 def take(lock: int, *, unknown: bool = False) -> bool:

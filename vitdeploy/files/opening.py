@@ -6,10 +6,14 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from vitdeploy.errors import InputError, TrustError
 
+LARGEST_TEXT = 64 << 20
+"""Bytes that nothing of what people and programs write as text, settings or records comes near to."""
+Identity = tuple[int, int, int, int, int]
+"""Device, number, size, and the times of the last write and the last change."""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -27,7 +31,7 @@ def name_kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "")
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BinaryIO:
     """A file, open for reading. What could give no end of bytes, or none for ever, is not opened.
 
     Raises:
@@ -35,7 +39,7 @@ def open_regular(path: Path) -> IO[bytes]:
         InputError: VD3001, a pipe, a device or a socket.
     """
     _refuse_kind(path, path.stat().st_mode)  # before it is opened: some devices act on that alone
-    stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller's)
+    stream: BinaryIO = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller's)
     try:
         _refuse_kind(path, os.fstat(stream.fileno()).st_mode)
         os.set_blocking(stream.fileno(), True)
@@ -62,17 +66,56 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
     return data
 
 
+def read_text(path: Path, *, strict: bool = False) -> str:
+    """A regular file's text: UTF-8, with or without a byte order mark, any line ends.
+
+    Args:
+        path: The file.
+        strict: Whether what is no text raises UnicodeDecodeError; else it is replaced.
+
+    Raises:
+        OSError, InputError: As `read_bytes`.
+    """
+    text = read_bytes(path, LARGEST_TEXT).decode("utf-8-sig", "strict" if strict else "replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex.
 
     Raises:
         OSError, InputError: As `open_regular`.
     """
+    return digest_file(path)[0]
+
+
+def digest_file(path: Path) -> tuple[str, Identity]:
+    """SHA-256 of a file's bytes, in hex, and which file that was.
+
+    Raises:
+        OSError, InputError: As `open_regular`.
+    """
     digest = hashlib.sha256()
     with open_regular(path) as stream:
+        identity = _identify(os.fstat(stream.fileno()))
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return digest.hexdigest(), identity
+
+
+def identify(path: Path) -> Identity | None:
+    """Which file has that name now, as of its last change; None where there is none.
+
+    A file that was written to, replaced, or moved away and back is another: no program sets the time of a change.
+    """
+    try:
+        return _identify(path.stat())
+    except OSError:
+        return None
+
+
+def _identify(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def inside(folder: Path, name: str) -> Path:

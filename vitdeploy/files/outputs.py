@@ -98,7 +98,7 @@ def find_strangers(folder: Path, listed: Collection[str]) -> list[str]:
 
 
 def _try_place(real: Path, out: Path, *, replaced: bool) -> None:
-    """Make a folder beside, and try to move the one that lies there: onto a folder that is not empty, so that it never moves."""
+    """Make a folder beside, move it, and try to move the one that lies there: onto a folder with something in it, so it stays."""
     if not replaced and real.is_dir():
         probe = make_folder(real / "probe")
         os.close(probe.lock)
@@ -112,10 +112,12 @@ def _try_place(real: Path, out: Path, *, replaced: bool) -> None:
         fix = "name a new folder in it" if real.is_dir() and os.access(real, os.W_OK) else "choose another place"
         raise UsageError("VD2008", why, file=out, fix=fix) from exc
     os.close(probe.lock)
+    moved = name_beside(probe.path.with_name(real.name), "tmp")
     try:
-        (probe.path / "x").mkdir()
+        os.rename(probe.path, moved)  # noqa: PTH104 (as below)
+        (moved / "x").mkdir()
         if real.is_dir():
-            os.rename(real, probe.path)  # noqa: PTH104 (of a folder that is never moved)
+            os.rename(real, moved)  # noqa: PTH104 (of a folder that is never moved)
     except OSError as exc:
         if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return
@@ -124,11 +126,12 @@ def _try_place(real: Path, out: Path, *, replaced: bool) -> None:
                 "VD2008", "is a mount point, which can't be replaced", file=out, fix="name a new folder in it"
             ) from exc
         if exc.errno == errno.EXDEV:
-            message = "can't be replaced: its file system does not move folders that lie in a layer below"
+            message = "can't be written: its file system does not move folders here (a layer below, as in a container's image)"
             raise UsageError("VD2008", message, file=out, fix="choose another folder") from exc
         raise
     finally:
         remove(probe.path)
+        remove(moved)
 
 
 @contextmanager

@@ -43,6 +43,8 @@ GRACE_S = 2.0
 _POLL_S = 0.2
 _FULL = 0.8
 """Share of the memory from which a crash is likely to be for want of it."""
+_MOST = 0.9
+"""Share of the memory of this machine, or of its container, that a child may hold."""
 _CLASSES = {kind.exit_code: kind for kind in (UsageError, InputError, MachineError, TrustError)}
 _CODE = "import sys; sys.path[:] = {path!r}; from vitdeploy.isolate.service import serve; serve({channel}, {life})"
 
@@ -279,6 +281,8 @@ class Child:
                     return self._channel.recv_into(view)
                 except TimeoutError:
                     self._poll()
+                    if machine.own_mib(self.pid) > _MOST * machine.machine_mib():
+                        self._fail("dead", 0)  # before the system ends whom it likes
 
         return receive_message(fill)
 

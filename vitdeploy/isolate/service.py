@@ -11,7 +11,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from vitdeploy import machine
@@ -143,6 +145,8 @@ def _die_with(life: int) -> None:
 def _apply_limits(start: dict[str, Any]) -> None:
     import resource  # Unix only
 
+    with suppress(OSError):  # where memory ends, this process is the one to go, and not who has started it
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _lower(resource.RLIMIT_CORE, 0, 0)
     _lower(resource.RLIMIT_FSIZE, start["file_mib"] << 20, start["file_mib"] << 20)
     if start["cpu_s"] is not None:

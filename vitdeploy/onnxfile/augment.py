@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from vitdeploy import files
 from vitdeploy.errors import UsageError, nearest
 from vitdeploy.onnxfile import edits
 from vitdeploy.onnxfile.edits import Edit
@@ -58,7 +59,7 @@ def augment(model: Path | bytes, tensors: Sequence[str]) -> Augmented:
     weights = list(parsed.main.tensors.values())
     beside = any(tensor.external for tensor in weights)
     moved = [] if beside else [edit for tensor in weights for edit in _point(tensor, whole.name)]
-    with model.open("rb") as stream:
+    with files.open_regular(model) as stream:
         edits.write(parsed, stream, [*moved, _name_outputs(parsed, tensors)], out)
     return Augmented(out.getvalue(), model.absolute().parent if beside else whole.parent)
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vitdeploy.errors import TrustError, VitdeployError
+from vitdeploy.files import open_regular
 from vitdeploy.onnxfile.model import Model, Tensor
 from vitdeploy.onnxfile.reader import refuse
 from vitdeploy.onnxfile.rules import STRING
@@ -151,7 +152,7 @@ def read_range(place: Range, files: dict[str, Beside], model: Model) -> bytes:
     Raises:
         InputError: VD3027, the file became shorter since it was checked.
     """
-    with files[place.location].file.open("rb") as stream:
+    with open_regular(files[place.location].file) as stream:
         stream.seek(place.offset)
         raw = stream.read(place.length)
     if len(raw) != place.length:

@@ -94,7 +94,7 @@ class Nodes:
     def _is_zero_inside(self, tensor: Tensor) -> bool | None:
         if any(part.end - part.start > LARGEST for part in tensor.data):
             return None
-        with self._path.open("rb") as stream:
+        with files.open_regular(self._path) as stream:
             for part in tensor.data:
                 stream.seek(part.start)
                 if part.value > 0 or any(stream.read(part.end - part.start)):
@@ -105,7 +105,7 @@ class Nodes:
         offset, length = int(entry.get("offset", "0")), int(entry.get("length", "-1"))
         if offset < 0 or length > LARGEST:
             return None
-        with files.inside(self._path.parent, entry["location"]).open("rb") as stream:
+        with files.open_regular(files.inside(self._path.parent, entry["location"])) as stream:
             stream.seek(offset)
             raw = stream.read(length if length >= 0 else LARGEST + 1)
         return None if len(raw) > LARGEST or len(raw) < length else not any(raw)

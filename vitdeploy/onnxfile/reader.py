@@ -18,6 +18,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import BinaryIO
 
+from vitdeploy import files
 from vitdeploy.errors import InputError
 from vitdeploy.kinds import expect
 from vitdeploy.onnxfile.model import DTYPES, Entry, Graph, Message, Model, Node, Port, Tensor
@@ -65,7 +66,7 @@ def read(path: Path) -> Model:
     """
     expect(path, "onnx", what="an ONNX model")
     try:
-        with path.open("rb") as stream:
+        with files.open_regular(path) as stream:
             now, identity = time.time_ns(), _identify(stream)
             kept = _kept.get((path, identity))
             if kept is not None:

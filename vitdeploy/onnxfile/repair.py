@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vitdeploy.errors import library
+from vitdeploy.files import open_regular
 from vitdeploy.onnxfile import edits
 from vitdeploy.onnxfile.edits import Edit
 from vitdeploy.onnxfile.external import BASE, Beside, Range, read_range
@@ -46,7 +47,7 @@ def write(model: Model, changes: list[Edit], target: Path) -> None:
         InputError: VD3027, the file became shorter since it was read.
         MachineError: VD4002, the disk is full; VD4004, the file system failed.
     """
-    with library("file system", target), model.path.open("rb") as source, target.open("xb") as out:
+    with library("file system", target), open_regular(model.path) as source, target.open("xb") as out:
         edits.write(model, source, changes, out)
 
 
@@ -60,5 +61,5 @@ def copy(files: dict[Path, Beside], folder: Path) -> None:
         target = folder / location
         with library("file system", target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with beside.file.open("rb") as source, target.open("xb") as out:
+            with open_regular(beside.file) as source, target.open("xb") as out:
                 shutil.copyfileobj(source, out)

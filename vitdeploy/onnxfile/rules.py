@@ -146,18 +146,17 @@ def _check_stored(model: Model, tensor: Tensor, sizes: str) -> None:
 def _check_names(model: Model) -> None:
     """In every graph each name is made once, all that is read is made, and nothing waits for itself."""
     _check_ports(model)
-    waiting: list[tuple[Graph, frozenset[str]]] = [(model.main, frozenset())]
-    waiting += [(function, frozenset()) for function in model.functions]
+    waiting: list[tuple[Graph, tuple[frozenset[str], ...]]] = [(graph, ()) for graph in (model.main, *model.functions)]
     while waiting:
         graph, outer = waiting.pop()
-        known = outer | _collect_made(model, graph)
+        known = (_collect_made(model, graph), *outer)  # no union: each of many graphs inside one would copy its names
         for node in graph.nodes:
             for name in node.inputs:
-                if name and name not in known:
+                if name and not any(name in scope for scope in known):
                     raise refuse(model.path, f"{node.title} reads {name!r}, which nothing makes")
             waiting += [(inner, known) for inner in node.graphs]
         for port in graph.outputs:
-            if port.name not in known:
+            if not any(port.name in scope for scope in known):
                 raise refuse(model.path, f"its output {port.name!r} is made by nothing")
         _check_order(model, graph)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from vitdeploy import jsonfile
+from vitdeploy import files, jsonfile
 from vitdeploy.errors import InputError, UsageError, first_line
 from vitdeploy.measure.bitmaps import compare, pack, unpack
 from vitdeploy.report import Gate, Images, Metric, Report, Row
@@ -120,7 +120,7 @@ def read_baseline(path: Path) -> Baseline:
         InputError: VD3001, it can't be read; VD3032, it is no baseline.
     """
     try:
-        baseline = msgspec.json.decode(path.read_bytes(), type=Baseline)
+        baseline = msgspec.json.decode(files.read_bytes(path, files.LARGEST_TEXT), type=Baseline)
         for each in baseline.candidates:
             if each.right:
                 unpack("".join(each.right), each.images)

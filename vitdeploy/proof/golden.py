@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy import files
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
@@ -144,7 +145,7 @@ def read(artifact: Artifact) -> Golden | None:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("too large")
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with files.open_regular(path) as stream, np.load(stream, allow_pickle=False) as arrays:
             golden = Golden(arrays["pixels"], arrays["output"], str(arrays["engine"]))
             if "original" in arrays:
                 golden = golden._replace(original=arrays["original"], author=str(arrays["author"]))

@@ -21,7 +21,9 @@ def format_verdict(verdict: Verdict) -> str:
     suite = ElementTree.SubElement(suites, "testsuite", {"name": "vitdeploy gate", **counts, "skipped": str(skipped)})
     for gate in verdict.gates:
         place = ".".join(part for part in (gate.about, gate.subject) if part) or "gate"
-        case = ElementTree.SubElement(suite, "testcase", {"classname": printable(place), "name": gate.name, "time": "0"})
+        case = ElementTree.SubElement(
+            suite, "testcase", {"classname": printable(place), "name": printable(gate.name), "time": "0"}
+        )
         text = printable(format_gate(gate))
         if _is_failure(gate, verdict):
             failure = ElementTree.SubElement(case, "failure", {"message": text, "type": gate.outcome})

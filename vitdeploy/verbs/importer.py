@@ -7,7 +7,6 @@ where the guess from shapes, the last operators and names is wrong. Every guess 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from vitdeploy import files
 from vitdeploy.amendments import read_contract, read_task
 from vitdeploy.artifact import Artifact, Record, sanitize
 from vitdeploy.backends.base import run_any
@@ -135,7 +135,7 @@ def _measure(artifact: Artifact, wanted: Mapping[str, object]) -> dict[str, Size
     """The sizes of some outputs, by one run on a generated image."""
     contract = artifact.spec.input
     tensor = images.to_tensor(synthetic.pixels(1, contract), contract)
-    with tempfile.TemporaryDirectory() as folder:
+    with files.temporary_folder() as folder:
         sane, _ = sanitize(artifact, Path(folder))
         with closing(golden.open_first(sane)) as runner:
             outputs = run_any(runner, tensor)

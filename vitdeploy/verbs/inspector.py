@@ -311,7 +311,7 @@ def _text(path: Path) -> Inspection:
     if path.suffix not in (".toml", ".json") or size > LARGEST_TEXT:
         raise InputError("VD3005", "is a text file of no kind that vitdeploy knows", file=path)
     try:
-        text = path.read_bytes().decode()
+        text = files.read_bytes(path, files.LARGEST_TEXT).decode()
         table = tomllib.loads(text) if path.suffix == ".toml" else msgspec.json.decode(text)
     except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError("VD3005", f"is not valid {path.suffix[1:].upper()}: {exc}", file=path) from exc
@@ -350,7 +350,7 @@ def _read_mapping(table: dict[str, Any], made: dict[str, Any]) -> Inspection:
 
 def _report(path: Path, made: dict[str, Any]) -> Inspection:
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report, strict=False)
+        report = msgspec.json.decode(files.read_bytes(path, files.LARGEST_TEXT), type=Report, strict=False)
     except msgspec.MsgspecError as exc:
         raise InputError("VD3005", f"is no report: {exc}", file=path) from exc
     facts = {

@@ -85,5 +85,5 @@ def _digest(path: Path) -> str:
         rows = [[str(file.relative_to(path)), files.sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     kinds.sniff(path)  # a missing file, or a folder, in our words
-    named = re.findall(r"""^spec\s*=\s*["'](.+)["']""", path.read_text(errors="replace"), re.M) if path.suffix == ".toml" else []
+    named = re.findall(r"""^spec\s*=\s*["'](.+)["']""", files.read_text(path), re.M) if path.suffix == ".toml" else []
     return files.sha256(path) + "".join(files.sha256(file) for name in named if (file := path.parent / name).is_file())

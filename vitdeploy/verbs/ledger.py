@@ -186,7 +186,7 @@ def read_ledger(path: Path) -> Ledger:
         InputError: VD3010, damaged, or of another version.
     """
     try:
-        ledger = msgspec.json.decode(path.read_bytes(), type=Ledger)
+        ledger = msgspec.json.decode(files.read_bytes(path, files.LARGEST_TEXT), type=Ledger)
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
     except (ValueError, RecursionError) as exc:

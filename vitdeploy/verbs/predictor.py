@@ -28,6 +28,7 @@ from vitdeploy.errors import InputError, MachineError, UsageError
 from vitdeploy.measure.probabilities import compute_probabilities
 from vitdeploy.progress import Progress, silent
 from vitdeploy.spec import ModelSpec
+from vitdeploy.tomlfile import require_positive
 from vitdeploy.words import GIVES, Task
 
 MANY = 16
@@ -56,10 +57,7 @@ class PredictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
-        for name in ("top", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")
+        require_positive(self, "top", "threads")
         if self.max_bad < 0:
             raise UsageError("VD2003", f"max_bad is {self.max_bad}", fix="use 0 or more")
 

@@ -11,7 +11,6 @@ that only the child needs.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -76,7 +75,7 @@ def quantize(  # noqa: PLR0913 (three of them are keywords that most callers lea
             config=config,
             folder=str(folder),
             current=str(Path.cwd()),
-            given=_save_given(calibration, config, stack.enter_context(tempfile.TemporaryDirectory())),
+            given=_save_given(calibration, config, str(stack.enter_context(files.temporary_folder()))),
             cache=str(files.cache_folder() / "quantize"),
             engines=tuple(TABLE.values()),
         )

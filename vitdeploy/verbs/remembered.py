@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitdeploy import files
 from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor
 from vitdeploy.errors import library
 
@@ -40,7 +41,7 @@ class Remembered:
         path = self._folder / _SETTINGS
         if not path.is_file():
             path.write_text(json.dumps(self._require().settings))
-        settings: dict[str, object] = json.loads(path.read_text())
+        settings: dict[str, object] = json.loads(files.read_text(path))
         return settings
 
     def run(self, tensor: Tensor) -> Outputs:

@@ -6,7 +6,6 @@ what stands for it; what it gave for the golden batch is then a table of its own
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from vitdeploy import files
 from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.base import OpenConfig, Runner, run_main
 from vitdeploy.backends.child import open_in_child
@@ -150,7 +150,7 @@ def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: Ex
         return None if config.data is None else open_dataset(Path(config.data), split=config.split)
     if config.data is not None:
         raise UsageError("VD2010", f"images were given, and the config names {config.data} too", fix="give one of them")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder = stack.enter_context(files.temporary_folder())
     return open_dataset(save(islice(given, config.limit), folder))
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitdeploy import machine
 from vitdeploy.backends.tensorrt.key import SECRET_BYTES, EngineKey, require_same, seal, secret_file, verify
 from vitdeploy.errors import TrustError
 
@@ -27,6 +28,7 @@ KEY = EngineKey(
     tensorrt="10.3.0",
     options={"effort": 3, "architectures": []},
     onnx="ab" * 32,
+    spec="12" * 32,
 )
 CHANGES = {
     "backend": "tensorrt-rtx",
@@ -38,6 +40,7 @@ CHANGES = {
     "typing": "weak",
     "options": {"effort": 4},
     "onnx": "cd" * 32,
+    "spec": "34" * 32,
 }
 
 
@@ -123,6 +126,7 @@ def test_no_two_engines_have_one_tag(one, other):
         ("cuda", "CUDA 12.6, here is 13.0"),
         ("tensorrt", "TensorRT 10.3.0, here is 10.7.0"),
         ("onnx", "another ONNX file (abababababab) than the one beside it (cdcdcdcdcdcd)"),
+        ("spec", "another input or other classes than the record beside it says"),
     ],
 )
 def test_what_changed_is_named_with_both_values(name, said):
@@ -131,6 +135,13 @@ def test_what_changed_is_named_with_both_values(name, said):
         require_same(KEY, now, FILE, FIX)
     assert said in error.value.message
     assert (error.value.code, error.value.fix) == ("VD7004", FIX)
+
+
+def test_another_machine_with_the_same_home_has_another_key(monkeypatch):
+    """Homes are shared over a network, and the file of the key lies in images: the machine's own number is mixed in."""
+    signed = seal(PLAN, KEY)
+    monkeypatch.setattr(machine, "read_identity", lambda: "another")
+    assert "was not built by this user on this machine" in refused(signed=signed).message
 
 
 def test_an_engine_without_a_device_fits_any():

@@ -20,7 +20,6 @@ from vitdeploy.backends import cache, settings
 from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_f32
 from vitdeploy.backends.onnxruntime.kernels import read_kernels
 from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest
-from vitdeploy.files import inside
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.nodes import read_nodes
 from vitdeploy.onnxfile.summary import read_graph
@@ -139,7 +138,7 @@ class OnnxRuntimeRunner:
         if self._artifact.record.entry != _OPTIMISED:
             return self._of_source(), None
         batch = _batch(self._artifact)
-        why = cache.explain_misfit(self._artifact.folder, _stamp(batch))
+        why = cache.explain_misfit(self._artifact.locate(cache.NAME).parent, _stamp(batch))
         if not why:
             try:
                 return _open_session(self._model, make_options(self._config, optimise=False), self._providers), "yes"
@@ -150,7 +149,7 @@ class OnnxRuntimeRunner:
         return self._of_source(), f"no: {why}"
 
     def _of_source(self) -> Any:  # noqa: ANN401 (onnxruntime.InferenceSession, which has no types)
-        self._model = inside(self._artifact.folder, _SOURCE)
+        self._model = self._artifact.locate(_SOURCE)
         axes = _batch_axis(self._model, _batch(self._artifact))
         return _open_session(self._model, make_options(self._config, axes), self._providers)
 
@@ -177,7 +176,7 @@ class OnnxRuntimeRunner:
         if self._providers[0] not in _WRITABLE:
             return ()
         optimise = self.settings.get("optimised") != "yes"
-        source = self._model if optimise else inside(self._artifact.folder, _SOURCE)
+        source = self._model if optimise else self._artifact.locate(_SOURCE)
         axis = _batch_axis(source, _batch(self._artifact)) if optimise else {}
         with tempfile.TemporaryDirectory() as folder:
             options = make_options(self._config, axis, optimise=optimise)

@@ -183,6 +183,8 @@ class OpenVinoRunner:
         """The compiled model: the one that was kept, if it fits here, else compiled now."""
         folder, record = self._artifact.folder, self._artifact.record
         if record.kind == OpenVino.name and (folder / _BLOB).is_file():
+            for name in (_BLOB, cache.NAME):
+                self._artifact.locate(name)
             why = cache.explain_misfit(folder, _stamp(self._core, self._device, self._wanted, self._artifact))
             if not why:
                 try:
@@ -200,6 +202,8 @@ class OpenVinoRunner:
         return self._core.compile_model(self._read(), self._device, self._wanted)
 
     def _read(self) -> Any:  # noqa: ANN401 (openvino.Model)
+        if (weights := self._artifact.model.with_suffix(".bin")).is_file():  # which the engine opens by itself
+            self._artifact.locate(weights.name)
         model = self._core.read_model(self._artifact.model)
         if self._artifact.record.kind == OpenVino.name:
             _require_same_spec(model, self._artifact)

@@ -81,7 +81,7 @@ class TensorRt:
         if place.device is None:
             message = f"no CUDA device: {place.reason}"
             raise MachineError("VD4010", message, file=artifact.model, fix="run this on the machine with the GPU")
-        require_same(key, self._key(place, key.onnx, None), artifact.model, self._again(artifact))
+        require_same(key, self._key(place, key.onnx, artifact, None), artifact.model, self._again(artifact))
         from vitdeploy.backends.tensorrt.runner import TensorRtRunner
 
         return TensorRtRunner(self._module, plan, artifact, config)
@@ -102,7 +102,7 @@ class TensorRt:
         notes = rules.check(artifact.model, rules.Target(rtx, self._capabilities(config, place)))
         source = folder / SOURCE
         check.copy(artifact.model, source, taken=(PLAN, SHEET, RECORD))
-        key = self._key(place, _digest(source), config)
+        key = self._key(place, _digest(source), artifact, config)
         cache = None if rtx else timing_cache(key)
         if again and cache is not None:
             cache.unlink(missing_ok=True)  # with it the builder would choose the same kernels
@@ -137,8 +137,8 @@ class TensorRt:
         """The engine's bytes and its key, both shown to be of this machine and of the ONNX file beside them."""
         again, path = self._again(artifact), artifact.folder / SHEET
         try:
-            sheet = msgspec.json.decode(path.read_bytes(), type=Sheet)
-            plan = artifact.model.read_bytes()
+            sheet = msgspec.json.decode(files.read_bytes(path, files.LARGEST_TEXT), type=Sheet)
+            plan = files.read_bytes(artifact.model)
         except (OSError, msgspec.MsgspecError, RecursionError) as exc:
             raise InputError("VD3010", f"is missing or damaged: {exc}", file=path, fix=again) from exc
         if sheet.schema_version != SCHEMA or sheet.key.backend != self.name:
@@ -147,11 +147,13 @@ class TensorRt:
         verify(plan, sheet.key, sheet.seal, artifact.model, again)
         source = artifact.folder / SOURCE
         onnx = _digest(source) if source.is_file() else sheet.key.onnx
-        now = msgspec.structs.replace(sheet.key, onnx=onnx, tensorrt=str(self._module.__version__))
+        now = msgspec.structs.replace(
+            sheet.key, onnx=onnx, tensorrt=str(self._module.__version__), spec=_digest_spec(artifact) if sheet.key.spec else ""
+        )
         require_same(sheet.key, now, artifact.model, again)
         return plan, sheet.key
 
-    def _key(self, place: Place, onnx: str, config: CompileConfig | None) -> EngineKey:
+    def _key(self, place: Place, onnx: str, artifact: Artifact, config: CompileConfig | None) -> EngineKey:
         """The key of what is built here and now; without the device for TensorRT-RTX, whose engines have none."""
         settings = {} if config is None else {name: msgspec.to_builtins(getattr(config, name)) for name in _OPTIONS}
         key = EngineKey(
@@ -160,6 +162,7 @@ class TensorRt:
             typing="weak" if config is not None and config.weakly_typed else "strong",
             options=settings,
             onnx=onnx,
+            spec=_digest_spec(artifact),
         )
         if place.device is None or library.is_rtx(self._module):
             return key
@@ -225,6 +228,11 @@ class TensorRtRtx(TensorRt):
     """
 
     name = "tensorrt-rtx"
+
+
+def _digest_spec(artifact: Artifact) -> str:
+    """Of the model and its input contract: an engine is of both, and neither is inside it."""
+    return hashlib.sha256(msgspec.json.encode(artifact.spec)).hexdigest()
 
 
 def _digest(onnx: Path) -> str:

@@ -212,7 +212,7 @@ class _Work:
         """Attach timings of earlier builds, or new ones where there are none that fit."""
         if cache is None:
             return ()
-        old = cache.read_bytes() if cache.is_file() else b""
+        old = files.read_bytes(cache) if cache.is_file() else b""
         self.cache = self.options.create_timing_cache(old)
         if self.cache is not None and self.options.set_timing_cache(self.cache, False):  # False: never another device's
             return ()

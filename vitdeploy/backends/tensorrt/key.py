@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from vitdeploy import machine
 from vitdeploy.errors import TrustError, library
 from vitdeploy.files import find_base
 
@@ -42,6 +43,7 @@ class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         typing: ``strong`` when the file's types are kept, ``weak`` when the builder has chosen.
         options: Settings that change the engine.
         onnx: Digest of the ONNX file and what lies beside it.
+        spec: Digest of the model and its input contract, which the record beside the engine says; "" before it was kept.
     """
 
     backend: str
@@ -53,6 +55,7 @@ class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     typing: str = "strong"
     options: dict[str, Any] = {}
     onnx: str
+    spec: str = ""
 
     @property
     def digest(self) -> str:
@@ -119,13 +122,15 @@ def require_same(key: EngineKey, now: EngineKey, file: Path, fix: str) -> None:
     Raises:
         TrustError: VD7004, naming the first thing that changed, with both values.
     """
-    for name in (*_PLACE, "onnx"):
+    for name in (*_PLACE, "onnx", "spec"):
         old, new = str(getattr(key, name)), str(getattr(now, name))
         if old in ("", new) or (name == "tensorrt" and key.options.get("compatible") and _numbers(new) > _numbers(old)):
             continue
         message = f"was built with {_WORDS.get(name, name)} {old}, here is {new or 'none'}"
         if name == "onnx":
             message = f"was built from another ONNX file ({old[:12]}) than the one beside it ({new[:12]})"
+        if name == "spec":
+            message = "was built for another input or other classes than the record beside it says"
         raise TrustError("VD7004", message, file=file, fix=fix)
 
 
@@ -149,7 +154,10 @@ def require_secret() -> None:
 
 
 def _secret() -> bytes:
-    """This user's secret; made when there is none."""
+    """This user's secret on this machine; its file is made when there is none.
+
+    A home may be shared by machines, and a file may be in an image of many: the machine's own identity is mixed in.
+    """
     path = secret_file()
     if not path.exists() and not path.is_symlink():
         _make(path)
@@ -171,7 +179,7 @@ def _secret() -> bytes:
         os.close(descriptor)
     if len(secret) != SECRET_BYTES:
         raise TrustError("VD7004", "the key of this machine is damaged", file=path, fix=fix)
-    return secret
+    return hmac.new(secret, machine.read_identity().encode(), hashlib.sha256).digest()
 
 
 def _make(path: Path) -> None:

@@ -59,3 +59,15 @@ def test_a_recipe_that_runs_no_code_is_told(job) -> None:
     with pytest.raises(UsageError, match="imports no code") as caught:
         load_permitted(job, "job/theirs.py:build")
     assert caught.value.code == "VD2010"
+
+
+def test_no_recipe_trusts_a_pickle(job, capsys) -> None:
+    """Whoever wrote the recipe may have written the pickle, too."""
+    job.write_text(f"[model]\nsource = 'vit_tiny_patch16_224'\nweights = 'w.pt'\ntrust_pickle = '{'0' * 64}'\n")
+    with pytest.raises(TrustError, match="would run the code in a pickle") as caught:
+        build(job, "out")
+    assert caught.value.code == "VD7009"
+    assert main(["build", str(job), "-o", "out"]) == 7
+    assert "--trust-pickle" in capsys.readouterr().err
+    assert not Path("out").exists()
+    assert main(["inspect", str(job)]) == 0

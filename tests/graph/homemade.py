@@ -65,19 +65,22 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """An encoder, and a decoder whose queries look at it: `nn.Transformer`, its target kept in the network."""
+    """An encoder, and a decoder whose queries look at it; the target is kept in the network."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cut, self.places = nn.Conv2d(3, WIDTH, PATCH, PATCH), nn.Parameter(torch.randn(1, TOKENS - 1, WIDTH))
         self.queries = nn.Parameter(torch.randn(1, 4, WIDTH))
-        options = {"batch_first": True, "norm_first": True, "activation": "gelu", "dropout": 0.0}
-        self.both = nn.Transformer(WIDTH, HEADS, DEPTH, DEPTH, 2 * WIDTH, **options)
+        options = {"batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, "gelu", **options)
+        self.encoder = nn.TransformerEncoder(layer, DEPTH, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, "gelu", **options)
+        self.decoder = nn.TransformerDecoder(layer, DEPTH, nn.LayerNorm(WIDTH))
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.cut(pixels).flatten(2).transpose(1, 2) + self.places
-        return self.head(self.both(x, self.queries.expand(x.shape[0], -1, -1)).mean(1))
+        return self.head(self.decoder(self.queries.expand(x.shape[0], -1, -1), self.encoder(x)).mean(1))
 
 
 class LastNorm(nn.LayerNorm):

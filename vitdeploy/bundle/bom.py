@@ -6,7 +6,6 @@ Source: CycloneDX 1.6, JSON; component type ``machine-learning-model`` with a mo
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from vitdeploy.bundle.manifest import PackedModel, Source
 from vitdeploy.spec import ModelSpec
@@ -32,7 +31,7 @@ def write_bom(  # noqa: PLR0913 (what it is made of)
         models: Its forms.
         source: Where its weights came from.
     """
-    component: dict[str, Any] = {
+    component: dict[str, object] = {
         "type": "machine-learning-model",
         "bom-ref": name,
         "name": name,
@@ -63,7 +62,7 @@ def write_bom(  # noqa: PLR0913 (what it is made of)
     return json.dumps(bom, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def _describe(spec: ModelSpec) -> dict[str, Any]:
+def _describe(spec: ModelSpec) -> dict[str, object]:
     contract = spec.input
     return {
         "task": _TASKS[spec.task],
@@ -74,9 +73,9 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _list_model(name: str, model: PackedModel) -> dict[str, Any]:
+def _list_model(name: str, model: PackedModel) -> dict[str, object]:
     """One form of the model, with what was measured of it."""
-    component: dict[str, Any] = {
+    component: dict[str, object] = {
         "type": "machine-learning-model",
         "bom-ref": f"{name}:{model.folder}",
         "name": model.folder,

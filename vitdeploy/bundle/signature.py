@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitdeploy import files
 from vitdeploy.bundle import p256
@@ -162,7 +162,7 @@ def write_keys(keys: KeyPair, path: Path) -> Path:
     return public
 
 
-def _state(digests: Digests, name: str) -> dict[str, Any]:
+def _state(digests: Digests, name: str) -> dict[str, object]:
     """The statement: every file with its digest, and a digest of these in the order of the names."""
     names = sorted(digests)
     whole = hashlib.sha256(b"".join(bytes.fromhex(digests[each]) for each in names)).hexdigest()

@@ -103,7 +103,7 @@ class Failure(msgspec.Struct, kw_only=True):
     exit: int
 
 
-def make_schema(name: str) -> dict[str, Any]:
+def make_schema(name: str) -> dict[str, object]:
     """The JSON Schema (2020-12) of one of `SOURCES`.
 
     Raises:
@@ -137,7 +137,7 @@ def make_schema(name: str) -> dict[str, Any]:
     return schema
 
 
-def _allow_all(kind: type) -> dict[str, Any]:
+def _allow_all(kind: type) -> dict[str, object]:
     """Of a type that says nothing."""
     return {"title": "Anything"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -57,7 +57,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     about: str
     subject: str
     artifact: str
-    contract: dict[str, Any] = {}
+    contract: dict[str, object] = {}
     data: str = ""
     images: int = 0
     right: tuple[str, ...] = ()
@@ -187,7 +187,7 @@ def _keep_answers(report: Report) -> Iterator[Candidate]:
         yield msgspec.structs.replace(candidate, contract=contract, data=images.digest, images=images.count, right=lines)
 
 
-def _read_contract(report: Report) -> dict[str, Any]:
+def _read_contract(report: Report) -> dict[str, object]:
     """How images become pixels; not how an engine takes them."""
     contract = msgspec.json.decode(msgspec.json.encode(report.settings.get("contract", {})))  # lists, as in the file
     return {name: value for name, value in sorted(contract.items()) if name != "tensor"}

@@ -158,7 +158,7 @@ WINDOWED = {
         pytest.param(name, exporter, marks=[pytest.mark.slow] if exporter == "dynamo" or "_" not in name else [])
         for name in WINDOWED
         for exporter in ("script", "dynamo")
-        if (name, exporter) != ("Swin", "dynamo")  # torch's own exporter fails
+        if (name, exporter) not in (("Swin", "dynamo"), ("maxvit_rmlp_pico_rw_256", "dynamo"))  # torch's own exporter fails
     ],
 )
 def test_windows_and_relative_positions(name, exporter) -> None:
@@ -173,9 +173,9 @@ def test_windows_and_relative_positions(name, exporter) -> None:
     if name != "Swin":  # where windows are shifted, its file computes a size at run time
         assert prepared.rewrites["head-rotation"] == len(structure.attentions)
     inside = {linear.name for linear in structure.linears}
-    for node in model.graph:
-        if is_linear(node) and node.name not in inside:
-            assert sizes(node.inputs[0])[1:-1] in ((), (1,), (1, 1)) or "rotate" in str(node.name), node.name
+    left = [node for node in model.graph if is_linear(node) and node.name not in inside and "rotate" not in str(node.name)]
+    of_tokens = [node.name for node in left if sizes(node.inputs[0])[1:-1] not in ((), (1,), (1, 1))]
+    assert len(of_tokens) == (name == "Swinv2"), of_tokens  # its layer between stages stands before the norm, and stays float
     foreign.check(before, ir.to_proto(model), (3, foreign.WINDOW_SIDE, foreign.WINDOW_SIDE), batches=(2,))
 
 

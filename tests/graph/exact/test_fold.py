@@ -244,7 +244,9 @@ def test_all_rewrites_of_our_own_networks(name, layout) -> None:
     after = vits.same(before, model)
     spec = CASES[name]
     norms = [site for site in prepared.structure.sites if site.kind == "norm"]
-    assert prepared.rewrites["norm-affine"] == prepared.rewrites["rotation"] == len(norms)
+    assert prepared.rewrites["norm-affine"] == len(norms)
+    of_stream = [site for site in norms if site.linears[0].shape[0] == spec.width]  # a norm inside a block reads another
+    assert prepared.rewrites["rotation"] == len(of_stream) > 0
     for site in norms:
         weight = constant(site.maker.inputs[1]) if site.maker is not None else None
         assert weight is not None and (weight == 1).all()

@@ -9,11 +9,12 @@ from vitdeploy.artifact.artifact import (
     sanitize,
     set_key,
 )
-from vitdeploy.artifact.recording import OURS, RECORD, SCHEMA, Record, encode, read_record, seal
+from vitdeploy.artifact.recording import OURS, OWN_DIGEST, RECORD, SCHEMA, Record, encode, read_record, seal
 
 __all__ = [
     "METADATA_SPEC",
     "OURS",
+    "OWN_DIGEST",
     "RECORD",
     "SCHEMA",
     "Artifact",

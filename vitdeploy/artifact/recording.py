@@ -21,7 +21,7 @@ from vitdeploy.words import RecordPrecision
 
 RECORD = "artifact.json"
 SCHEMA = 2
-_OWN = "sha256"
+OWN_DIGEST = "sha256"
 """Key of the record's digest of itself, which notices accidents: whoever changes a record on purpose can write another one."""
 
 
@@ -98,7 +98,7 @@ def seal(folder: Path, record: Record) -> Record:
 def encode(record: Record) -> str:
     """The record as the text of ``artifact.json``, with the digest of all else in it."""
     table = json.loads(jsonfile.encode(record))
-    return jsonfile.encode(table | {_OWN: _digest(table)})
+    return jsonfile.encode(table | {OWN_DIGEST: _digest(table)})
 
 
 def _digest(table: dict[str, Any]) -> str:
@@ -120,7 +120,7 @@ def read_record(path: Path, *, edited: bool = False) -> Record:
         table = json.loads(files.read_bytes(path, files.LARGEST_TEXT))
         if isinstance(table, dict):
             _check_schema(table.get("schema_version", SCHEMA), path)
-            own = table.pop(_OWN, None)  # none was written before
+            own = table.pop(OWN_DIGEST, None)  # none was written before
             if not edited and own is not None and own != _digest(table):
                 message = "changed after it was written (its sha256 is of something else)"
                 raise InputError("VD3010", message, file=path, fix="make the artifact again")

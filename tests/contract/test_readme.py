@@ -97,7 +97,7 @@ def test_the_worked_example_of_a_mapping(place) -> None:
     state = torch.nn.ModuleDict(parts).state_dict() | {"cls": torch.randn(32), "pos": torch.randn(17, 32)}
     torch.save(state, place / "checkpoint.pth")
     page = "vitdeploy/checkpoints/README.md"
-    spec, rules = (block for other, language, block in BLOCKS if (other, language) == (page, "toml"))
+    spec, rules, *_ = (block for other, language, block in BLOCKS if (other, language) == (page, "toml"))
     (place / "my_vit.toml").write_text(spec)
     (place / "mapping.toml").write_text(rules)
     command = next(line for line in re.findall(r"`(vitdeploy export .+?)`", PAGES[page]) if "mapping.toml" in line)

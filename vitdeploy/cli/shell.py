@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,10 @@ from vitdeploy.errors import (
 )
 
 PIPE_CLOSED = 141
+LONGEST_WAIT_S, _MOMENT_S = 5.0, 0.02
+"""How long what must not be cut short may go on after the first signal, and how often it is looked whether it ended."""
+_WHOLE = "vitdeploy.files"
+"""Modules that make, flush, exchange and remove folders: none is left that nobody knows of."""
 GROUPS = BUILD, PROVE, SHIP, LOOK = "Build", "Prove", "Ship", "Look"
 _CLICK: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """click's own error. typer carries click inside or depends on it, as its version will; this name is right for both."""
@@ -306,18 +311,42 @@ def _close_pipe() -> int:
     return PIPE_CLOSED
 
 
+def _wait_for_end(frame: FrameType | None, end: float) -> bool:
+    """Whether a module is being imported, or a folder made or removed, and there is time; then the alarm rings in a moment."""
+    while frame is not None and not (
+        frame.f_code.co_filename.startswith("<frozen importlib") or str(frame.f_globals.get("__name__")).startswith(_WHOLE)
+    ):
+        frame = frame.f_back
+    waits = frame is not None and time.monotonic() < end and hasattr(signal, "SIGALRM")
+    if waits:
+        signal.setitimer(signal.ITIMER_REAL, _MOMENT_S)
+    return waits
+
+
 @contextmanager
 def _treat_signals_as_interrupt() -> Iterator[list[int]]:
     """SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files are removed, finished stages stay.
+
+    What is just being imported is imported to its end first: native code that calls Python then, as torch's does, ends the
+    process with SIGABRT where that raises. So are folders that are just made or removed. A second signal, or more than
+    `LONGEST_WAIT_S`, waits for nothing.
 
     Yields:
         The signals that came: whatever else fails after one, the command was interrupted.
     """
     heard: list[int] = []
+    end = 0.0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal end
         heard.append(number)
-        raise KeyboardInterrupt
+        end = time.monotonic() + LONGEST_WAIT_S
+        if len(heard) > 1 or not _wait_for_end(frame, end):
+            raise KeyboardInterrupt
+
+    def look_again(_: int, frame: FrameType | None) -> None:
+        if not _wait_for_end(frame, end):
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
         yield heard
@@ -325,8 +354,12 @@ def _treat_signals_as_interrupt() -> Iterator[list[int]]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's wish is kept
     before = {number: signal.signal(number, interrupt) for number in numbers}
+    if hasattr(signal, "SIGALRM"):
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, look_again)
     try:
         yield heard
     finally:
+        if hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +157,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[Report, ...] = ()
     verdict: Verdict | None = None
     images: Images | None = None
+
+    @property
+    def about(self) -> str:
+        """The artifact's name, or what the report is called."""
+        return str(self.settings.get("artifact", self.title))
+
+    def list_all(self) -> Iterator[Report]:
+        """Itself, and every part of it at any depth."""
+        yield self
+        for part in self.parts:
+            yield from part.list_all()
 
     @property
     def is_recorded(self) -> bool:

@@ -160,7 +160,7 @@ def test_what_is_no_bundle(tmp_path):
     (tmp_path / "a.vdb").write_text("hello")
     (tmp_path / "folder.vdb").mkdir()
     os.mkfifo(tmp_path / "fifo.vdb")
-    for name, says in {"a": "has a header", "folder": "is no bundle", "fifo": "no regular file", "none": "can't be read"}.items():
+    for name, says in {"a": "has a header", "folder": "is no bundle", "fifo": "a named pipe", "none": "can't be read"}.items():
         with pytest.raises(InputError, match=says):
             check(tmp_path / f"{name}.vdb")
 

@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from vitdeploy.errors import InputError, VitdeployError
 from vitdeploy.onnxfile import wire
 from vitdeploy.onnxfile.model import DTYPES, Port
-from vitdeploy.onnxfile.summary import OnnxGraph, read_graph
+from vitdeploy.onnxfile.summary import OnnxGraph, list_files, read_graph
 from vitdeploy.onnxfile.wire import encode_field as message
 from vitdeploy.onnxfile.wire import encode_varint
 
@@ -241,3 +241,14 @@ def test_changed_and_cut_bytes_never_escape(tmp_path: Path) -> None:
     assert ends["read"] > 50
     assert ends["VD3011"] > 500
     assert time.monotonic() - begin < 60
+
+
+def test_all_files_of_a_model_are_listed_whatever_their_names(tmp_path) -> None:
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    external_data_helper.set_external_data(tensor, "parts/weights of it.bin")
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph([node], "g", [x], [y], [tensor])).SerializeToString())
+    (tmp_path / "net.onnx.notes").write_text("of somebody")
+    assert list_files(path) == (path, tmp_path / "parts" / "weights of it.bin")

@@ -133,7 +133,8 @@ class TestFaults:
 
         def make(name: str, artifact: Artifact) -> Artifact:
             (tmp_path / name).mkdir()
-            onnx.save(rename(onnx.load(artifact.model)), tmp_path / name / "model.onnx")
+            beside = {"save_as_external_data": True, "location": "tensors.bin", "size_threshold": 256} if name == "source" else {}
+            onnx.save(rename(onnx.load(artifact.model)), tmp_path / name / "model.onnx", **beside)
             return Artifact(tmp_path / name, Record(spec=artifact.spec, made_by="import", precision=artifact.record.precision))
 
         source, spoiled = (

@@ -169,8 +169,7 @@ class Bundle:
         if self._stream is not None:
             yield from archive.read_parts(self._stream, self._entries[name])
             return
-        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as stream:
+        with files.open_regular(self.path / name) as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk
 
@@ -189,8 +188,8 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a path is meant as a bundle: a file with its suffix, or a folder with a manifest."""
-    return path.suffix == archive.SUFFIX or (path / manifest.FILE).is_file()
+    """Whether a path is meant as a bundle: a file with its suffix, or a folder with a manifest and models."""
+    return path.suffix == archive.SUFFIX or ((path / manifest.FILE).is_file() and (path / MODELS).is_dir())
 
 
 @contextmanager
@@ -198,7 +197,7 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     """Open a bundle. What is in it has been listed, and not yet compared with its digests; see `Bundle.check`.
 
     Raises:
-        InputError: VD3001, nothing is there; VD3030, it is no bundle, or damaged.
+        InputError: VD3001, nothing is there, or no file; VD3030, it is no bundle, or damaged.
         TrustError: VD7007, it holds other files than its manifest lists, or something that is no file.
     """
     with ExitStack() as stack:
@@ -206,12 +205,9 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
             yield Bundle(path, None, _list_folder(path))
             return
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for a writer
+            stream = stack.enter_context(files.open_regular(path))
         except OSError as exc:
             raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
-        stream = stack.enter_context(os.fdopen(descriptor, "rb"))
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise InputError("VD3030", "is no regular file", file=path, fix="give a bundle that `vitdeploy pack` wrote")
         yield Bundle(path, stream, archive.list_entries(stream, path))
 
 

@@ -87,12 +87,10 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What a box must have.
 
     Attributes:
-        python: Lowest version.
         engines: One of these engines, by name.
         disk_mib: For the bundle and its largest model beside it.
     """
 
-    python: str = "3.10"
     engines: tuple[str, ...]
     disk_mib: _Count
 

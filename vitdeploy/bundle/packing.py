@@ -21,7 +21,7 @@ from vitdeploy.bundle.bundle import EXPECTED, MODELS, SAMPLES
 from vitdeploy.bundle.manifest import PackedModel, Tried
 from vitdeploy.bundle.samples import Expected, prepare_samples, run_samples, write_samples
 from vitdeploy.errors import MachineError
-from vitdeploy.onnxfile.summary import read_graph
+from vitdeploy.onnxfile.summary import list_files
 from vitdeploy.progress import Progress
 from vitdeploy.proof.engine import arithmetic, distance
 from vitdeploy.proof.thresholds import CLOSEST, LEARNT, LIMITS
@@ -131,7 +131,7 @@ def _run_original(opened: Sequence[Artifact], pixels: NDArray[Any]) -> NDArray[n
 def _copy_model(artifact: Artifact, folder: Path) -> Artifact:
     """An artifact's files, without the PyTorch original and the paths of where it was made."""
     folder.mkdir(parents=True)
-    bare = () if artifact.record.files else (artifact.model.name, *read_graph(artifact.model).external)
+    bare = () if artifact.record.files else [path.relative_to(artifact.folder).as_posix() for path in list_files(artifact.model)]
     for name in (name for name in artifact.record.files or bare if name != artifact.record.weights):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,15 @@ def summarize(model: Model) -> OnnxGraph:
     )
 
 
+def list_files(path: Path) -> tuple[Path, ...]:
+    """An ONNX file, and the files beside it that hold its data, whatever their names.
+
+    Raises:
+        InputError: As `read_graph`.
+    """
+    return (path, *(path.parent / name for name in sorted(read_graph(path).external)))
+
+
 def count_stored_bytes(path: Path) -> int:
     """Size of an ONNX file and of the files beside it that hold its data, in bytes.
 
@@ -113,7 +122,7 @@ def count_stored_bytes(path: Path) -> int:
         InputError: As `read_graph`; VD3001, a file beside it is missing.
     """
     try:
-        return sum((path.parent / name).stat().st_size for name in (path.name, *read_graph(path).external))
+        return sum(each.stat().st_size for each in list_files(path))
     except OSError as exc:
         raise InputError("VD3001", f"can't be read: {exc.strerror}", file=path) from exc
 

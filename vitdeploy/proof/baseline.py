@@ -94,7 +94,7 @@ def make_baseline(reports: Sequence[Report]) -> Baseline:
         UsageError: VD2010, they say nothing that a baseline keeps, or two candidates have one name.
     """
     made: dict[tuple[str, str], Candidate] = {}
-    for part in _walk(reports):
+    for part in (part for report in reports for part in report.list_all()):
         for candidate in (*_keep_answers(part), *_keep_latencies(part)):
             key = (candidate.about, candidate.subject)
             if key not in made:
@@ -150,7 +150,7 @@ def compare_with(baseline: Baseline, reports: Sequence[Report], file: Path, aske
     """
     made: list[Report] = []
     untold: list[Gate] = []
-    for part in _walk(reports):
+    for part in (part for report in reports for part in report.list_all()):
         if part.images is not None:
             made += _pair_answers(baseline, part, part.images, file)
             untold += _list_differences(baseline, part, part.images)
@@ -161,15 +161,9 @@ def compare_with(baseline: Baseline, reports: Sequence[Report], file: Path, aske
     return Comparison(tuple(made), tuple(untold))
 
 
-def _walk(reports: Sequence[Report]) -> Iterator[Report]:
-    for report in reports:
-        yield report
-        yield from _walk(report.parts)
-
-
 def _name(report: Report, row: Row | None = None) -> str:
     own = None if row is None else row.settings.get("artifact")
-    return str(own or report.settings.get("artifact", report.title))
+    return str(own or report.about)
 
 
 def _list_right(report: Report, images: Images) -> list[str]:

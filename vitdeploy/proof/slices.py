@@ -85,7 +85,7 @@ def _list_subjects(report: Report, images: Images, threshold: str) -> list[str]:
 
 
 def _judge(report: Report, images: Images, subject: str, asked: _Asked) -> Gate:
-    about, column = str(report.settings.get("artifact", report.title)), asked.slices.column
+    about, column = report.about, asked.slices.column
     if column not in images.groups:
         there = ", ".join(sorted(images.groups)) or "none"
         return _fail(about, subject, asked.called, asked.limit, f"the data have no column {column!r}; there is: {there}")

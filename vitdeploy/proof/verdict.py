@@ -46,21 +46,15 @@ def judge(reports: Sequence[Report], thresholds: Thresholds | None = None, untol
             why = f"no report has {' or '.join(metrics)}; {_explain_absence(metrics[0])}"
             own = [Gate(about="", subject="", name=name, limit=str(limit), metric=None, outcome="fail", why=why)]
         gates += own
-    gates += judge_slices([part for report in reports for part in _list_parts(report)], asked.slice)
+    gates += judge_slices([part for report in reports for part in report.list_all()], asked.slice)
     outcomes = {gate.outcome for gate in gates}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     passed = outcome == "pass" or (outcome == "inconclusive" and asked.inconclusive == "pass")
     return Verdict(outcome=outcome, passed=passed, limits=asked.limits, inconclusive=asked.inconclusive, gates=tuple(gates))
 
 
-def _list_parts(report: Report) -> Iterator[Report]:
-    yield report
-    for part in report.parts:
-        yield from _list_parts(part)
-
-
 def _list_candidates(reports: Sequence[Report]) -> Iterator[tuple[Report, Row]]:
-    for part in (part for report in reports for part in _list_parts(report)):
+    for part in (part for report in reports for part in report.list_all()):
         yield from ((part, row) for row in part.rows if row.subject != part.reference)
 
 
@@ -88,13 +82,9 @@ def _is_infinite(row: Row) -> bool:
 
 def _refuse_infinite(report: Report, row: Row) -> Gate:
     """Outputs that are no numbers pass no gate, whatever the gate asks."""
-    about, why = _name_subject(report), "an output, here or in the reference, is NaN or infinite"
+    about, why = report.about, "an output, here or in the reference, is NaN or infinite"
     metric = row.metrics["max_abs_difference"]
     return Gate(about=about, subject=row.subject, name="finite", limit="", metric=metric, outcome="fail", why=why)
-
-
-def _name_subject(report: Report) -> str:
-    return str(report.settings.get("artifact", report.title))
 
 
 def _judge_parity(report: Report, row: Row) -> Gate:
@@ -123,10 +113,9 @@ def _judge_row(report: Report, row: Row, name: str, given: str | float, policy: 
             if outcome == "pass"
             else "the estimate misses the limit, though the interval holds it"
         )
-    about = _name_subject(report)
     batch = f" at batch {row.metrics['batch'].value:.0f}" if "batch" in row.metrics else ""
     subject = f"{row.subject}{batch}"
-    gate = Gate(about=about, subject=subject, name=name, limit=str(given), metric=metric, outcome=outcome, why=why)
+    gate = Gate(about=report.about, subject=subject, name=name, limit=str(given), metric=metric, outcome=outcome, why=why)
     return msgspec.structs.replace(gate, needed=needed)
 
 

@@ -72,7 +72,7 @@ def _choose_format(value: float, unit: str) -> str:
         return ",.2f" if unit == "points" else ",.1f"
     if value == 0:
         return ",.0f"
-    if unit == "" and abs(value) < _TINY:
+    if unit in ("", "nats") and abs(value) < _TINY:
         return ".2e"
     if unit == "" and _NEARLY_ONE < value < 1:  # a cosine: what counts is how much is missing
         return f".{min(_MOST_NINES, math.ceil(-math.log10(1 - value)) + 1)}f"

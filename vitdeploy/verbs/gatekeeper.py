@@ -76,7 +76,7 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
             refusals += _refuse_others(reports[-1], about)
         else:
             reports += _measure(Artifact.open(path), config, progress)
-    refusals += [refusal for report in reports for part in _list_parts(report) for refusal in _refuse_part(part)]
+    refusals += [refusal for report in reports for part in report.list_all() for refusal in _refuse_part(part)]
     if baseline is not None:
         assert config.baseline is not None
         asked = frozenset(config.thresholds.named if config.thresholds else ())
@@ -117,12 +117,6 @@ def _measure(artifact: Artifact, config: GateConfig, progress: Progress) -> list
     return reports
 
 
-def _list_parts(report: Report) -> Iterator[Report]:
-    yield report
-    for part in report.parts:
-        yield from _list_parts(part)
-
-
 def _list_settings(report: Report) -> list[dict[str, Any]]:
     """Where a report says what it is about."""
     return [report.settings, *(row.settings for row in report.rows)]
@@ -130,18 +124,19 @@ def _list_settings(report: Report) -> list[dict[str, Any]]:
 
 def _refuse_part(report: Report) -> Iterator[Gate]:
     """Numbers that say nothing about deployment: of ranges that noise has set, or on images that the ranges know."""
-    about = str(report.settings.get("artifact", report.title))
     if RANDOM in [settings.get("calibration") for settings in _list_settings(report)]:
-        yield _refuse(about, "calibration", "was calibrated on random images; quantize it with images like those of deployment")
+        yield _refuse(
+            report.about, "calibration", "was calibrated on random images; quantize it with images like those of deployment"
+        )
     if report.images is not None and report.images.calibrated:
         seen = f"{report.images.calibrated:,} of the {report.images.count:,} images"
-        yield _refuse(about, "calibration", f"{seen} were seen when it was quantized; measure on others")
+        yield _refuse(report.about, "calibration", f"{seen} were seen when it was quantized; measure on others")
 
 
 def _refuse_others(report: Report, about: Artifact | None) -> Iterator[Gate]:
     """A report of something else than what would be deployed: made again since, or another artifact altogether."""
     named: dict[str, str] = {}
-    for part in _list_parts(report):
+    for part in report.list_all():
         for settings in _list_settings(part):
             if "id" in settings and "path" in settings:
                 named[str(settings["id"])] = str(settings["path"])

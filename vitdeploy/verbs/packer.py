@@ -247,8 +247,8 @@ def _check_place(out: Path, opened: Sequence[Artifact], name: str, *, force: boo
     """Refuse a place that holds something else than an older release of the same name."""
     if out.suffix != archive.SUFFIX:
         files.check_output(out, ours=OURS, sources=[artifact.folder for artifact in opened])
-    elif out.is_dir():
-        raise UsageError("VD2008", "is a folder; a file is to be written there", file=out, fix="choose another name")
+    else:
+        files.check_file(out)
     if force or not (out / manifest.FILE if out.is_dir() else out).is_file():
         return
     try:

@@ -23,6 +23,7 @@ from vitdeploy.errors import InputError, UsageError, needs
 from vitdeploy.files import sha256
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.precision import read_precision
+from vitdeploy.onnxfile.summary import list_files
 from vitdeploy.proof import golden
 from vitdeploy.proof.golden import Golden
 from vitdeploy.spec import InputContract, ModelSpec
@@ -190,8 +191,8 @@ def open_other(artifact: Artifact, against: ArtifactLike) -> Artifact:
 
 def _digest_model(artifact: Artifact) -> list[str]:
     """Digests of the model's file and of those beside it that hold its weights."""
-    entry = artifact.model
-    return sorted(sha256(path) for path in entry.parent.iterdir() if path.name.startswith(entry.name) and path.is_file())
+    paths = list_files(artifact.model) if artifact.record.kind == "onnx" else (artifact.model,)
+    return sorted(map(sha256, paths))
 
 
 def _require_alike(artifact: Artifact, against: str, contract: InputContract, size: int) -> None:

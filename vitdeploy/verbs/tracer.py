@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy import files
 from vitdeploy.artifact import Artifact, ArtifactLike
 from vitdeploy.backends.base import OpenConfig, Outputs, Runner, run_any
 from vitdeploy.backends.child import open_in_child
@@ -26,6 +26,7 @@ from vitdeploy.measure.layers import Forms, Point
 from vitdeploy.onnxfile.augment import augment
 from vitdeploy.onnxfile.points import CONTEXT, find_points
 from vitdeploy.onnxfile.reader import read
+from vitdeploy.onnxfile.summary import list_files
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.breaks import explain_break, find_break
 from vitdeploy.report import Report, Row
@@ -117,7 +118,7 @@ def trace_all(
     with ExitStack() as stack:
         expected = reference.open(stack)
         for engine in engines:
-            folder = Path(stack.enter_context(TemporaryDirectory()))
+            folder = stack.enter_context(files.temporary_folder())
             candidate = open_tapped(artifact, engine, folder, reference.config)
             with closing(candidate.runner):
                 reports.append(trace(candidate, expected, artifact, tensors, progress=progress))
@@ -142,7 +143,7 @@ class Inside(NamedTuple):
         if self.engine == REFERENCE:
             tapped = open_original(self.artifact, self.config)
         else:
-            tapped = open_tapped(self.artifact, self.engine, Path(stack.enter_context(TemporaryDirectory())), self.config)
+            tapped = open_tapped(self.artifact, self.engine, stack.enter_context(files.temporary_folder()), self.config)
         stack.enter_context(closing(tapped.runner))
         return tapped
 
@@ -196,9 +197,10 @@ def open_tapped(artifact: Artifact, engine: str, folder: Path, config: OpenConfi
     points = find_points(read(source))
     wanted = augment(source, list(points.values()))
     if wanted.folder is not None:  # the weights that the file points to
-        for path in source.parent.iterdir():
-            if path.name.startswith(source.name) and path.is_file():
-                shutil.copyfile(path, folder / path.name)
+        for path in list_files(source):
+            target = folder / path.relative_to(source.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
     place = folder / "layers.onnx"
     place.write_bytes(wanted.model)
     record = msgspec.structs.replace(

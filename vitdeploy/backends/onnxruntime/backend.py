@@ -8,13 +8,12 @@ Executed here: the CPU. The providers of CUDA and TensorRT were never executed; 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from vitdeploy import machine
+from vitdeploy import files, machine
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends import cache, settings
 from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_f32
@@ -178,11 +177,11 @@ class OnnxRuntimeRunner:
         optimise = self.settings.get("optimised") != "yes"
         source = self._model if optimise else self._artifact.locate(_SOURCE)
         axis = _batch_axis(source, _batch(self._artifact)) if optimise else {}
-        with tempfile.TemporaryDirectory() as folder:
+        with files.temporary_folder() as folder:
             options = make_options(self._config, axis, optimise=optimise)
-            _write_to(options, Path(folder) / _OPTIMISED)
+            _write_to(options, folder / _OPTIMISED)
             _open_session(self._model, options, self._providers)
-            return read_kernels(read_nodes(Path(folder) / _OPTIMISED), read_nodes(source))
+            return read_kernels(read_nodes(folder / _OPTIMISED), read_nodes(source))
 
     def close(self) -> None:
         """Drop the session."""

@@ -31,6 +31,7 @@ from vitdeploy.data import images
 from vitdeploy.errors import InputError
 from vitdeploy.files import sha256
 from vitdeploy.measure.bitmaps import unpack
+from vitdeploy.measure.statistics import paired_difference, wilson
 from vitdeploy.proof.verdict import judge
 from vitdeploy.recipe import QuantizeConfig, ValidateConfig
 from vitdeploy.record import Metric
@@ -311,3 +312,24 @@ def test_an_example_runs_as_it_is(bench, desk, example, fault) -> None:
 
 def test_the_images_of_calibration_are_none_of_those_measured(bench) -> None:
     assert len(base64.b64decode(bench.model.record.calibration.seen)) == 64 * 8
+
+
+def share_shown(images: int, changed: float) -> float:
+    """Share of models that lost nothing of which so many images show that no more than half a point is lost."""
+    generator = np.random.default_rng(0)
+    apart = generator.binomial(images, changed, 300)
+    gained = generator.binomial(apart, 0.5)
+    lows = [paired_difference(int(up), int(both - up), images)[0] for up, both in zip(gained, apart, strict=True)]
+    return float(np.mean([low >= -0.005 for low in lows]))
+
+
+def test_the_numbers_of_images_on_the_page_are_those_of_the_intervals() -> None:
+    page = " ".join((CI / "README.md").read_text().split())
+    assert "800 will do where no answer changes. Where 1 % of them change, 5,000 images show it for nine of ten" in page
+    assert "models that lost nothing; where 2 % do, 10,000." in page
+    assert paired_difference(0, 0, 800)[0] >= -0.005 > paired_difference(0, 0, 700)[0]
+    assert share_shown(5_000, 0.01) >= 0.9 > share_shown(3_000, 0.01)
+    assert share_shown(10_000, 0.02) >= 0.9 > share_shown(6_000, 0.02)
+    assert "nine times the images (nine of ten right, 2 % of the answers changed)" in page
+    (low, high), (least, most) = paired_difference(100, 100, 10_000), wilson(9_000, 10_000)
+    assert 2 * ((most - least) / (high - low)) ** 2 == pytest.approx(9, rel=0.05)  # of two shares, over that of one difference

@@ -23,10 +23,17 @@ def test_it_is_valid_and_names_every_form_with_its_digest(shipment):
     assert all("quantitativeAnalysis" in each["modelCard"] for each in component["components"])
 
 
-@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
-def test_every_task_has_a_name(problem, shipment, tiny_spec):
+@pytest.mark.parametrize(
+    ("problem", "task"),
+    [
+        ("single_label", "image-classification"),
+        ("multi_label", "multi-label-image-classification"),
+        ("regression", "image-regression"),
+    ],
+)
+def test_every_task_has_a_name(problem, task, shipment, tiny_spec):
     spec = msgspec.structs.replace(tiny_spec, problem=problem)
     manifest = shipment.packed.manifest
     content = write_bom(name="a", version="1", licence="", spec=spec, models=manifest.models, source=manifest.source)
     card = json.loads(content)["metadata"]["component"]["modelCard"]
-    assert problem.split("_")[0] in card["modelParameters"]["task"].replace("image-classification", "single")
+    assert card["modelParameters"]["task"] == task

@@ -152,7 +152,7 @@ def test_a_manifest_is_read_in_one_form_only(edit, unpacked):
 def test_the_manifest_says_the_same_with_the_same_bytes(shipment):
     manifest = shipment.packed.manifest
     assert read_manifest(manifest.encode()) == manifest
-    assert b" " not in manifest.encode().replace(b"any engine", b"")
+    assert b" " not in manifest.encode()
     assert (manifest.name, manifest.release, manifest.version, manifest.licence) == ("tiny", 4, "2.1", "Apache-2.0")
 
 

@@ -46,7 +46,7 @@ CODES: dict[str, Code] = {
     ),
     "VD7008": Code(
         "The bundle is no later release than the one that it must follow: an old model may have been sent again.",
-        "vit.vdb: is release 3 of vit; it must be above 4; get a later release, or ask for it with --after",
+        "vit.vdb: is release 3 of vit; it must be above 4; get a later release, or give a smaller --after",
         "Get a later release. To go back on purpose, leave out --after or give a smaller number.",
     ),
     "VD7009": Code(

@@ -198,7 +198,7 @@ def _require_later(bundle: Bundle, after: int | None) -> None:
     release = bundle.manifest.release
     if after is not None and release <= after:
         message = f"is release {release} of {bundle.manifest.name}; it must be above {after}"
-        raise TrustError("VD7008", message, file=bundle.path, fix="get a later release, or ask for it with --after")
+        raise TrustError("VD7008", message, file=bundle.path, fix="get a later release, or give a smaller --after")
 
 
 def _note(bundle: Bundle, config: VerifyConfig) -> tuple[str, ...]:

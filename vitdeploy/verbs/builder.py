@@ -62,7 +62,7 @@ def build(
 
     Raises:
         UsageError: VD2008, ``out`` can't be used; and what the verbs refuse.
-        TrustError: VD7006, the file would run code that was not named.
+        TrustError: VD7009, the file would run code that was not named.
         InputError: VD3010, ``build.json`` is damaged; and what the verbs refuse.
         MachineError: See the verbs.
     """

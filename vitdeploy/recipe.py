@@ -301,6 +301,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         warmup: Runs before the first round, not counted.
         backends: Engines to measure; empty means all that are installed. The PyTorch original always runs.
         threads: Threads of each engine; None is the number of cores.
+        profile: Tell where the time goes, too, by kind of operation and by block, as each engine's own profiler has it.
     """
 
     batches: tuple[int, ...] = (1,)
@@ -309,6 +310,7 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     warmup: int = 5
     backends: tuple[str, ...] = ()
     threads: int | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""

@@ -101,6 +101,17 @@ def test_settings_say_what_the_numbers_depend_on(runner, name):
     assert runner.settings["version"][0].isdigit()
 
 
+def test_a_profile_is_of_this_model(runner, name, tensor):
+    """Its parts are of this model, and the runner stays what it was."""
+    before = runner.run(tensor[:2])["logits"]
+    run_ms, spent = runner.profile(tensor[:2], 3)
+    assert all(each.ms >= 0 and each.kind for each in spent)
+    assert run_ms > 0 and sum(each.ms for each in spent) > 0
+    if name != fake_engine.ROW.name:
+        assert any(each.name.startswith("blocks.1") for each in spent)
+    np.testing.assert_array_equal(runner.run(tensor[:2])["logits"], before)
+
+
 def test_closing_twice_is_allowed(name, tiny_artifact):
     opened = table.load(name).open(tiny_artifact, OpenConfig(threads=1))
     opened.close()

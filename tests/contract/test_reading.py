@@ -13,6 +13,7 @@ OWN = {
     "data/sources.py": "with its line ends, after a look at what it is",
     "isolate/process.py": "the log of a child of ours",
     "measure/latency.py": "engines, not files",
+    "measure/profiles.py": "engines, not files",
     "machine.py": "/proc and /sys",
 }
 """Modules that read other files by themselves, and which."""

@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.proof.rules import Thresholds
+from vitdeploy.proof.verdict import judge
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.verbs import bencher
 from vitdeploy.verbs.bencher import bench
@@ -71,3 +73,21 @@ def test_record_is_not_needed_on_disk(tiny_artifact):
     """A contract given by hand is used in the measuring processes too."""
     handmade = Artifact(tiny_artifact.folder, Record(entry="model.onnx", spec=tiny_artifact.spec, made_by="import"))
     assert bench([handmade], QUICK).rows
+
+
+def test_a_profile_is_told_for_each_subject_and_batch(tiny_artifact):
+    """By the engines' own words, as parts of the report: shares of all rows make one run, and a gate still reads its rows."""
+    config = msgspec.structs.replace(QUICK, batches=(1, 3), backends=("onnxruntime", "openvino"), profile=True)
+    report = bench(tiny_artifact, config)
+    assert [part.title for part in report.parts] == [
+        f"profile of {subject}, batch {batch}, by {by}"
+        for subject in ("pytorch", "onnxruntime", "openvino")
+        for batch in (1, 3)
+        for by in ("operation", "block")
+    ]
+    for part in report.parts:
+        assert sum(row.metrics["share"].value for row in part.rows) == pytest.approx(1.0)
+        if part.title.endswith("by block"):
+            assert [row.subject for row in part.rows if row.subject.startswith("block ")] == ["block 0", "block 1"]
+    verdict = judge([report], Thresholds(min_speedup="0.001"))
+    assert {gate.subject.partition(" at ")[0] for gate in verdict.gates} == {"onnxruntime", "openvino"}

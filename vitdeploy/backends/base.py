@@ -47,6 +47,32 @@ class Kernel(NamedTuple):
     reason: str = ""
 
 
+class Spent(NamedTuple):
+    """Where an engine spent time.
+
+    Attributes:
+        name: The engine's name of what it executed, made of names of the source graph as far as it keeps them.
+        kind: The engine's operator or layer type.
+        ms: Mean time of a run, in ms.
+    """
+
+    name: str
+    kind: str
+    ms: float
+
+
+class Profile(NamedTuple):
+    """What an engine's own profiler says of some runs.
+
+    Attributes:
+        run_ms: Mean time of a whole run, in ms; what no operator accounts for is the engine's own.
+        spent: In order of execution.
+    """
+
+    run_ms: float
+    spent: tuple[Spent, ...]
+
+
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend has compiled.
 
@@ -100,6 +126,17 @@ class Runner(Protocol):
 
         Raises:
             MachineError: VD4004, the engine failed; VD4006, out of memory.
+        """
+
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """Where the time goes, by the engine's own profiler. It slows runs down: shares count, not the sum.
+
+        Args:
+            tensor: As `run` takes it.
+            runs: How many are counted, at least 1, after one that is not.
+
+        Raises:
+            InputError, MachineError: As `run`.
         """
 
     def close(self) -> None:

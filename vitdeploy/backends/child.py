@@ -21,7 +21,7 @@ import numpy as np
 from vitdeploy import isolate
 from vitdeploy.artifact import Artifact, Record, sanitize
 from vitdeploy.backends import table
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor, check_tensor
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Profile, Runner, Tensor, check_tensor
 from vitdeploy.errors import MachineError, VitdeployError
 from vitdeploy.files import temporary_folder
 from vitdeploy.isolate import Child, Limits
@@ -171,7 +171,7 @@ def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, secon
     }
     answer, _ = child.ask("open", argument, seconds=seconds)
     artifact.require_unchanged()
-    return _convert(answer, Opened)
+    return convert(answer, Opened)
 
 
 class ChildRunner:
@@ -205,14 +205,30 @@ class ChildRunner:
             VitdeployError: As `run`.
         """
         answer, _ = self._child.ask("kernels", seconds=self._seconds)
-        return _convert(answer, tuple[Kernel, ...])
+        return convert(answer, tuple[Kernel, ...])
+
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """Where the time goes; see `Runner.profile`.
+
+        Raises:
+            VitdeployError: As `run`.
+        """
+        pixels = check_tensor(tensor, self._contract, self.batch)
+        header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape), "runs": runs}
+        answer, _ = self._child.ask("profile", header, [_bytes(pixels)], seconds=self._seconds * (1 + runs))
+        return convert(answer, Profile)
 
     def close(self) -> None:
         """End the child."""
         self._owned.close()
 
 
-def _convert(answer: object, kind: type[T]) -> T:
+def convert(answer: object, kind: type[T]) -> T:
+    """An answer as what it shall be.
+
+    Raises:
+        MachineError: VD4007, it is something else.
+    """
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as exc:
@@ -288,6 +304,19 @@ class Session:
     def kernels(self, _: object, __: list[bytearray]) -> tuple[object, list[memoryview]]:
         """What runs; see `ChildRunner.kernels`."""
         return [list(kernel) for kernel in self.runner.kernels()], []
+
+    def profile(self, header: dict[str, Any], arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
+        """Where the time goes; see `ChildRunner.profile`."""
+        try:
+            profile = self.runner.profile(_array(header, arrays[0]), header["runs"])
+        except VitdeployError as exc:
+            raise _explain_memory(exc) from exc
+        return describe_profile(profile), []
+
+
+def describe_profile(profile: Profile) -> list[object]:
+    """A profile as lists and numbers, for `convert`."""
+    return [profile.run_ms, [list(each) for each in profile.spent]]
 
 
 _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cannot allocate memory", "can't allocate memory")

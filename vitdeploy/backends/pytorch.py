@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,17 @@ from torch import nn
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends import settings
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_cpu
+from vitdeploy.backends.base import (
+    Kernel,
+    OpenConfig,
+    Outputs,
+    Profile,
+    Spent,
+    Tensor,
+    check_tensor,
+    count_threads,
+    require_cpu,
+)
 from vitdeploy.checkpoints.safetensors import rebuild
 from vitdeploy.data import images
 from vitdeploy.errors import InputError, UsageError, library
@@ -95,6 +106,7 @@ class PyTorchRunner:
         with library("torch", weights):
             torch.set_num_threads(count_threads(config))
             network: Any = rebuild(spec, weights)
+            self._network: nn.Module | None = network
             self._run: _Function | None = _in_bfloat16(network) if half else network
         self._output = spec.output
         self._inside: Outputs = {}
@@ -151,9 +163,14 @@ class PyTorchRunner:
         """None: PyTorch runs the layers of the network as it is written, and nothing in it is quantized."""
         return ()
 
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """Where the time goes, by ATen's operators; see `Runner.profile`."""
+        assert self._network is not None
+        return _profile(self._network, partial(self.run, tensor), runs)
+
     def close(self) -> None:
         """Drop the network."""
-        self._run = None
+        self._run = self._network = None
 
 
 class ModuleRunner:
@@ -201,6 +218,10 @@ class ModuleRunner:
         """None, as of `PyTorchRunner`."""
         return ()
 
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """As of `PyTorchRunner`."""
+        return _profile(self._network, partial(self.run, tensor), runs)
+
     def close(self) -> None:
         """Nothing is held that is not the user's."""
 
@@ -224,3 +245,38 @@ def _in_bfloat16(network: nn.Module) -> _Function:
         return result.float()
 
     return run
+
+
+def _profile(network: nn.Module, run: Callable[[], object], runs: int) -> Profile:
+    """Time by operator, each under the path of the numbered layer that it is in (``blocks.3``), if any."""
+    layers = {path: module for path, module in network.named_modules() if re.search(r"(?:^|\.)[a-z]+\.\d+$", path)}
+    opened: list[Any] = []
+
+    def enter(path: str, _: nn.Module, __: object) -> None:
+        opened.append(torch.profiler.record_function(path))
+        opened[-1].__enter__()
+
+    def leave(_: nn.Module, __: object, ___: object) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    hooks = [module.register_forward_pre_hook(partial(enter, path)) for path, module in layers.items()]
+    hooks += [module.register_forward_hook(leave) for module in layers.values()]
+    try:
+        run()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            begun = time.perf_counter_ns()
+            for _ in range(runs):
+                run()
+            run_ms = (time.perf_counter_ns() - begun) / 1e6 / runs
+    finally:
+        for hook in hooks:
+            hook.remove()
+    spent: dict[tuple[str, str], float] = {}
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        if event.name not in layers:
+            parent = event.cpu_parent
+            while parent is not None and parent.name not in layers:
+                parent = parent.cpu_parent
+            key = ("" if parent is None else parent.name, event.name)
+            spent[key] = spent.get(key, 0.0) + event.self_cpu_time_total / 1e3 / runs
+    return Profile(run_ms, tuple(Spent(*key, ms) for key, ms in spent.items()))

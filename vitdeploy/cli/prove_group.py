@@ -75,13 +75,20 @@ def validate(
     return answers.answer_report(report, out, f"vitdeploy bench {answers.quote(artifact)}")
 
 
-@command(app, PROVE, "vitdeploy bench vit --batch 1,8", "vitdeploy bench vit-a vit-b --backend onnxruntime -o bench.md")
+@command(
+    app,
+    PROVE,
+    "vitdeploy bench vit --batch 1,8",
+    "vitdeploy bench vit-a vit-b --backend onnxruntime -o bench.md",
+    "vitdeploy bench vit-int8 --profile   where the time goes",
+)
 def bench(
     *,
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that `export` wrote.")],
     batch: Annotated[list[str] | None, typer.Option(help="Batch sizes: repeat, or a comma list; default 1.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; default 10.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Shortest time a subject runs in a round; default 0.3.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Tell where the time goes, too: by operation and by block.")] = False,
     threads: Threads = None,
     backend: Backends = None,
     out: ReportFile = None,
@@ -93,7 +100,8 @@ def bench(
 
     answers.check_report_file(out)
     sizes = [parse_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
-    config = read_settings(vd.BenchConfig, batches=sizes, rounds=rounds, seconds=seconds, threads=threads, backends=backend)
+    given = {"batches": sizes, "rounds": rounds, "seconds": seconds, "profile": profile}
+    config = read_settings(vd.BenchConfig, **given, threads=threads, backends=backend)
     with ExitStack() as stack:
         models = [stack.enter_context(open_model(path, backend[0] if backend else None)) for path in artifacts]
         report = vd.bench(models, config, progress=progress)

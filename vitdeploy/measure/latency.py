@@ -127,7 +127,7 @@ def measure(
         workers: dict[str, Worker] = {}
         opened: dict[str, Opened] = {}
         for subject in subjects:
-            options = _choose_options(subject, config)
+            options = choose_options(subject, config)
             workers[subject.name] = stack.enter_context(Worker(subject.name, subject.artifact, subject.backend, options))
             opened[subject.name] = workers[subject.name].open()
         for index, batch in enumerate(batches):
@@ -146,7 +146,8 @@ def measure(
     return Measured(tuple(rows), variations, fewest, load)
 
 
-def _choose_options(subject: Subject, config: BenchConfig) -> OpenConfig:
+def choose_options(subject: Subject, config: BenchConfig) -> OpenConfig:
+    """How a subject is opened: with the benchmark's threads, where it names none."""
     given = subject.config or OpenConfig()
     return given if given.threads is not None else msgspec.structs.replace(given, threads=config.threads)
 

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import OpenConfig, Tensor
-from vitdeploy.backends.child import PATIENCE_S, Opened, Session, enter, repair, start
+from vitdeploy.backends.base import OpenConfig, Profile, Tensor
+from vitdeploy.backends.child import PATIENCE_S, Opened, Session, convert, describe_profile, enter, repair, start
 from vitdeploy.backends.table import require_fit
 from vitdeploy.data import images, synthetic
 from vitdeploy.machine import peak_mib
@@ -75,6 +75,15 @@ class Worker:
         """
         return [float(value) for value in self._child.ask("repeat", seconds, seconds=seconds + PATIENCE_S)[0]]
 
+    def profile(self, runs: int) -> Profile:
+        """Where the time goes, with what `prepare` made; see `Runner.profile`.
+
+        Raises:
+            VitdeployError: As `open`.
+        """
+        answer, _ = self._child.ask("profile_prepared", runs, seconds=PATIENCE_S * (1 + runs))
+        return convert(answer, Profile)
+
     def peak_mib(self) -> float:
         """Largest resident memory of the child so far, in MiB: interpreter, engine, model and activations.
 
@@ -114,6 +123,11 @@ class Timing(Session):
         while _since(begun) < 1000 * seconds:
             times.append(self._once())
         return times, []
+
+    def profile_prepared(self, runs: int, _: list[bytearray]) -> tuple[object, list[memoryview]]:
+        """See `Worker.profile`."""
+        assert self._tensor is not None
+        return describe_profile(self.runner.profile(self._tensor, runs)), []
 
     def peak(self, _: object, __: list[bytearray]) -> tuple[float, list[memoryview]]:
         """See `Worker.peak_mib`."""

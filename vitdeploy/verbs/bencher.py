@@ -14,6 +14,7 @@ from vitdeploy.backends.table import REFERENCE, list_engines
 from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
 from vitdeploy.measure.latency import Subject
+from vitdeploy.measure.profiles import profile
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.doubts import list_doubts, list_ties
 from vitdeploy.recipe import BenchConfig
@@ -33,7 +34,8 @@ def bench(
         progress: Hears of every turn.
 
     Returns:
-        A row for each original, artifact, engine and batch size, with the metrics of `latency.measure`.
+        A row for each original, artifact, engine and batch size, with the metrics of `latency.measure`; where it was asked,
+        where the time of each goes, as parts (see `profiles.profile`).
 
     Raises:
         UsageError: VD2009, no such backend; VD2010, no artifact; VD2013, a backend that does not open one.
@@ -68,6 +70,7 @@ def bench(
         rows=measured.rows,
         settings=settings,
         notes=(*notes, *list_ties(measured), *list_doubts(measured, config)),
+        parts=profile(subjects, config, progress=progress) if config.profile else (),
     )
 
 

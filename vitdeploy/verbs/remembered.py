@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vitdeploy import files
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Runner, Tensor
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Profile, Runner, Tensor
 from vitdeploy.errors import library
 
 _SETTINGS = "settings.json"
@@ -63,6 +63,10 @@ class Remembered:
     def kernels(self) -> tuple[Kernel, ...]:
         """As the runner's; see `Runner`."""
         return self._require().kernels()
+
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """As the runner's; see `Runner`."""
+        return self._require().profile(tensor, runs)
 
     def close(self) -> None:
         """Close the runner where it was opened; what it gave stays."""

@@ -234,6 +234,7 @@ class FakeContext:
     def __init__(self, engine):
         self._engine, self._cuda = engine, engine.cuda
         self._shape, self._tensors, self._scratch, self._captured = None, {}, (0, 0), False
+        self.profiler = None
         self._cuda.contexts.add(self)
 
     def addresses(self):
@@ -281,6 +282,10 @@ class FakeContext:
         except MachineError as exc:  # a native library says no more than that
             engine.say(exc.message)
             return False
+        if self.profiler is not None:
+            assert self.profiler.started and cuda.capturing is None
+            for name, ms in engine.layer_ms.items():
+                self.profiler.report_layer_time(name, ms)
         return True
 
     def _change(self):
@@ -295,6 +300,7 @@ class FakeEngine:
         self.device_memory_size_v2, self.enqueues, self.listener = SCRATCH, 0, None
         self.text = json.dumps({"Layers": []})
         self.no_context = False
+        self.layer_ms = {}
 
     num_io_tensors = property(lambda self: 1 + len(self.outputs))
 
@@ -357,6 +363,11 @@ class _Logger:
         pass
 
 
+class _Profiler:
+    def __init__(self):
+        self.started = True
+
+
 def module(engine, name="fake_tensorrt"):
     """A module whose runtime gives this engine for the plan ``b"plan"``, and None for any other."""
 
@@ -375,6 +386,7 @@ def module(engine, name="fake_tensorrt"):
         __name__=name,
         __version__="10.13.3.9",
         ILogger=_Logger,
+        IProfiler=_Profiler,
         Runtime=Runtime,
         TensorIOMode=MODES,
         ExecutionContextAllocationStrategy=STRATEGIES,

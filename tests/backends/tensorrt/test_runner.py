@@ -10,7 +10,7 @@ import pytest
 from tests.backends.tensorrt import fake_device
 from tests.backends.tensorrt.fake_device import FakeCuda, FakeEngine
 from vitdeploy.artifact import Artifact, Record
-from vitdeploy.backends.base import Kernel, OpenConfig
+from vitdeploy.backends.base import Kernel, OpenConfig, Spent
 from vitdeploy.backends.tensorrt import runner as runners
 from vitdeploy.backends.tensorrt.buffers import Port
 from vitdeploy.backends.tensorrt.runner import TensorRtRunner
@@ -389,3 +389,20 @@ def test_kernels_come_from_the_inspector(start, cuda):
         "Layers": [{"Name": "fc", "LayerType": "gemm", "Inputs": [value], "Metadata": "[ONNX Layer: blocks.0.mlp.fc1/MatMul]"}]
     })  # fmt: skip
     assert start(made).kernels() == (Kernel("blocks.0.mlp.fc1/MatMul", "gemm", "gemm", "int8"),)
+
+
+def test_a_profile_is_of_the_engines_layers(start, cuda):
+    """By the ONNX node that a layer computes; a context of its own, so that graphs stay what they are."""
+    made = engine(cuda)
+    made.layer_ms = {"fc": 2.0, "unknown": 0.5}
+    made.text = json.dumps({
+        "Layers": [{"Name": "fc", "LayerType": "gemm", "Metadata": "[ONNX Layer: blocks.0.mlp.fc1/MatMul]"}]
+    })  # fmt: skip
+    runner = start(made)
+    before = made.enqueues
+    profile = runner.profile(pixels(2), 3)
+    assert profile == (1.5, (Spent("blocks.0.mlp.fc1/MatMul", "gemm", 2.0), Spent("unknown", "layer", 0.5)))
+    assert made.enqueues == before + 4
+    np.testing.assert_allclose(runner.run(pixels(2))["logits"], expected(pixels(2)), atol=1e-6)
+    with pytest.raises(InputError, match="the engine was built for 1 to 8"):
+        runner.profile(pixels(9), 1)

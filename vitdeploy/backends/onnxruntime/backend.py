@@ -16,8 +16,18 @@ import onnxruntime
 from vitdeploy import files, machine
 from vitdeploy.artifact import RECORD, Artifact
 from vitdeploy.backends import cache, settings
-from vitdeploy.backends.base import Compiled, Kernel, OpenConfig, Outputs, Tensor, check_tensor, count_threads, require_f32
-from vitdeploy.backends.onnxruntime.kernels import read_kernels
+from vitdeploy.backends.base import (
+    Compiled,
+    Kernel,
+    OpenConfig,
+    Outputs,
+    Profile,
+    Tensor,
+    check_tensor,
+    count_threads,
+    require_f32,
+)
+from vitdeploy.backends.onnxruntime.kernels import read_kernels, read_profile
 from vitdeploy.errors import InputError, MachineError, UsageError, library, nearest
 from vitdeploy.onnxfile import check
 from vitdeploy.onnxfile.nodes import read_nodes
@@ -174,14 +184,34 @@ class OnnxRuntimeRunner:
         """
         if self._providers[0] not in _WRITABLE:
             return ()
-        optimise = self.settings.get("optimised") != "yes"
-        source = self._model if optimise else self._artifact.locate(_SOURCE)
-        axis = _batch_axis(source, _batch(self._artifact)) if optimise else {}
+        source = self._model if self._optimises() else self._artifact.locate(_SOURCE)
         with files.temporary_folder() as folder:
-            options = make_options(self._config, axis, optimise=optimise)
+            options = self._same_options()
             _write_to(options, folder / _OPTIMISED)
             _open_session(self._model, options, self._providers)
             return read_kernels(read_nodes(folder / _OPTIMISED), read_nodes(source))
+
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """Where the time goes; see `Runner.profile`. The model is loaded once more, with the profiler on."""
+        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
+        with files.temporary_folder() as folder:
+            options = self._same_options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(folder / "profile")
+            session = _open_session(self._model, options, self._providers)
+            with library("onnxruntime", self._model):
+                for _ in range(1 + runs):
+                    session.run(self._names, {self._input.name: pixels})
+                return read_profile(files.read_bytes(Path(session.end_profiling())), runs)
+
+    def _optimises(self) -> bool:
+        """Whether the graph is optimised when it is loaded, and was not before."""
+        return self.settings.get("optimised") != "yes"
+
+    def _same_options(self) -> Any:  # noqa: ANN401 (onnxruntime.SessionOptions)
+        """Options that give another session of the same kernels."""
+        axis = _batch_axis(self._model, _batch(self._artifact)) if self._optimises() else {}
+        return make_options(self._config, axis, optimise=self._optimises())
 
     def close(self) -> None:
         """Drop the session."""

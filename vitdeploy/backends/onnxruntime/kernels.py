@@ -1,14 +1,20 @@
-"""What ONNX Runtime executes, read from the graph that it writes after optimising. The engine itself is not needed here."""
+"""What ONNX Runtime executes, read from the graph that it writes after optimising, and how long, from its profiler's file.
+
+The engine itself is not needed here.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
-from vitdeploy.backends.base import Kernel, Precision, Role
+from vitdeploy.backends.base import Kernel, Precision, Profile, Role, Spent
 from vitdeploy.onnxfile.model import Node
 from vitdeploy.onnxfile.nodes import Nodes
 
 _MICROSOFT = "com.microsoft::"
+_TIMED = "_kernel_time"
+"""Behind a node's name, in the profiler's events."""
 
 
 class _Product(NamedTuple):
@@ -69,6 +75,23 @@ def read_kernels(optimised: Nodes, source: Nodes) -> tuple[Kernel, ...]:
     """
     names = frozenset(node.name for node in source.all)
     return tuple(_kernel(node, optimised, names) for node in optimised.all)
+
+
+def read_profile(document: bytes, runs: int) -> Profile:
+    """What the profiler has written of some runs.
+
+    Args:
+        document: Its JSON: an event for each node and run, and one for each run. Times are in microseconds.
+        runs: The last ones, that count.
+    """
+    events = json.loads(document)
+    whole = [event for event in events if event["cat"] == "Session" and event["name"] == "model_run"][-runs:]
+    spent: dict[tuple[str, str], float] = {}
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith(_TIMED) and event["ts"] >= whole[0]["ts"]:
+            key = (event["name"].removesuffix(_TIMED), event["args"]["op_name"])
+            spent[key] = spent.get(key, 0.0) + event["dur"] / 1e3 / runs
+    return Profile(sum(event["dur"] for event in whole) / 1e3 / runs, tuple(Spent(*key, ms) for key, ms in spent.items()))
 
 
 def _kernel(node: Node, graph: Nodes, names: frozenset[str]) -> Kernel:

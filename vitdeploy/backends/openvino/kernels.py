@@ -1,11 +1,12 @@
-"""What OpenVINO executes, read from its runtime model. The engine's module is not needed here, only its objects."""
+"""What OpenVINO executes, and how long. The engine's module is not needed here, only its objects."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vitdeploy.backends.base import Kernel, Precision, Role
+from vitdeploy.backends.base import Kernel, Precision, Profile, Role, Spent
 
 PRECISIONS: dict[str, Precision] = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 """OpenVINO's element types to ours."""
@@ -31,6 +32,22 @@ def read_kernels(runtime: Any, model: Any) -> list[tuple[Kernel, int]]:  # noqa:
     products = _products(model)
     layers = [_Layer(node) for node in runtime.get_ordered_ops()]
     return [kernel for layer in layers if layer.kind not in _NO_LAYERS for kernel in _kernels(layer, products)]
+
+
+def read_profile(run_ms: float, counted: Sequence[Any], runs: int) -> Profile:
+    """What the counters say of some runs.
+
+    Args:
+        run_ms: Mean time of a run.
+        counted: ``openvino.ProfilingInfo`` of every node of every run, in order of execution.
+        runs: How many.
+    """
+    spent: dict[tuple[str, str], float] = {}
+    for info in counted:
+        if (ms := info.real_time.total_seconds() * 1e3 / runs) > 0:  # what was fused into another takes none
+            key = (info.node_name, info.node_type)
+            spent[key] = spent.get(key, 0.0) + ms
+    return Profile(run_ms, tuple(Spent(*key, ms) for key, ms in spent.items()))
 
 
 def same_layers(first: Any, second: Any) -> bool:  # noqa: ANN401 (openvino.Model)

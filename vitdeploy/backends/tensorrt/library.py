@@ -129,3 +129,15 @@ def _native(module: Any, log: Log) -> Any:  # noqa: ANN401
         log.take(severity, text)
 
     return type("Logger", (module.ILogger,), {"__init__": start, "log": take})()
+
+
+def make_profiler(module: Any, heard: dict[str, float]) -> Any:  # noqa: ANN401
+    """An object of the module's own profiler class that adds each layer's milliseconds to ``heard``, in order of execution."""
+
+    def start(self: Any) -> None:  # noqa: ANN401
+        module.IProfiler.__init__(self)  # pybind11 wants its own constructor called
+
+    def report_layer_time(_: Any, name: object, ms: float) -> None:  # noqa: ANN401
+        heard[str(name)] = heard.get(str(name), 0.0) + ms
+
+    return type("Profiler", (module.IProfiler,), {"__init__": start, "report_layer_time": report_layer_time})()

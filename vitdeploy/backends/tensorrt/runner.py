@@ -22,7 +22,7 @@ import numpy as np
 
 from vitdeploy import errors
 from vitdeploy.artifact import Artifact
-from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Tensor, check_tensor
+from vitdeploy.backends.base import Kernel, OpenConfig, Outputs, Profile, Spent, Tensor, check_tensor
 from vitdeploy.backends.tensorrt import inspection, library
 from vitdeploy.backends.tensorrt.buffers import Buffers, Port, Shape, ports
 from vitdeploy.backends.tensorrt.cuda import require
@@ -145,14 +145,7 @@ class TensorRtRunner:
             InputError: VD3107, also for a batch outside the sizes that the engine was built for.
             MachineError: VD4004, the engine failed; VD4006, out of memory.
         """
-        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
-        smallest, _, largest = self._batches
-        if not smallest <= len(pixels) <= largest:
-            message = f"the batch is {len(pixels)}, the engine was built for {smallest} to {largest}"
-            fix = f"use at most {largest}, or compile with a larger largest_batch"
-            raise InputError("VD3107", message, fix=fix if len(pixels) > largest else f"use at least {smallest}")
-        self._cuda.use(self._ordinal)  # each thread has a current device of its own
-        return self._execute(pixels)
+        return self._execute(self._take(tensor))
 
     def kernels(self) -> tuple[Kernel, ...]:
         """What runs; see `Runner.kernels`. Read from the engine inspector, for the usual batch."""
@@ -161,9 +154,45 @@ class TensorRtRunner:
         known = inspection.roles(source) if source.is_file() else None
         return inspection.kernels(inspection.inspect(self._module, self._engine), known)
 
+    def profile(self, tensor: Tensor, runs: int) -> Profile:
+        """Where the device's time goes, by layers of the engine; see `Runner.profile`. No graph is replayed meanwhile.
+
+        Raises:
+            InputError, MachineError: As `run`.
+        """
+        pixels, heard, run_ms = self._take(tensor), dict[str, float](), 0.0
+        session = self._prepare(len(pixels))
+        try:
+            self._buffers.upload(self._input, pixels, self._stream)
+            self._enqueue(session)
+            self._cuda.wait(self._stream)
+            profiler = library.make_profiler(self._module, heard)  # nothing else keeps it
+            session.context.profiler = profiler
+            for _ in range(runs):
+                self._cuda.record(self._start, self._stream)
+                self._enqueue(session)
+                self._cuda.record(self._end, self._stream)
+                self._cuda.wait(self._stream)
+                run_ms += self._cuda.time_between(self._start, self._end) / runs
+        finally:
+            session.context = None
+        layers = {layer.name: layer for layer in inspection.inspect(self._module, self._engine)}
+        return Profile(run_ms, tuple(_name_spent(layers.get(name), name, ms / runs) for name, ms in heard.items()))
+
     def close(self) -> None:
         """Free contexts, engine, memory and stream, in this order. Closing twice is allowed."""
         self._owned.close()
+
+    def _take(self, tensor: Tensor) -> Tensor:
+        """The pixels of a batch that the engine takes, with its device made the thread's current one."""
+        pixels = check_tensor(tensor, self._artifact.spec.input, self.batch)
+        smallest, _, largest = self._batches
+        if not smallest <= len(pixels) <= largest:
+            message = f"the batch is {len(pixels)}, the engine was built for {smallest} to {largest}"
+            fix = f"use at most {largest}, or compile with a larger largest_batch"
+            raise InputError("VD3107", message, fix=fix if len(pixels) > largest else f"use at least {smallest}")
+        self._cuda.use(self._ordinal)
+        return pixels
 
     def _execute(self, pixels: Tensor) -> Outputs:
         """One run, and the capture of its graph when it was the first of its batch size."""
@@ -322,3 +351,10 @@ def _present(device: str | None, cuda: Cuda) -> int:
     if number >= count:
         raise UsageError("VD2011", f"there is no device cuda:{number}, there are {count}", fix="use a smaller number")
     return number
+
+
+def _name_spent(layer: inspection.Layer | None, name: str, ms: float) -> Spent:
+    """A layer's time under the first ONNX node that it computes, where the inspector tells."""
+    if layer is None:
+        return Spent(name, "layer", ms)
+    return Spent(next(iter(layer.sources), name), layer.kind or "layer", ms)

@@ -54,6 +54,36 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     codes: str
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What a model says of an image.
+
+    Attributes:
+        name: Of the class or label, its number where it has no name; of several numbers which one.
+        value: Its probability, a share; or the number itself, without a unit.
+    """
+
+    name: str
+    value: Metric
+
+
+class WorstImage(msgspec.Struct, frozen=True):
+    """An image on which a candidate is far from its reference.
+
+    Attributes:
+        name: Within the data.
+        apart: How far, as `measure.worst.Worst` has it: nats, a difference, or 1 less a cosine.
+        label: The right class; None where it is not known.
+        expected: The reference's answer; None for an embedding, and for numbers that are not finite.
+        given: The candidate's.
+    """
+
+    name: str
+    apart: float
+    label: str | None = None
+    expected: Answer | None = None
+    given: Answer | None = None
+
+
 class Images(msgspec.Struct, frozen=True, kw_only=True):
     """What every image of a validation came to, in the order of their names; bits are base64 (`measure.bitmaps.unpack`).
 
@@ -64,6 +94,7 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
         right: Subject to one bit an image: its best class is the label.
         same: Candidate to one bit an image: its best class is the reference's.
         calibrated: How many of them the model's ranges were chosen on.
+        worst: Candidate to the images on which it is farthest from the reference, the farthest first.
     """
 
     digest: str
@@ -72,6 +103,7 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     right: dict[str, str] = {}
     same: dict[str, str] = {}
     calibrated: int = 0
+    worst: dict[str, tuple[WorstImage, ...]] = {}
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +175,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         taken: When, UTC, ISO 8601.
         parts: Reports of the stages, for a build.
         verdict: What the limits that hold for such a report make of it; None where there is none.
-        images: What every image came to, where they are a data set's and the model has classes.
+        images: What every image came to, where they are a data set's.
     """
 
     schema_version: int = SCHEMA

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vitdeploy.measure.bitmaps import Answers, Seen, compare, pack, read_codes, read_seen, share, unpack
+from vitdeploy.measure.bitmaps import Answers, Seen, compare, compare_parts, pack, read_codes, read_seen, share, unpack
 from vitdeploy.record import Calibration
 from vitdeploy.report import Group
 
@@ -91,3 +91,19 @@ def test_shares_and_differences_have_intervals() -> None:
     assert metric.value == pytest.approx(-1.0)
     assert metric.low < -1 < metric.high
     assert share(before).value == 0.9
+
+
+def test_each_class_is_compared_on_its_own_images() -> None:
+    images = gather([[0, 1, 2, 3, 4]], [0, 0, 2, 1, 0])  # class 0: the second is lost; class 1: both are; class 2: right
+    parts = compare_parts(images, "pytorch", "engine")
+    assert [(part.value, part.images, part.gained, part.lost) for part in parts] == [
+        ("class 0", 2, 0, 1), ("class 1", 2, 0, 2), ("class 2", 1, 0, 0),
+    ]  # fmt: skip
+    assert [part.difference.value for part in parts] == [-50, -100, 0]
+    assert [(part.before.value, part.after.value) for part in parts] == [(1, 0.5), (1, 0), (1, 1)]
+    assert [(part.value, part.images) for part in compare_parts(images, "pytorch", "engine", "time")] == [
+        ("day", 3),
+        ("night", 2),
+    ]
+    assert compare_parts(images, "pytorch", "engine", "camera") == []
+    assert compare_parts(images, "onnx", "engine") == []

@@ -6,6 +6,7 @@ import pytest
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.bitmaps import Answers, Seen
 from vitdeploy.proof.rules import SliceLimits, Thresholds
+from vitdeploy.proof.slices import find_worse
 from vitdeploy.proof.verdict import judge
 from vitdeploy.report import Report, Row
 
@@ -121,3 +122,19 @@ def test_of_many_slices_that_lose_just_the_limit_few_runs_fail() -> None:
         alone += judge([report], one).gates[0].outcome == "fail"
     assert failed <= 5  # 40 runs at 5 %: more than 5 in one of 70
     assert alone >= 30
+
+
+def test_classes_that_are_worse_by_more_than_chance_are_told_and_no_others() -> None:
+    report = make_report(*lose(class_3=-30, class_7=-40, class_1=-3, class_2=8))
+    assert [part.value for part in find_worse(report.images, "pytorch", "engine")] == ["7", "3"]
+    assert find_worse(make_report(*lose(class_1=-3)).images, "pytorch", "engine") == []
+    assert find_worse(make_report(*lose(class_2=8)).images, "pytorch", "engine") == []
+
+
+def test_where_no_class_is_worse_one_run_in_twenty_at_most_calls_one_so() -> None:
+    rng, runs, called = np.random.default_rng(3), 200, 0
+    before = np.tile(np.arange(EACH) < 90, CLASSES)
+    for _ in range(runs):
+        report = make_report(before, before ^ (rng.random(len(before)) < np.where(before, 0.01, 0.09)))  # as many either way
+        called += bool(find_worse(report.images, "pytorch", "engine"))
+    assert called / runs <= 0.05

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.measure.statistics import paired_difference
 from vitdeploy.proof.rules import RULES, USUAL, Thresholds, read_limit
 from vitdeploy.proof.verdict import judge
-from vitdeploy.report import Metric, Report, Row
+from vitdeploy.report import Images, Metric, Report, Row, WorstImage
 
 
 def make_report(metrics: dict[str, Metric], **settings: object) -> Report:
@@ -47,6 +48,8 @@ def test_a_drop_is_judged_by_its_whole_interval(low, value, high, outcome) -> No
         ("min_sqnr", "25 dB", Metric(24.9, "dB"), "fail"),
         ("max_difference", 1e-4, Metric(2e-4), "fail"),
         ("max_kl", "0.01 nats", Metric(0.008, "nats", 0.006, 0.01), "pass"),
+        ("max_calibration_error", "5 %", Metric(0.04, "share", 0.03, 0.05), "pass"),
+        ("max_calibration_error", "5 %", Metric(0.06, "share", 0.051, 0.07), "fail"),
         ("max_kl", 0.01, Metric(0.02, "nats", 0.011, 0.03), "fail"),
         ("max_slowdown", 1.1, Metric(1.0, "ratio", 0.95, 1.2), "inconclusive"),
         ("max_size", "1 GiB", Metric(1025, "MiB"), "fail"),
@@ -214,3 +217,15 @@ def test_of_a_subject_in_two_tables_of_one_validation_the_one_of_more_images_cou
         }
     several = judge([many, many], Thresholds(min_agreement="99 %")).gates
     assert [gate.subject for gate in several if gate.name == "min_agreement"] == ["a", "b", "a", "b"]
+
+
+def test_a_miss_names_the_images_to_look_at() -> None:
+    kept = tuple(WorstImage(f"{name}.png", 1.0) for name in "abcdefg")
+    images = Images(digest="", count=9, worst={"engine": kept})
+    metrics = {"top1_agreement": Metric(0.5, "share", 0.4, 0.6), "size": Metric(9.0, "MiB")}
+    report = msgspec.structs.replace(make_report(metrics), images=images)
+    miss, size = judge([report], Thresholds(min_agreement="99 %", max_size="1 MiB")).gates
+    assert miss.why.endswith("; farthest from pytorch: a.png, b.png, c.png, d.png, e.png")
+    assert "a.png" not in size.why
+    (kept_limit,) = judge([report], Thresholds(min_agreement="30 %")).gates
+    assert "a.png" not in kept_limit.why

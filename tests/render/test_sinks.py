@@ -12,7 +12,7 @@ from vitdeploy.errors import printable
 from vitdeploy.jsonfile import encode
 from vitdeploy.render import console, junit, markdown
 from vitdeploy.render.tables import Table
-from vitdeploy.report import Gate, Metric, Report, Row, Verdict
+from vitdeploy.report import Answer, Gate, Images, Metric, Report, Row, Verdict, WorstImage
 
 COMMANDS = ["::add-mask::e", "  ::stop-commands::x", "##[error]x", "a ##[group]b", "##vso[task.complete]", "##teamcity[x]"]
 HOSTILE = [
@@ -32,7 +32,10 @@ HOSTILE = [
 def report(subject: str = "a / b", columns: int = 2) -> Report:
     metrics = {f"metric_{n}": Metric(1.5 + n, "ms", 1.4, 1.6) for n in range(columns)}
     rows = (Row(subject, metrics), Row("other", {"metric_0": Metric(math.nan, "ms")}))
-    part = Report(title="bench", reference=subject, rows=rows, notes=(subject,), settings={"key": subject})
+    answer = Answer(subject, Metric(0.5, "share"))
+    worst = (WorstImage(subject, math.inf, subject, answer, answer), WorstImage(subject, 1.0))
+    images = Images(digest="", count=2, worst={subject: worst})
+    part = Report(title="bench", reference=subject, rows=rows, notes=(subject,), settings={"key": subject}, images=images)
     return Report(title="build", parts=(part,), settings={"k": subject})
 
 

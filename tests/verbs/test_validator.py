@@ -73,6 +73,33 @@ def test_accuracy_and_parity_in_one_pass(tiny_artifact, answers):
     assert [done for _, done, total in heard].count(130) == 1
 
 
+def test_what_single_images_and_classes_tell(tiny_artifact, answers, monkeypatch):
+    """An engine whose answers to every image of one class are another's."""
+    true_run = validator.run_main
+
+    def run_wrong(runner, tensor, spec):
+        logits = true_run(runner, tensor, spec)
+        return np.where(logits.argmax(1)[:, None] == most, -logits, logits) if runner.settings["backend"] != "pytorch" else logits
+
+    labels = list(answers[1].values())
+    most = max(set(labels), key=labels.count)
+    monkeypatch.setattr(validator, "run_main", run_wrong)
+    report = validate(tiny_artifact, config(manifest(answers, "one"), backends=("onnxruntime",), max_drop="0.5 pt"))
+    worst = report.images.worst["onnxruntime"]
+    assert worst[0].apart >= worst[-1].apart > 0.01
+    lost = {name for name, label in answers[1].items() if label == most}
+    assert {image.name for image in worst} <= lost
+    assert {(image.label, image.expected.name) for image in worst} == {(str(most), str(most))}
+    assert str(most) not in {image.given.name for image in worst}
+    (warning,) = [note for note in report.notes if note.startswith("WARNING")]
+    assert warning == f"WARNING: onnxruntime: 1 class is worse by more than chance: {most} -100.0 points"
+    (gate,) = [gate for gate in report.verdict.gates if gate.name == "max_drop"]
+    assert f"farthest from pytorch: {worst[0].name}, " in gate.why
+    for row in report.rows:
+        assert 0 <= row.metrics["calibration_error"].value <= 1
+    assert report.rows[0].metrics["calibration_error"] != report.rows[1].metrics["calibration_error"]
+
+
 def test_sample_is_said(tiny_artifact, answers):
     report = validate(tiny_artifact, config(manifest(answers, "all"), limit=20, backends=("onnxruntime",)))
     assert report.notes == ("20 of 130 images were used.",)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.measure.confidence import Confidence
 from vitdeploy.measure.statistics import mcnemar, paired_difference, wilson
 from vitdeploy.report import Metric
 
@@ -25,15 +26,17 @@ class Accuracy:
     Args:
         reference: Name of the subject that the others are compared with.
         candidates: The others' names.
+        probabilities: As `ModelSpec.probabilities`.
     """
 
-    def __init__(self, reference: str, candidates: tuple[str, ...]) -> None:
+    def __init__(self, reference: str, candidates: tuple[str, ...], *, probabilities: bool = False) -> None:
         self.reference = reference
         self.candidates = candidates
         self.images = 0
         self.classes = 0
         self._top1 = dict.fromkeys((reference, *candidates), 0)
         self._top5 = dict.fromkeys((reference, *candidates), 0)
+        self._confidence = {name: Confidence(probabilities=probabilities) for name in (reference, *candidates)}
         self._gained = dict.fromkeys(candidates, 0)
         self._lost = dict.fromkeys(candidates, 0)
         self._shifted = {-1: 0, 1: 0}
@@ -50,6 +53,7 @@ class Accuracy:
         for name, place in places.items():
             self._top1[name] += int((place == 0).sum())
             self._top5[name] += int((place < 5).sum())
+            self._confidence[name].add(logits[name], place == 0)
         for name in self.candidates:
             self._gained[name] += int(((places[name] == 0) & ~right).sum())
             self._lost[name] += int(((places[name] != 0) & right).sum())
@@ -62,8 +66,9 @@ class Accuracy:
     def metrics(self, name: str) -> dict[str, Metric]:
         """The numbers of one subject so far.
 
-        ``top1``, and ``top5`` from 10 classes on: shares with Wilson intervals. For a candidate also ``top1_difference``,
-        its top-1 minus the reference's in percentage points with the paired score interval, and ``mcnemar_p``.
+        ``top1``, and ``top5`` from 10 classes on: shares with Wilson intervals; ``calibration_error`` (see `Confidence`). For a
+        candidate also ``top1_difference``, its top-1 minus the reference's in percentage points with the paired score interval,
+        and ``mcnemar_p``.
         """
         metrics = {"top1": self._share(self._top1[name])}
         if self.classes >= TOP5_FROM:
@@ -74,7 +79,7 @@ class Accuracy:
             points = 100 * (gained - lost) / self.images if self.images else math.nan
             metrics["top1_difference"] = Metric(points, "points", 100 * low, 100 * high)
             metrics["mcnemar_p"] = Metric(mcnemar(gained, lost) if self.images else math.nan)
-        return metrics
+        return metrics | self._confidence[name].metrics()
 
     def measure_shifts(self) -> dict[int, float]:
         """Top-1 of the reference if every label were one lower (-1) or one higher (1), as shares: tells an off-by-one."""

@@ -150,6 +150,50 @@ def compare(before: Bits, after: Bits) -> Metric:
     return Metric(100 * (gained - lost) / max(1, len(after)), "points", 100 * low, 100 * high)
 
 
+class Part(NamedTuple):
+    """The images of one class, or of one value of a column.
+
+    Attributes:
+        value: Of the class or column.
+        images: How many.
+        before: Share that the reference got right.
+        after: Share that the candidate got right.
+        difference: The second less the first, in points, with the paired interval.
+        gained: Images that only the candidate got right.
+        lost: Images that only the reference got right.
+    """
+
+    value: str
+    images: int
+    before: Metric
+    after: Metric
+    difference: Metric
+    gained: int
+    lost: int
+
+
+def compare_parts(images: Images, reference: str, subject: str, column: str = CLASS) -> list[Part]:
+    """A candidate beside its reference on every class, or every value of a column that has images; sorted by value.
+
+    Returns:
+        Nothing where the data have no such column, or no labels.
+
+    Raises:
+        ValueError: The images' bits are damaged.
+    """
+    if column not in images.groups or not {reference, subject} <= images.right.keys():
+        return []
+    codes = read_codes(images.groups[column], images.count)
+    before, after = (unpack(images.right[name], images.count) for name in (reference, subject))
+    parts = []
+    for number, value in enumerate(images.groups[column].values):
+        if (inside := codes == number).any():
+            a, b = before[inside], after[inside]
+            changes = int((b & ~a).sum()), int((a & ~b).sum())
+            parts.append(Part(value, len(a), share(a), share(b), compare(a, b), *changes))
+    return parts
+
+
 def share(bits: Bits) -> Metric:
     """How many of them are set."""
     return Metric(float(bits.mean()), "share", *wilson(int(bits.sum()), len(bits)))

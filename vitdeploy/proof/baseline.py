@@ -243,7 +243,7 @@ def _pair_answers(baseline: Baseline, report: Report, images: Images, file: Path
         if old.artifact == report.settings.get("id"):  # the same file on the same images: nothing is left to chance
             difference = Metric(difference.value, difference.unit)
         row = Row(name, {"top1_difference": difference, "images": Metric(images.count, "count")})
-        paired = msgspec.structs.replace(images, right={_NAME: pack(before), name: images.right[subject]}, same={})
+        paired = msgspec.structs.replace(images, right={_NAME: pack(before), name: images.right[subject]}, same={}, worst={})
         settings = {"artifact": _name(report), "images": images.count}
         yield Report(title="baseline", reference=_NAME, rows=(row,), settings=settings, images=paired, machine=report.machine)
 

@@ -50,6 +50,7 @@ RULES: dict[str, Rule] = {
     "min_agreement": Rule(("top1_agreement", "label_agreement", "neighbour_agreement"), "share", least=True),
     "min_cosine": Rule(("cosine_min",), "", least=True),
     "min_sqnr": Rule(("sqnr",), "dB", least=True),
+    "max_calibration_error": Rule(("calibration_error",), "share", least=False),
     "max_kl": Rule(("divergence",), "nats", least=False),
     "max_difference": Rule(("max_abs_difference",), "", least=False),
     "min_speedup": Rule(("speedup",), "ratio", least=True),
@@ -131,6 +132,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             gives): ``"99 %"``.
         min_cosine: Cosine of the worst image's outputs with the reference's.
         min_sqnr: Signal to noise of the outputs: ``"25 dB"``.
+        max_calibration_error: How far confidence is from being right as often, on average over images: ``"5 %"``.
         max_kl: Mean Kullback-Leibler divergence of the probabilities from the reference's: ``"0.01 nats"``.
         max_difference: Largest difference of any output, in the outputs' unit.
         min_speedup: Reference's latency over the candidate's, measured in the same rounds: ``2.0``.
@@ -149,6 +151,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     min_agreement: str | float | None = None
     min_cosine: str | float | None = None
     min_sqnr: str | float | None = None
+    max_calibration_error: str | float | None = None
     max_kl: str | float | None = None
     max_difference: str | float | None = None
     min_speedup: str | float | None = None

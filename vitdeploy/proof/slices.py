@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.measure.bitmaps import Bits, compare, read_codes, share, unpack
-from vitdeploy.measure.statistics import doubt_difference, doubt_share, find_discoveries
+from vitdeploy.measure.bitmaps import Bits, Part, compare, compare_parts, read_codes, share, unpack
+from vitdeploy.measure.statistics import doubt_difference, doubt_share, find_discoveries, mcnemar
 from vitdeploy.proof.rules import SliceLimits, read_limit
 from vitdeploy.report import Gate, Images, Metric, Outcome, Report
 
 RATE = 0.05
 """Share of false ones among the slices that are called worse."""
 NAMED = 5
-"""Slices that a reason names, the worst first."""
+"""Slices, classes or images that a reason names, the worst first."""
 
 
 class _Slice(NamedTuple):
@@ -42,6 +42,19 @@ class _Slice(NamedTuple):
     margin: float
     doubt: float
     sure: bool
+
+
+def find_worse(images: Images, reference: str, subject: str) -> list[Part]:
+    """The classes on which a candidate is shown to be worse than its reference, the greatest loss first.
+
+    Of many classes some lose by chance: of those that are told, one in twenty is none, on average (`RATE`).
+
+    Raises:
+        ValueError: The images' bits are damaged.
+    """
+    parts = compare_parts(images, reference, subject)
+    doubts = [mcnemar(part.gained, part.lost) / 2 if part.lost > part.gained else 1.0 for part in parts]  # one-sided
+    return sorted((parts[place] for place in find_discoveries(doubts, RATE)), key=lambda part: part.difference.value)
 
 
 def judge_slices(reports: Sequence[Report], limits: Mapping[str, SliceLimits]) -> Iterator[Gate]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from vitdeploy.proof.rules import OF_BENCH, RULES, USUAL, Thresholds, read_limit
-from vitdeploy.proof.slices import judge_slices
+from vitdeploy.proof.slices import NAMED, judge_slices
 from vitdeploy.proof.thresholds import PARITY_DB
 from vitdeploy.report import Gate, Outcome, Report, Row, Verdict
 from vitdeploy.words import Undecided
@@ -113,10 +113,18 @@ def _judge_row(report: Report, row: Row, name: str, given: str | float, policy: 
             if outcome == "pass"
             else "the estimate misses the limit, though the interval holds it"
         )
+    if outcome == "fail" and not OF_BENCH.intersection(rule.metrics):
+        why += _name_worst(report, row)
     batch = f" at batch {row.metrics['batch'].value:.0f}" if "batch" in row.metrics else ""
     subject = f"{row.subject}{batch}"
     gate = Gate(about=report.about, subject=subject, name=name, limit=str(given), metric=metric, outcome=outcome, why=why)
     return msgspec.structs.replace(gate, needed=needed)
+
+
+def _name_worst(report: Report, row: Row) -> str:
+    """The images to look at first."""
+    worst = () if report.images is None else report.images.worst.get(row.subject, ())
+    return f"; farthest from {report.reference}: {', '.join(image.name for image in worst[:NAMED])}" if worst else ""
 
 
 def _decide(report: Report, row: Row, ends: list[float], estimate: float, least: float) -> tuple[Outcome, str, int | None]:
@@ -148,7 +156,7 @@ def _count_trials(report: Report, row: Row) -> int:
 def _explain_absence(metric: str) -> str:
     if metric == "top1_difference":
         return "give `validate` labelled images (--data) and, where the original can't be run, something beside it (--against)"
-    if metric == "top1":
+    if metric in ("top1", "calibration_error"):
         return "give `validate` labelled images (--data)"
     if metric == "slowdown":
         return "give the baseline of this machine (--baseline)"

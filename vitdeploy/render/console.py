@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from vitdeploy.errors import printable
-from vitdeploy.render import tables, verdicts
+from vitdeploy.render import examples, tables, verdicts
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
@@ -44,6 +44,8 @@ def print_report(result: Report, stream: IO[str] | None = None) -> None:
     for part in tables.walk(result):
         if part.rows:
             _print_table(screen, tables.tabulate_report(part))
+        for table in examples.tabulate_examples(part):
+            _print_table(screen, table)
         if part.reference:
             screen.print(_escape(f"compared with {part.reference}"))
         for note in part.notes:

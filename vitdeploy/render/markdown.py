@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import printable
-from vitdeploy.render import tables, verdicts
+from vitdeploy.render import examples, tables, verdicts
 from vitdeploy.render.tables import Table
 from vitdeploy.report import Report
 
@@ -49,6 +49,8 @@ def _format_part(report: Report) -> Iterator[str]:
         yield from _format_table(tables.turn(table) if len(table.headings) > max(_COLUMNS, len(table.rows) + 1) else table)
     if report.reference:
         yield from ("", f"Compared with: {escape(report.reference)}.")
+    for content in examples.tabulate_examples(report):
+        yield from ("", f"**{escape(content.title)}**", *_format_table(content))
     if report.settings:
         yield from _format_table(tables.tabulate_settings(report))
     if report.notes:

@@ -27,10 +27,12 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.bitmaps import Answers, Seen, read_seen
 from vitdeploy.measure.parity import Parity
+from vitdeploy.measure.worst import Worst
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.golden import Golden, run_pixels
+from vitdeploy.proof.slices import NAMED, find_worse
 from vitdeploy.recipe import ValidateConfig
-from vitdeploy.report import RECORDED, Metric, Report, Row, identify
+from vitdeploy.report import RECORDED, Images, Metric, Report, Row, identify
 from vitdeploy.spec import InputContract
 from vitdeploy.verbs.limits import choose_thresholds, judge_validation
 from vitdeploy.verbs.reference import Reference, find_reference, read_recorded, take_reference
@@ -137,11 +139,24 @@ def _measure(trial: _Trial, given: Dataset | None, config: ValidateConfig, progr
     settings = {"artifact": trial.artifact.name, **identify(trial.artifact), **facts, "contract": contract}
     remarks += trial.warnings()
     reference, note = ("", "") if trial.reference is None else (trial.reference.name, trial.reference.note)
-    images = trial.answers.finish()
-    if images is not None and images.calibrated:
-        remarks.append(f"WARNING: {images.calibrated:,} of the images were seen when the model was quantized")
+    images = trial.finish_images()
+    if images is not None:
+        remarks += _note_images(images, reference)
     notes = tuple(each for each in (note, *remarks) if each)
     return Report(title="validate", reference=reference, rows=rows, settings=settings, notes=notes, images=images)
+
+
+def _note_images(images: Images, reference: str) -> Iterator[str]:
+    """What single images, and those of a class, tell of a candidate."""
+    if images.calibrated:
+        yield f"WARNING: {images.calibrated:,} of the images were seen when the model was quantized"
+    for subject in images.same:
+        if worse := find_worse(images, reference, subject):
+            told = ", ".join(f"{part.value} {part.difference.value:+.1f} points" for part in worse[:NAMED])
+            classes = "class is" if len(worse) == 1 else "classes are"
+            yield f"WARNING: {subject}: {len(worse):,} {classes} worse by more than chance: {told}" + ", ..." * (
+                len(worse) > NAMED
+            )
 
 
 def _open_data(config: ValidateConfig, given: Iterable[object] | None, stack: ExitStack) -> Dataset | None:
@@ -179,7 +194,8 @@ class _Trial:
         self.runners: dict[str, Runner] = {}
         compared = self.names[1:] if reference is not None else ()
         self.parity = {name: Parity(self.spec.task, probabilities=self.spec.probabilities) for name in compared}
-        self.accuracy = Accuracy(self.names[0], self.names[1:])
+        self.worst = {name: Worst(self.spec) for name in compared}
+        self.accuracy = Accuracy(self.names[0], self.names[1:], probabilities=self.spec.probabilities)
         self.answers = Answers(None if reference is None else reference.name, read_seen(artifact.record.calibration))
         self.places = {} if data is None else {name: place for place, name in enumerate(data.listing.names)}
         self.class_map = None
@@ -258,7 +274,14 @@ class _Trial:
         if labels is not None:
             self.accuracy.add(outputs, labels)
         if self.data is not None:
+            for name, worst in self.worst.items():
+                worst.add(batch.names, outputs[self.names[0]], outputs[name], labels)
             self.answers.add(self._see(self.data, batch), outputs if self.spec.classifies else {}, labels)
+
+    def finish_images(self) -> Images | None:
+        """What every image came to; None where they are no data set's."""
+        images, worst = self.answers.finish(), {name: worst.finish() for name, worst in self.worst.items()}
+        return images and msgspec.structs.replace(images, worst={name: kept for name, kept in worst.items() if kept})
 
     def _see(self, data: Dataset, batch: Batch) -> Seen:
         """The images of a batch as the data set knows them."""

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/fashion_mnist
 WORKERS ?= 2
+export PYTHONDONTWRITEBYTECODE :=  # pytest compiles each test module once, not in every run and process
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast test-gpu mutants check bench bench-all format clean

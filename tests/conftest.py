@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -97,12 +98,28 @@ def shared_artifact(name: str, shelf: Path) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory) -> Path:
-    """Where the shared artifacts stand: those that tests/mutants.py has exported, or one folder for all workers of this run."""
+def run_folder(tmp_path_factory) -> Path:
+    """One folder for all workers of this run."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+
+@pytest.fixture(scope="session")
+def shelf(run_folder) -> Path:
+    """Where the shared artifacts stand: those that tests/mutants.py has exported, or those of this run."""
     if "VITDEPLOY_TEST_ARTIFACTS" in os.environ:
         return Path(os.environ["VITDEPLOY_TEST_ARTIFACTS"])
-    place = tmp_path_factory.getbasetemp()
-    return (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "shelf"
+    return run_folder / "shelf"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_exports(run_folder) -> None:
+    """See `tests.exporting`; torch is not imported for it."""
+    if "vitdeploy.verbs.exporter" in sys.modules:
+        from tests.exporting import keep_operators, keep_traces
+
+        keep_operators()
+        keep_traces(run_folder / "traces")
 
 
 @pytest.fixture(scope="session")

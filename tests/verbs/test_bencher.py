@@ -15,6 +15,7 @@ from vitdeploy.verbs.bencher import bench
 QUICK = BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1)
 
 
+@pytest.mark.slow
 def test_bench_shares_the_original(tiny_artifact, bare_artifact, tmp_path):
     copy = tmp_path / "tiny"
     copy.mkdir()

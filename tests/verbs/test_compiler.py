@@ -83,6 +83,7 @@ def test_int8_stays_int8(int8, tmp_path, engine):
     assert distance(logits(made, engine), logits(int8[engine], engine)) < 0.05
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("engine", "how", "precision"),
     [
@@ -125,6 +126,7 @@ def test_the_record_says_what_was_run(tiny_artifact, tmp_path, engine):
     assert proof.run.threads == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_verbs_take_an_engine(tiny_artifact, tmp_path, engine):
     made = vitdeploy.compile(tiny_artifact, config(engine), tmp_path / "out")
@@ -135,6 +137,7 @@ def test_the_verbs_take_an_engine(tiny_artifact, tmp_path, engine):
     assert {row.settings["backend"] for row in report.rows} == {"pytorch", engine}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_batch_size(tiny_artifact, tmp_path, engine):
     made = vitdeploy.compile(tiny_artifact, config(engine, batch=3), tmp_path / "out")
@@ -204,6 +207,7 @@ def timed(monkeypatch):
     return times
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("times", "kept"), [({"int8": 1.0, "fp32": 2.0}, "int8"), ({"int8": 2.0, "fp32": 1.5}, "fp32")])
 def test_the_faster_of_two_precisions_is_kept(int8, tiny_artifact, tmp_path, timed, times, kept):
     timed.update(times)
@@ -273,7 +277,9 @@ def test_a_fixed_batch_can_be_optimised_and_have_a_rival(tiny_static, tmp_path, 
     assert "at batch 4" in made.record.proof.verdict
 
 
-def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("optimise", [None, "latency"])
+def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch, optimise):
     """The engine is made from a copy; the record is of what was given, also after settings were measured."""
     monkeypatch.setattr(compiler, "_BENCH", msgspec.structs.replace(compiler._BENCH, rounds=1, seconds=0.01, warmup=0))
 
@@ -283,7 +289,7 @@ def test_a_repaired_file_keeps_its_origin(tiny_artifact, tmp_path, monkeypatch):
         return folder / "model.onnx", ("one thing repaired",)
 
     monkeypatch.setattr(check, "sanitize", repaired)
-    made = vitdeploy.compile(tiny_artifact, config("openvino", optimise="latency"), tmp_path / "out")
+    made = vitdeploy.compile(tiny_artifact, config("openvino", optimise=optimise), tmp_path / "out")
     assert made.record.parent == tiny_artifact.id
     assert made.record.weights is None
     assert made.weights.samefile(tiny_artifact.weights)

@@ -61,6 +61,7 @@ PICKLES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PICKLES)
 def test_pickles(name: str, tmp_path: Path) -> None:
     write, note = PICKLES[name]
@@ -74,6 +75,7 @@ def test_pickles(name: str, tmp_path: Path) -> None:
     assert note in " ".join(contents.notes)
 
 
+@pytest.mark.slow
 def test_one_tensor_under_many_names(tmp_path: Path) -> None:
     shared = torch.randn(300, 300)
     state = {f"blocks.{n}.weight": shared for n in range(12)}
@@ -116,6 +118,7 @@ def test_other_float_types(kind: torch.dtype, word: str, tmp_path: Path) -> None
     assert contents.notes == (f"{word}, read as float32 (3 of 4 tensors)",)
 
 
+@pytest.mark.slow
 def test_half_pickle(tmp_path: Path) -> None:
     torch.save({name: value.half() if value.is_floating_point() else value for name, value in STATE.items()}, tmp_path / "a.bin")
     contents = read(tmp_path / "a.bin")
@@ -160,6 +163,7 @@ def huggingface(folder: Path, name: str = "model.safetensors") -> Path:
     return folder
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_huggingface_folder(name: str, tmp_path: Path) -> None:
     contents = read(huggingface(tmp_path, name))
@@ -200,6 +204,7 @@ def sharded(folder: Path, kind: str = "safetensors") -> Path:
     return folder
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards(kind: str, tmp_path: Path) -> None:
     contents = read(sharded(tmp_path, kind))
@@ -243,6 +248,7 @@ def test_folder_reached_through_a_link(tmp_path: Path) -> None:
     assert read(tmp_path / "current").config == CONFIG
 
 
+@pytest.mark.slow
 def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(STATE, tmp_path / "a.pth")
     monkeypatch.chdir(tmp_path)
@@ -268,6 +274,7 @@ def test_a_file_of_no_known_source_beside_its_configuration(tmp_path: Path) -> N
     assert caught.value.fix.endswith(f"give the folder instead: vitdeploy export {tmp_path} -o OUT")
 
 
+@pytest.mark.slow
 def test_two_networks_of_one_file(tmp_path: Path) -> None:
     state = {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "blocks.0.norm1.weight": torch.ones(8)}
     both = {f"online.{name}": value for name, value in state.items()} | {

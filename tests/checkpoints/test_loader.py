@@ -40,7 +40,7 @@ def close(artifact: Artifact, run) -> None:
         assert np.abs(output - expected[:batch]).max() <= SHARE * expected.std()
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_hugging_face_folder(architecture, tmp_path) -> None:
     """Every class, its folder as `save_pretrained` writes it, at another size where there is one: sizes change no operator."""
@@ -57,7 +57,7 @@ def size_of(size: tuple[int, int]) -> ExportConfig:
     return ExportConfig(prove_batches=(1, 3), image_size=size)
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(32)
 @pytest.mark.parametrize("name", [case.name for case in FAMILIES.values()])
 def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
     """One architecture of every family, a bare state dict."""
@@ -94,6 +94,7 @@ def test_torchvision_state_dict(name, tmp_path) -> None:
     close(export(ModelConfig(source=str(tmp_path / f"{name}.pth")), QUICK, tmp_path / "out"), theirs)
 
 
+@pytest.mark.slow
 def test_jax_arrays(tmp_path) -> None:
     given = test_jax.arrays()
     theirs = test_jax.theirs(given, tmp_path / "timms.npz", act_layer="gelu_tanh")
@@ -101,6 +102,7 @@ def test_jax_arrays(tmp_path) -> None:
     close(export(ModelConfig(source=str(tmp_path / "B_8.npz")), QUICK, tmp_path / "out"), theirs)
 
 
+@pytest.mark.slow
 def test_openai_clip_state_dict(tmp_path) -> None:
     theirs = test_clip.tower(test_clip.QuickGELU)
     torch.save(test_clip.prefixed(theirs.state_dict()), tmp_path / "clip.pt")
@@ -108,6 +110,7 @@ def test_openai_clip_state_dict(tmp_path) -> None:
     close(export(config, QUICK, tmp_path / "out"), theirs)
 
 
+@pytest.mark.slow
 def test_meta_dinov3(tmp_path) -> None:
     theirs, state = test_meta.dinov3("vit_small_patch16_dinov3_qkvb")
     torch.save(state, tmp_path / "dinov3_vits16_pretrain.pth")

@@ -139,6 +139,7 @@ def test_other_dinov3_networks_are_refused(change: str) -> None:
         safetensors.assemble(model, convert(given.state, SOURCE.rules(given, model)).state)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("wrapper", ["", "teacher", "model"])
 def test_files_load(tmp_path: Path, wrapper: str) -> None:
     theirs, state = dinov3("vit_small_patch16_dinov3_qkvb")

@@ -165,6 +165,7 @@ def test_objects_of_trainers(name: str, tmp_path: Path) -> None:
     check(path, InputError, "VD3018", says + re.escape('torch.save(model.state_dict(), "weights.pth")'))
 
 
+@pytest.mark.slow
 def test_arguments_of_a_training_script(tmp_path: Path) -> None:
     path = tmp_path / "model best.pth.tar"
     args = argparse.Namespace(lr=0.1, model="vit", state_dict="no")  # its own words are no keys of the checkpoint
@@ -271,7 +272,15 @@ FILES: dict[str, tuple[bytes, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+IN_THE_CHILD = (
+    *("no tensors", "old, cut in the numbers", "one key twice", "one name twice", "one tensor", "protocol 4", "surrogates"),
+    *("claims too much", "two networks"),
+)
+"""Files that torch is started for: a second each."""
+assert set(IN_THE_CHILD) <= set(FILES)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in IN_THE_CHILD)) for name in FILES])
 def test_bad_file(name: str, tmp_path: Path) -> None:
     content, code, says = FILES[name]
     path = tmp_path / "a.pth"

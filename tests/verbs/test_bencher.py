@@ -76,6 +76,7 @@ def test_record_is_not_needed_on_disk(tiny_artifact):
     assert bench([handmade], QUICK).rows
 
 
+@pytest.mark.slow
 def test_a_profile_is_told_for_each_subject_and_batch(tiny_artifact):
     """By the engines' own words, as parts of the report: shares of all rows make one run, and a gate still reads its rows."""
     config = msgspec.structs.replace(QUICK, batches=(1, 3), backends=("onnxruntime", "openvino"), profile=True)

@@ -15,8 +15,10 @@ from filelock import FileLock
 
 from vitdeploy.artifact import Artifact, Record
 from vitdeploy.data import synthetic
-from vitdeploy.recipe import ExportConfig, ModelConfig
+from vitdeploy.proof import worth
+from vitdeploy.recipe import BenchConfig, ExportConfig, ModelConfig
 from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.verbs import compiler
 from vitdeploy.verbs.packer import PackConfig, Packed, pack
 from vitdeploy.verbs.signer import keygen
 
@@ -128,6 +130,13 @@ def kept_exports(run_folder) -> None:
 
         keep_operators()
         keep_traces(run_folder / "traces")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_benchmarks() -> None:
+    """What `compile` and `quantize` measure to choose by is measured for an instant: no test is decided by a time."""
+    for module in (compiler, worth):
+        module._BENCH = BenchConfig(rounds=2, seconds=0.01, warmup=0)
 
 
 @pytest.fixture(scope="session")

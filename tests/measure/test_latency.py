@@ -49,15 +49,15 @@ def worker(tiny_artifact):
 def test_rows_and_columns(tiny_artifact):
     heard = []
     subjects = [
-        Subject("tiny / pytorch", tiny_artifact, "pytorch", "tiny / pytorch"),
-        Subject("tiny / onnxruntime", tiny_artifact, "onnxruntime", "tiny / pytorch"),
+        Subject("tiny / openvino", tiny_artifact, "openvino", "tiny / openvino"),
+        Subject("tiny / onnxruntime", tiny_artifact, "onnxruntime", "tiny / openvino"),
     ]
     config = BenchConfig(batches=(3, 1), rounds=5, seconds=0.02, warmup=1, threads=1)
     rows = measure(subjects, config, progress=lambda *news: heard.append(news)).rows
     assert [(row.subject, row.settings["batch"]) for row in rows] == [
-        ("tiny / pytorch", 1),
+        ("tiny / openvino", 1),
         ("tiny / onnxruntime", 1),
-        ("tiny / pytorch", 3),
+        ("tiny / openvino", 3),
         ("tiny / onnxruntime", 3),
     ]
     for row in rows:

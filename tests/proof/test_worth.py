@@ -347,7 +347,6 @@ def test_what_is_timed(tiny_artifact, monkeypatch, made, bf16, forms, size):
 
 def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):
     """Of one tiny model against itself, for a fixed batch: the numbers are there; how large they are is not for a test."""
-    monkeypatch.setattr(module, "_BENCH", msgspec.structs.replace(module._BENCH, rounds=2, seconds=0.01, warmup=0))
     monkeypatch.setattr(module, "MOST_ROUNDS", 3)
     other = Artifact(tiny_static.folder, msgspec.structs.replace(tiny_static.record, precision="int8"))
     heard = []

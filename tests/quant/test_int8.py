@@ -258,7 +258,7 @@ def with_a_massive_token(model: onnx.ModelProto) -> None:
 
 
 @needs_vnni
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ENGINES)
 def test_massive_tokens_take_the_lane_and_spare_the_rest(source, target, tmp_path):
     massive = edited(source, tmp_path / "source", with_a_massive_token)
@@ -279,6 +279,7 @@ def test_massive_tokens_take_the_lane_and_spare_the_rest(source, target, tmp_pat
     assert losses[0] < losses[1] / 10
 
 
+@pytest.mark.sampled(2)
 @needs_vnni
 @pytest.mark.parametrize("target", ENGINES)
 def test_all_may_take_the_lane(source, reference, target, tmp_path):
@@ -293,6 +294,7 @@ def test_all_may_take_the_lane(source, reference, target, tmp_path):
     assert apart(reference[:500], logits(found, target, count=500))[0] < 1e-4
 
 
+@pytest.mark.slow
 def test_weights_stay_within_what_the_instruction_set_bears(source, reference, tmp_path):
     """AVX2 adds two products of uint8 and int8 in 16 bits: 63 * 255 * 2 is the most that fits."""
     found = quantize(source, config(isa="avx2", limit=32), tmp_path / "out")
@@ -303,6 +305,7 @@ def test_weights_stay_within_what_the_instruction_set_bears(source, reference, t
     assert apart(reference[:500], logits(found, count=500))[0] < 1e-3
 
 
+@pytest.mark.slow
 def test_arm_gets_signed_activations_of_the_same_values(source, made, tmp_path):
     found = quantize(source, config(isa="neon-dotprod"), tmp_path / "out")
     theirs, ours = constants(made), constants(found)
@@ -315,7 +318,7 @@ def test_arm_gets_signed_activations_of_the_same_values(source, made, tmp_path):
     assert any(ours[name] for name in zeros)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "portable"])
 def test_a_fixed_batch_runs_in_int8_too(static, target, reference, tmp_path):
     """ONNX Runtime makes a Gemm of MatMul and Add when it knows the batch, and computes that in float if it is let."""
@@ -339,6 +342,7 @@ def test_what_is_observed_is_what_can_get_a_q(source):
         assert all(want.rows for want in wanted[:16])
 
 
+@pytest.mark.slow
 def test_random_images_are_marked(source, reference, tmp_path):
     found = quantize(source, config(calibration="random", split=None), tmp_path / "out")
     assert found.record.proof.calibration == Calibration(source="random", images=64)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 from tests.graph import vits
 from tests.quant.fashion import apart, config, demo, edited, logits, pixels
 from tests.quant.test_int8 import with_a_massive_token
+from vitdeploy.artifact import Artifact
 from vitdeploy.backends.table import TENSORRT_FP8, TENSORRT_INT8, Heads
 from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import UsageError
@@ -37,11 +39,20 @@ def source(tmp_path_factory):
     return demo(tmp_path_factory.mktemp("demo") / "fp32")
 
 
+class Forms(dict[str, Artifact]):
+    """The demo model in every form, each made when it is asked for."""
+
+    def __init__(self, source: Artifact, folder: Path) -> None:
+        self.source, self.folder = source, folder
+
+    def __missing__(self, form: str) -> Artifact:
+        self[form] = quantize(self.source, settings(form), self.folder / form.replace(" ", "-"))
+        return self[form]
+
+
 @pytest.fixture(scope="module")
 def made(source, tmp_path_factory):
-    """The demo model in every form."""
-    folder = tmp_path_factory.mktemp("made")
-    return {form: quantize(source, settings(form), folder / form.replace(" ", "-")) for form in FORMS}
+    return Forms(source, tmp_path_factory.mktemp("made"))
 
 
 def settings(form: str, **more) -> QuantizeConfig:
@@ -116,6 +127,7 @@ def test_types_and_zero_points_are_those_that_tensorrt_reads(made, form):
     onnx.checker.check_model(graph.model, full_check=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_has_all_of_its_places_or_none(made, form):
     """q, k, probabilities and v right before the products, the result as the projection's input; the class token's block none."""
@@ -135,6 +147,7 @@ def test_attention_has_all_of_its_places_or_none(made, form):
     assert len(notes) == bool(count)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("form", "limit"), [("int8", 6e-4), ("int8 attention", 2e-3), ("fp8", 1e-3), ("fp8 attention", 2e-3)])
 def test_is_close_to_the_model(source, made, form, limit):
     loss, share = apart(logits(source, count=COUNT), output(made[form]))

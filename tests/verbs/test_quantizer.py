@@ -93,6 +93,7 @@ def opset(artifact):
 # Targets
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("batch", ["dynamic", "fixed"])
 @pytest.mark.parametrize("target", [*ENGINES, "portable"])
 def test_int8_runs_as_planned_on_every_engine_of_the_target(tiny_artifact, tiny_static, config, target, batch, tmp_path):
@@ -118,6 +119,7 @@ def test_bytes_with_channels_last_run_as_planned(tiny_bytes, config, target, tmp
         assert ratio(tiny_bytes, quantized, engine) > 25
 
 
+@pytest.mark.slow
 @needs_vnni
 def test_openvino_multiplies_attention_in_int8(tiny_artifact, config, tmp_path):
     quantized = quantize(tiny_artifact, config(target="openvino", attention=True), tmp_path / "out")
@@ -339,6 +341,7 @@ def test_an_interruption_leaves_nothing(tiny_artifact, config, stage, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seen", [1, 3, 20])
 def test_an_interrupted_calibration_is_gone_on_with_and_gives_the_same_bytes(tiny_artifact, config, seen, tmp_path):
     whole = quantize(tiny_artifact, config(), tmp_path / "whole")
@@ -404,6 +407,7 @@ def test_the_source_is_not_touched(tiny_artifact, config, tmp_path):
     assert {path.name: path.read_bytes() for path in tiny_artifact.folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_models_that_take_bytes_or_give_no_classes(tiny_bytes, tiny_headless, tiny_embedding, config, tmp_path):
     for source in (tiny_bytes, tiny_headless, tiny_embedding):
         quantized = quantize(source, config(limit=32), tmp_path / source.folder.name)

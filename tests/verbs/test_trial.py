@@ -72,6 +72,7 @@ def test_a_compiled_artifact_is_for_its_own_engine(tiny_artifact, monkeypatch):
         validate(Artifact(tiny_artifact.folder, quantized), SHORT)
 
 
+@pytest.mark.slow
 def test_an_8_bit_file_says_in_which_engine_it_was_not_proven(tiny_artifact):
     config = QuantizeConfig(target="onnxruntime", calibration="random")
     record = msgspec.structs.replace(tiny_artifact.record, precision="int8", config=config)

@@ -60,9 +60,9 @@ def size_of(size: tuple[int, int]) -> ExportConfig:
 @pytest.mark.sampled(32)
 @pytest.mark.parametrize("name", [case.name for case in FAMILIES.values()])
 def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
-    """One architecture of every family, a bare state dict."""
+    """One architecture of every family, a bare state dict; of one block, `test_timm` holds networks of two to timm."""
     case = NAMES[name]
-    theirs = test_timm.created(peer("timm"), case)
+    theirs = test_timm.created(peer("timm"), case, depth=1)
     if case.sized:
         pytest.skip("has its image size in config.json only; see the test of folders")
     save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, tmp_path / "model.safetensors")
@@ -75,7 +75,7 @@ def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
 def test_timm_folder(name, tmp_path) -> None:
     """``config.json`` and weights, as timm puts them on the hub, with the labels."""
     case = NAMES[name]
-    theirs = test_timm.created(peer("timm"), case)
+    theirs = test_timm.created(peer("timm"), case, depth=1)
     side = case.side or 224
     config = {"architecture": name, "pretrained_cfg": {"input_size": [3, side, side], "mean": [0.5] * 3, "std": [0.5] * 3}}
     (tmp_path / "model").mkdir()

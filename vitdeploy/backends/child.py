@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
@@ -93,6 +93,42 @@ def repair(artifact: Artifact, stack: ExitStack) -> Artifact:
     return sanitize(artifact, stack.enter_context(temporary_folder()))[0]
 
 
+class Order(TypedDict):
+    """What the child is told to open.
+
+    Attributes:
+        engine: A row of the table of engines, as JSON has it.
+        folder: The artifact's.
+        record: The artifact's, as JSON has it.
+        config: An `OpenConfig`, as JSON has it.
+        current: The parent's working folder.
+    """
+
+    engine: object
+    folder: str
+    record: object
+    config: object
+    current: str
+
+
+class Header(TypedDict):
+    """What the bytes of an array are.
+
+    Attributes:
+        dtype: NumPy's name of it.
+        shape: Of each axis.
+    """
+
+    dtype: str
+    shape: list[int]
+
+
+class ProfileHeader(Header):
+    """Of a batch, and how many times it is run."""
+
+    runs: int
+
+
 class Opened(NamedTuple):
     """What the child tells when its model is ready.
 
@@ -162,7 +198,7 @@ def enter(child: Child, name: str, artifact: Artifact, config: OpenConfig, secon
         VitdeployError: As `open_in_child`.
         InputError: VD3010, somebody changed its files since they were checked.
     """
-    argument = {
+    argument: Order = {
         "engine": msgspec.to_builtins(table.find_engine(name)),
         "folder": str(artifact.folder),
         "record": msgspec.to_builtins(artifact.record),
@@ -191,7 +227,7 @@ class ChildRunner:
             MachineError: VD4007, the engine died, now or before; VD4008, it took too long.
         """
         pixels = check_tensor(tensor, self._contract, self.batch)
-        header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape)}
+        header: Header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape)}
         answer, arrays = self._child.ask("run", header, [_bytes(pixels)], seconds=self._seconds)
         try:
             return {str(each["name"]): _array(each, raw) for each, raw in zip(answer, arrays, strict=True)}
@@ -214,7 +250,7 @@ class ChildRunner:
             VitdeployError: As `run`.
         """
         pixels = check_tensor(tensor, self._contract, self.batch)
-        header = {"dtype": str(pixels.dtype), "shape": list(pixels.shape), "runs": runs}
+        header: ProfileHeader = {"dtype": str(pixels.dtype), "shape": list(pixels.shape), "runs": runs}
         answer, _ = self._child.ask("profile", header, [_bytes(pixels)], seconds=self._seconds * (1 + runs))
         return convert(answer, Profile)
 
@@ -244,7 +280,7 @@ def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
-def _array(header: dict[str, Any], raw: bytearray) -> np.ndarray[Any, Any]:
+def _array(header: Header, raw: bytearray) -> np.ndarray[Any, Any]:
     """The array that a header describes, on these bytes."""
     dtype, shape = header["dtype"], header["shape"]
     if dtype not in _DTYPES or len(shape) > _MOST_AXES or any(type(size) is not int or size < 0 for size in shape):
@@ -273,7 +309,7 @@ class Session:
         assert self._artifact is not None
         return self._artifact
 
-    def open(self, argument: dict[str, Any], _: list[bytearray]) -> tuple[object, list[memoryview]]:
+    def open(self, argument: Order, _: list[bytearray]) -> tuple[object, list[memoryview]]:
         """Load the model; see `enter`."""
         os.chdir(argument["current"])  # paths in messages stay as they were written
         row = msgspec.convert(argument["engine"], table.Engine)
@@ -289,7 +325,7 @@ class Session:
         load_ms = (time.perf_counter_ns() - begun) / 1e6
         return [load_ms, self._runner.settings, self._runner.batch], []
 
-    def run(self, header: dict[str, Any], arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
+    def run(self, header: Header, arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
         """Run one batch; see `ChildRunner.run`."""
         try:
             outputs = self.runner.run(_array(header, arrays[0]))
@@ -305,7 +341,7 @@ class Session:
         """What runs; see `ChildRunner.kernels`."""
         return [list(kernel) for kernel in self.runner.kernels()], []
 
-    def profile(self, header: dict[str, Any], arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
+    def profile(self, header: ProfileHeader, arrays: list[bytearray]) -> tuple[object, list[memoryview]]:
         """Where the time goes; see `ChildRunner.profile`."""
         try:
             profile = self.runner.profile(_array(header, arrays[0]), header["runs"])

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from vitdeploy import machine
 from vitdeploy.errors import INTERRUPTED, MachineError, VitdeployError, explain_exhaustion, first_line
@@ -50,7 +50,7 @@ def serve(channel: int, life: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _channel = socket.socket(fileno=channel)
     try:
-        start, _ = receive_message(_channel.recv_into)
+        start = cast(_Start, receive_message(_channel.recv_into)[0])
         _apply_limits(start)
         desk = _Desk(start)
         while True:
@@ -67,14 +67,24 @@ def serve(channel: int, life: int) -> None:
     os._exit(status)  # libraries' exit handlers may crash or hang, and have nothing to save
 
 
+class _Start(TypedDict):
+    """What the parent says first: the subject, and of its `Limits` those that hold in here."""
+
+    subject: str
+    memory_mib: int | None
+    file_mib: int
+    cpu_s: float | None
+    smaller: str
+
+
 class _Desk:
     """Where questions are answered.
 
     Args:
-        start: What the parent said first: ``subject``, ``memory_mib``, ``smaller``.
+        start: What the parent said first.
     """
 
-    def __init__(self, start: dict[str, Any]) -> None:
+    def __init__(self, start: _Start) -> None:
         self._name, self._cap, self._smaller = start["subject"], start["memory_mib"], start["smaller"]
         self._subject: Any = None
 
@@ -142,7 +152,7 @@ def _die_with(life: int) -> None:
         os._exit(1)
 
 
-def _apply_limits(start: dict[str, Any]) -> None:
+def _apply_limits(start: _Start) -> None:
     import resource  # Unix only
 
     with suppress(OSError):  # where memory ends, this process is the one to go, and not who has started it

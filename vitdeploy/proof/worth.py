@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 from numpy.typing import NDArray
@@ -117,7 +117,15 @@ def _compare(comparison: Comparison, reference_engine: str, batches: Iterable[Na
     )
 
 
-def _time(comparison: Comparison, progress: Progress) -> dict[str, Any]:
+class _Times(TypedDict):
+    """Of a `Worth`, what was timed."""
+
+    speedup: Metric
+    other: Metric | None
+    latency_ms: dict[str, float]
+
+
+def _time(comparison: Comparison, progress: Progress) -> _Times:
     """Latency at batch 1 of the source, its bf16 form where the CPU has it, and the new model, in interleaved rounds."""
     source, made, engine, config, *_ = comparison
     batch = _read_batch(made, engine, config)

@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(vitdeploy.__file__).parent
-ONLY_LOOK = {"models", "explain", "doctor", "schema"}
+ONLY_LOOK = {"models", "explain", "doctor", "schema", "report"}
 
 
 def commands() -> dict[str, object]:

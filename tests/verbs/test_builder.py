@@ -32,7 +32,7 @@ from vitdeploy.recipe import (
     ValidateConfig,
 )
 from vitdeploy.record import Audit, CompileProof, Origin
-from vitdeploy.report import Metric, Report, Row
+from vitdeploy.report import Images, Metric, Report, Row, WorstImage
 from vitdeploy.spec import read_spec
 from vitdeploy.tomlfile import read_toml
 from vitdeploy.verbs import builder
@@ -117,13 +117,21 @@ def test_layout(verbs, recipe, tmp_path):
     out = tmp_path / "deep" / "out"
     report = build(recipe, out)
     names = {path.name for path in out.iterdir()}
-    assert names == {"recipe.toml", "export", "validate.json", "bench.json", "report.json", "report.md", "build.json"}
+    assert names == {
+        "recipe.toml",
+        "export",
+        "validate.json",
+        "bench.json",
+        "build.json",
+        *(f"report.{kind}" for kind in ("json", "md", "html")),
+    }
     assert [part.title for part in report.parts] == ["validate", "bench"]
     assert verbs.take() == ALL
     assert Recipe.load(out / "recipe.toml") == recipe
     assert json.loads((out / "report.json").read_text())["schema_version"] == 1
     assert "random_seed" in (out / "report.md").read_text()
     assert "Origin(" not in (out / "report.md").read_text()
+    assert "Made: export" in (out / "report.html").read_text()
 
 
 def test_numbers_that_json_lacks_come_back(verbs, recipe, tmp_path):
@@ -691,3 +699,22 @@ def test_a_ledger_never_removes_what_lies_elsewhere(verbs, recipe, tmp_path):
     with pytest.raises(InputError):
         build(recipe, out)
     assert precious.is_dir()
+
+
+def test_rows_of_several_artifacts_keep_what_single_images_came_to(tiny_artifact, tiny_bytes):
+    """Slices and worst images are of all rows of a build's report, not of the first artifact's alone."""
+
+    def measure(digest="same"):
+        kept = {"right": {"pytorch": "gA==", "onnxruntime": "AA=="}, "same": {"onnxruntime": "AA=="}}
+        images = Images(digest=digest, count=1, worst={"onnxruntime": (WorstImage("a.png", 1.0),)}, **kept)
+        rows = (Row("pytorch", {}), Row("onnxruntime", {}))
+        return Report(title="validate", reference="pytorch", rows=rows, images=images)
+
+    first, second = (builder._name_rows(measure(), artifact) for artifact in (tiny_artifact, tiny_bytes))
+    images = builder._join([first, second]).images
+    names = {f"{artifact.folder.name} / onnxruntime" for artifact in (tiny_artifact, tiny_bytes)}
+    assert set(images.same) == set(images.worst) == names
+    assert set(images.right) == {"pytorch", *names}
+    assert [row.settings["id"] for row in first.rows] == [tiny_artifact.id] * 2
+    other = builder._name_rows(measure("other"), tiny_bytes)
+    assert builder._join([first, other]).images == first.images

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from vitdeploy.recipe import CompileConfig
     from vitdeploy.render.tables import Table
     from vitdeploy.report import Report, Verdict
+    from vitdeploy.verbs.reporter import Page
     from vitdeploy.words import VerdictFormat
 
 GATE_FAILED = 1
 """Exit status of a model that is not good enough: a result, and no error."""
 
 
-REPORTS = (".json", ".md")
+REPORTS = (".json", ".md", ".html")
 """Endings of the files that reports are written to: the numbers, or a page."""
+VERDICTS = (*REPORTS, ".xml")
+"""Those of verdicts: JUnit too."""
 
 
 def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str) -> Outcome:
@@ -46,10 +49,11 @@ def answer_artifact(artifact: Artifact, tables: Sequence[Table], following: str)
 def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
     """Write the report where asked, and leave it for printing."""
     from vitdeploy import files, jsonfile
-    from vitdeploy.render import console, markdown, tables
+    from vitdeploy.render import console, markdown, page, tables
 
     if out is not None:
-        files.write(out, markdown.format_report(report) if out.suffix == ".md" else jsonfile.encode(report))
+        formats = {".json": jsonfile.encode, ".md": markdown.format_report, ".html": page.format_report}
+        files.write(out, formats[out.suffix](report))
     wrote = "" if out is None else f"wrote {out}; "
     return Outcome(
         report,
@@ -63,9 +67,10 @@ def answer_report(report: Report, out: Path | None, following: str) -> Outcome:
 def answer_verdict(verdict: Verdict, out: Sequence[Path], output_format: VerdictFormat) -> Outcome:
     """Write the verdict where asked, and leave it for printing; a job's summary on GitHub comes by itself."""
     from vitdeploy import files, jsonfile
-    from vitdeploy.render import console, github, junit, markdown
+    from vitdeploy.render import console, github, junit, markdown, page
 
     formats = {".json": jsonfile.encode, ".md": markdown.format_verdict, ".xml": junit.format_verdict}
+    formats[".html"] = page.format_verdict
     for path in out:
         files.write(path, formats[path.suffix](verdict))
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -89,8 +94,8 @@ def check_verdict_files(out: Sequence[Path]) -> None:
     from vitdeploy import files
 
     for path in out:
-        if path.suffix not in (".json", ".md", ".xml"):
-            raise UsageError("VD2003", f"{path} is no file of a verdict", fix="use .json, .md, or .xml for JUnit")
+        if path.suffix not in VERDICTS:
+            raise UsageError("VD2003", f"{path} is no file of a verdict", fix="use .json, .md, .html, or .xml for JUnit")
         files.check_file(path)
 
 
@@ -103,6 +108,26 @@ def check_baseline_file(baseline: Path | None) -> None:
             fix = f"name it {baseline.with_suffix('.json')}"
             raise UsageError("VD2003", f"{baseline} is no file of a baseline", fix=fix)
         files.check_file(baseline)
+
+
+def answer_page(page: Page) -> Outcome:
+    """A page that was written."""
+    from vitdeploy.render import console, tables
+
+    rows = {"page": page.path, "size": f"{page.bytes / 2**20:.2f} MiB", "reports": str(page.reports)}
+    rows |= {"verdicts": str(page.verdicts), "models": str(page.models), "images": str(page.thumbnails)}
+    return Outcome(page, lambda: console.print_tables([tables.tabulate_pairs("", rows)]), f"wrote {page.path}")
+
+
+def check_page_file(out: Path) -> None:
+    """Refuse a page that no browser would show as one, or that can't be written."""
+    from vitdeploy import files
+
+    if out.suffix != ".html":
+        raise UsageError(
+            "VD2008", "can't be written: a page is an .html file", file=out, fix=f"name it {out.with_suffix('.html')}"
+        )
+    files.check_file(out)
 
 
 def check_report_file(out: Path | None) -> None:

@@ -94,6 +94,6 @@ KeepOriginal = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each engine; default: all cores.")]
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="An engine; repeat for more. Default: all installed.")]
-ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report: .json, or .md as Markdown.")]
+ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report: .json, .md as Markdown, or .html.")]
 MaxDrop = Annotated[str | None, typer.Option(help="Top-1 that may be lost, as '0.5 pt'; exit 1 if it is more.")]
 MinAgreement = Annotated[str | None, typer.Option(help="Images with the reference's answer, as '99 %'; exit 1 if fewer.")]

@@ -161,3 +161,26 @@ def gate(
         about=about,
     )
     return answers.answer_verdict(vd.gate(subjects, settings, progress=progress), out or (), output_format)
+
+
+@command(
+    app,
+    PROVE,
+    "vitdeploy report validate.json bench.json -o report.html",
+    "vitdeploy report vit-int8 run.json --data photos/ -o report.html   shows the worst images",
+)
+def report(
+    *,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Reports or verdicts (.json), models, folders of `build`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page (.html).")],
+    data: Data = None,
+    split: Split = None,
+) -> Outcome:
+    """Make one page for people of what was measured; it needs no network and no script."""
+    from vitdeploy.verbs.reporter import write_page
+
+    answers.check_page_file(out)
+    page = write_page(runs, out, data=None if data is None else Path(data), split=split)
+    return answers.answer_page(page)

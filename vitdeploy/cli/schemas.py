@@ -37,6 +37,7 @@ SOURCES: dict[str, Source] = {
     "report": Source("report:Report", "`validate`, `bench` and `build`: --json, -o FILE.json; report.json of a build"),
     "verdict": Source("report:Verdict", "`gate`: --json, -o FILE.json"),
     "baseline": Source("proof.baseline:Baseline", "`gate --update-baseline`"),
+    "page": Source("verbs.reporter:Page", "`report`: --json"),
     "artifact": Source("artifact:Record", "artifact.json in a model's folder"),
     "made": Source("cli.schemas:Made", "`export`, `quantize` and `compile`: --json"),
     "command": Source("cli.schemas:Command", "`compile --print-trtexec`: --json"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitdeploy.measure.bitmaps import compare_parts
-from vitdeploy.render.tables import Table, format_metric, format_number
-from vitdeploy.report import Answer, Report
+from vitdeploy.render.tables import Table, format_metric
+from vitdeploy.report import Answer, Metric, Report
 
 SHOWN = 5
 """Images, and classes, of a table."""
@@ -25,7 +25,13 @@ def tabulate_examples(report: Report, most: int = SHOWN) -> Iterator[Table]:
     for subject, worst in images.worst.items():
         headings = ("image", "apart", "label", report.reference, subject)
         rows = (
-            (image.name, format_number(image.apart), image.label or "", format_answer(image.expected), format_answer(image.given))
+            (
+                image.name,
+                format_metric(Metric(image.apart)),
+                image.label or "",
+                format_answer(image.expected),
+                format_answer(image.given),
+            )
             for image in worst[:most]
         )
         yield _drop_empty(Table(f"worst images: {subject}", headings, tuple(rows)))

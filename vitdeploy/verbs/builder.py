@@ -24,9 +24,9 @@ from vitdeploy.jsonfile import encode
 from vitdeploy.machine import find_versions
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import BenchConfig, Recipe, ValidateConfig
-from vitdeploy.render import markdown
+from vitdeploy.render import markdown, page
 from vitdeploy.render.tables import walk
-from vitdeploy.report import Report, read_report, this_machine
+from vitdeploy.report import Images, Report, identify, read_report, this_machine
 from vitdeploy.verbs.choice import choose_best
 from vitdeploy.verbs.keys import artifact_digest, data_digest, key_of, model_digest
 from vitdeploy.verbs.ledger import MAKERS, RECIPE, VERBS, Line, open_line
@@ -51,14 +51,15 @@ def build(
         recipe: The job, or its file. Relative paths are taken from the current folder.
         out: Folder to write: ``recipe.toml`` (what was run, with whole paths), ``export/``, ``quantize/`` and ``compile/`` (the
             artifacts; of several engines ``quantize-ENGINE/`` and ``compile-ENGINE/``), ``validate.json``, ``bench.json``,
-            ``report.json``, ``report.md``, ``build.json``. It must be new, empty, or one that an earlier build wrote.
+            ``report.json``, ``report.md``, ``report.html``, ``build.json``. It must be new, empty, or one that an earlier build
+            wrote.
         module: The code that a recipe's file may import and run; it must be the code that the file names.
         force: Do every stage again.
         progress: Hears of each stage, skipped ones included.
 
     Returns:
         The whole report; its parts are the stages' reports, ``settings["best"]`` is the folder to deploy. Also written as
-        ``report.json`` and ``report.md``.
+        ``report.json``, ``report.md`` and ``report.html``.
 
     Raises:
         UsageError: VD2008, ``out`` can't be used; and what the verbs refuse.
@@ -85,6 +86,7 @@ def build(
         report = _report(recipe, line, artifacts, parts)
         files.write(out / "report.json", encode(report))
         files.write(out / "report.md", markdown.format_report(report))
+        files.write(out / "report.html", page.format_page(page.Content([report], artifacts=artifacts)))
         progress("report: written", 1, 1)
     return report
 
@@ -206,10 +208,22 @@ def _join(reports: list[Report]) -> Report:
         known = {row.subject for row in same.rows}
         rows = (*same.rows, *(row for row in table.rows if row.subject not in known))
         notes = (*same.notes, *(note for note in table.notes if note not in same.notes))
-        reference = same.reference or table.reference
-        tables[tables.index(same)] = msgspec.structs.replace(same, rows=rows, notes=notes, reference=reference)
+        changes = {"rows": rows, "notes": notes, "reference": same.reference or table.reference}
+        tables[tables.index(same)] = msgspec.structs.replace(same, **changes, images=_join_images(same.images, table.images))
     whole, *parts = (msgspec.structs.replace(table, parts=(), verdict=None) for table in tables)
     return msgspec.structs.replace(whole, parts=tuple(parts))
+
+
+_TABLES = ("right", "same", "worst")
+"""What `Images` has by subject."""
+
+
+def _join_images(one: Images | None, other: Images | None) -> Images | None:
+    """What the same images came to in the rows of both."""
+    if one is None or other is None or one.digest != other.digest:
+        return one
+    merged = {name: {**getattr(other, name), **getattr(one, name)} for name in _TABLES}
+    return msgspec.structs.replace(one, **merged, calibrated=max(one.calibrated, other.calibrated))
 
 
 def _can_join(one: Report, other: Report) -> bool:
@@ -224,9 +238,16 @@ def _name_rows(report: Report, artifact: Artifact) -> Report:
     def name(subject: str) -> str:
         return f"{artifact.folder.name} / {subject}" if subject in TABLE and subject != REFERENCE else subject
 
-    rows = tuple(msgspec.structs.replace(row, subject=name(row.subject)) for row in report.rows)
+    made = identify(artifact)
+    rows = tuple(
+        msgspec.structs.replace(row, subject=name(row.subject), settings={**row.settings, **made}) for row in report.rows
+    )
     parts = tuple(_name_rows(part, artifact) for part in report.parts)
-    return msgspec.structs.replace(report, rows=rows, reference=name(report.reference), parts=parts)
+    images = report.images
+    if images is not None:
+        kept = {table: {name(subject): value for subject, value in getattr(images, table).items()} for table in _TABLES}
+        images = msgspec.structs.replace(images, **kept)
+    return msgspec.structs.replace(report, rows=rows, reference=name(report.reference), parts=parts, images=images)
 
 
 def _runs_here(artifact: Artifact) -> bool:

@@ -116,7 +116,7 @@ class Line:
         if self._has(stage, key):
             self.progress(f"{stage}: unchanged, skipped", 1, 1)
             return True
-        for name in ("report.json", "report.md"):
+        for name in ("report.json", "report.md", "report.html"):
             (self.out / name).unlink(missing_ok=True)
         return False
 

@@ -29,7 +29,7 @@ from vitdeploy.onnxfile.reader import read
 from vitdeploy.onnxfile.summary import list_files
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.breaks import explain_break, find_break
-from vitdeploy.report import Report, Row
+from vitdeploy.report import Report, Row, identify
 from vitdeploy.spec import ModelSpec
 from vitdeploy.verbs.reference import find_float, has_original, open_other
 from vitdeploy.verbs.trial import choose_engines, explain_no_original
@@ -94,7 +94,7 @@ def trace(
     least = min(point.sqnr_db for point in points.values())
     sound = f"No layer breaks: {len(points)} points, the lowest signal to noise is {least:.1f} dB."
     said = sound if broken is None else f"WARNING: {explain_break(broken, precision)}"
-    settings = {"artifact": artifact.name, "engine": engine, "images": sum(map(len, tensors))}
+    settings = {"artifact": artifact.name, **identify(artifact), "engine": engine, "images": sum(map(len, tensors))}
     compared = str(reference.runner.settings["backend"])
     return Report(title=f"layers in {engine}", reference=compared, rows=rows, settings=settings, notes=(said,))
 

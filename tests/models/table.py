@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 import vitdeploy as vd
+from tests.models import mappings
 from tests.models.systems import SYSTEMS, size_images
 from tests.quant.in_process import quantize
 from vitdeploy import files, jsonfile
@@ -31,13 +32,15 @@ FORMS = {
     "FP16": ("onnxruntime", "fp16"),
 }
 """Heading to target and precision."""
-COLUMNS = ("module", *FORMS, "validate", "bench")
+COLUMNS = ("map", "module", *FORMS, "validate", "bench")
 HEAD = """# Networks of one's own making
 
 Written by `python -m tests.models.table` from `systems.json`; do not edit. Each network of `systems.py` differs in one thing from
-the papers' and is exported with `--module`, quantized, validated and measured; weights are random. Numbers are the ratio of
-signal to noise of the outputs beside FP32 in the same engine, in dB, on 64 generated images; a code is that of an error.
-`validate` compares the export in both engines with what PyTorch gave, and `bench` measures it in both.
+the papers' and is exported with `--module`, quantized, validated and measured; weights are random. `map` is its export from a
+mapping file and weights alone, found to be the same function by `--against`; it is empty where no field of the spec says what is
+particular. Numbers are the ratio of signal to noise of the outputs beside FP32 in the same engine, in dB, on 64 generated
+images; a code is that of an error. `validate` compares the export in both engines with what PyTorch gave, and `bench` measures it
+in both.
 
 """
 
@@ -62,6 +65,12 @@ def run(name: str, work: Path) -> Row:
         except VitdeployError as error:
             cells[column] = error.code
 
+    def translate() -> str:
+        mapping, weights = mappings.write(name, work)
+        model = vd.ModelConfig(source=str(mapping), weights=str(weights))
+        vd.export(model, vd.ExportConfig(), work / "mapped", against=f"tests.models.systems:{name}")
+        return "ok"
+
     def export() -> str:
         contract = vd.InputContract(height=side, width=side, channels=channels, resize="stretch", mean=half, std=half)
         files.write(work / "input.json", jsonfile.encode(contract))
@@ -85,6 +94,8 @@ def run(name: str, work: Path) -> Row:
         quick = vd.BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1)
         return "ok" if all("p50" in row.metrics for row in vd.bench([work / "fp32"], quick).rows) else "fail"
 
+    if name in mappings.MAPPINGS:
+        note("map", translate)
     note("module", export)
     if cells["module"] == "ok":
         for column, (target, precision) in FORMS.items():

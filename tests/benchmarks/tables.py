@@ -346,7 +346,7 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
     "quantize_time": (
         "How long INT8 takes",
         "CPU seconds of each step of `quantize --no-verify`, and how many forward passes of one image that is. Calibration\n"
-        "grows with the images; moments and rounding do not, above 64. The goal is three forward passes over 256 images.",
+        "grows with the images; moments (with the rounding against them) do not, above 32. The goal is three forward passes.",
         quantize_time,
     ),
     "corrections": (

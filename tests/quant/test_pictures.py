@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy.data import images
-from vitdeploy.quant.pictures import open_pictures
+from vitdeploy.quant.pictures import BATCH, open_pictures
 from vitdeploy.recipe import QuantizeConfig
 
 PARTS = ("first", "second", "held")
@@ -45,6 +45,9 @@ def test_every_image_has_one_part(tiny_artifact, folder, there, settings, used, 
     assert [len(names[part]) for part in PARTS] == [(used - held + 1) // 2, (used - held) // 2, held]
     assert sorted(names["first"] + names["second"]) == sorted(names["ranges"])
     assert len({name for part in PARTS for name in names[part]}) == used
+    for part in names:
+        sizes = [len(batch) for _, batch in pictures.part(part)]
+        assert sizes == [min(BATCH, len(names[part]) - start) for start in range(0, len(names[part]), BATCH)]
     again = {part: [name for _, batch in pictures.part(part) for name in batch] for part in names}
     assert again == names
 

@@ -110,6 +110,24 @@ def test_fewer_rows_than_channels():
     assert loss(weight, found, scale, rows) < 0.3 * loss(weight, rounding.nearest(weight, scale), scale, rows)
 
 
+def test_what_fp32_does_not_factor_fp64_does(monkeypatch):
+    """Both give the same codes but for a few ties; where neither has a factor, plain rounding does not make up for anything."""
+    weight, seen, _ = layer(10)
+    scale, moments, factored = rounding.steps(weight), seen.T @ seen / len(seen), []
+    usual, cholesky = rounding.compensate(weight, scale, moments), np.linalg.cholesky
+
+    def only_fp64(matrix):
+        factored.append(matrix.dtype)
+        if matrix.dtype == np.float32:
+            raise np.linalg.LinAlgError
+        return cholesky(matrix)
+
+    monkeypatch.setattr(np.linalg, "cholesky", only_fp64)
+    assert (rounding.compensate(weight, scale, moments) != usual).mean() < 0.01
+    assert factored == [np.float32, np.float64]
+    assert (rounding.nearest(weight, scale) != usual).mean() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["zero", "indefinite", "infinite", "not a number"])
 def test_moments_that_are_none_give_plain_rounding(kind):
     weight, _, _ = layer(9)

@@ -40,7 +40,8 @@ from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.record import Calibration, QuantizeProof
 
 MODEL = "model.onnx"
-_MOMENT_IMAGES = 64
+_MOMENT_IMAGES = 32
+"""More of them cost a pass through the model and say no more: 16, 32 and 64 are equally near to FP32."""
 _STEPS = 5
 _KEPT_S = 7 * 86_400.0
 """How long the statistics of an interrupted quantization wait for a second run."""
@@ -192,7 +193,7 @@ class _Job:
     def _some(self) -> Iterator[NDArray[Any]]:
         """A few dozen images of those that set ranges; none without images."""
         if self.pictures is not None:
-            yield from islice(self.pictures.tensors("ranges"), max(1, _MOMENT_IMAGES // BATCH))
+            yield from islice(self.pictures.tensors("ranges"), _MOMENT_IMAGES // BATCH)
 
     def _report(self, outcome: Outcome, statistics: halves.Halves) -> None:
         distinct = tuple(dict.fromkeys(statistics))

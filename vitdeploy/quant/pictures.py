@@ -78,16 +78,22 @@ class Pictures:
         return LoadConfig(batch_size=BATCH, limit=self.used, seed=config.seed, max_bad=config.max_bad)
 
     def part(self, part: Part) -> Iterator[tuple[NDArray[Any], tuple[str, ...]]]:
-        """Images of one part in batches, as the model takes them, with their names; the same in every pass."""
-        counter = 0
+        """Images of one part in batches, as the model takes them, with their names; the same in every pass.
+
+        Every batch but the last has `BATCH` images.
+        """
+        counter, kept, known = 0, list[NDArray[Any]](), list[str]()
         for pixels, names in self._all():
-            chosen = []
-            for place in range(len(pixels)):
-                chosen.append(self._belongs(counter + place, part))
-            counter += len(pixels)
-            if any(chosen):
-                kept = tuple(name for name, keep in zip(names, chosen, strict=True) if keep)
-                yield images.to_tensor(pixels[np.array(chosen)], self.artifact.spec.input), kept
+            for image, name in zip(pixels, names, strict=True):
+                if self._belongs(counter, part):
+                    kept.append(image)
+                    known.append(name)
+                counter += 1
+                if len(kept) == BATCH:
+                    yield images.to_tensor(np.stack(kept), self.artifact.spec.input), tuple(known)
+                    kept, known = [], []
+        if kept:
+            yield images.to_tensor(np.stack(kept), self.artifact.spec.input), tuple(known)
 
     def tensors(self, part: Part) -> Iterator[NDArray[Any]]:
         """As `part`, without names."""

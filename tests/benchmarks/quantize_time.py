@@ -1,8 +1,8 @@
 """Where the seconds of INT8 quantization go, beside plain forward passes over the same images.
 
-    python -m tests.benchmarks.quantize_time [--model vit_large_patch16_224] [--images 128] [--threads N]
+    python -m tests.benchmarks.quantize_time [--model vit_large_patch16_224] [--images 256] [--threads N]
 
-Random weights, and up to 239 of the images in `calibration/photos`: seconds depend on neither. What is counted is CPU time of
+Random weights, and as many images as `quantize` takes by default, or as `calibration/photos` has: seconds depend on neither. What is counted is CPU time of
 this process, so other work on the machine matters little: of each step of the job as it says its progress, with one image held
 back for the comparison with FP32, which is left out, and of a forward pass of the source in ONNX Runtime, 8 images at a time,
 before and after. Calibration grows with the images; the moments that rounding needs are of 32 images at most.
@@ -27,6 +27,7 @@ from tests.benchmarks.ptq.models import ROOT
 from tests.quant.in_process import quantize
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import load
+from vitdeploy.recipe import CALIBRATION_IMAGES
 
 BATCH = 8
 PHOTOS = ROOT / "calibration" / "photos"
@@ -81,7 +82,7 @@ def main() -> None:
     """Export, quantize, store."""
     parser = results.parser(__doc__)
     parser.add_argument("--model", default="vit_large_patch16_224")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=CALIBRATION_IMAGES)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     if options.quick:

@@ -58,25 +58,20 @@ def _codes(values: Array, codes: int) -> Array:
 def factor_inverse(matrix: Array) -> Array:
     """The upper triangle R with R^T R = M^-1, of a symmetric M above 0: float32 or float64 [K, K], as M.
 
-    M^-1 itself is never made: with rows and columns turned round, the Cholesky factor of M is that of M = U U^T, and R is the
-    inverse of the triangle U. That is two thirds of K^3 products, an inverse and its factor seven thirds.
+    By halves, so that nearly all of it is products of matrices: M = U U^T with U above the diagonal, and R = U^-1. Of
+    M = (A B; B^T C) the last part of U is that of C, above it stands V = B R_C^T, and the first part is that of A - V V^T.
 
     Raises:
         LinAlgError: M is not above 0.
     """
-    return _invert_triangle(np.ascontiguousarray(np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]))
-
-
-def _invert_triangle(upper: Array) -> Array:
-    """The inverse of an upper triangle, by halves: nearly all of it is products of matrices."""
-    count = len(upper)
-    if count <= _SMALL:
-        return np.triu(np.linalg.inv(upper))
-    half = count // 2
-    inverse = np.zeros_like(upper)
-    inverse[:half, :half] = first = _invert_triangle(upper[:half, :half])
-    inverse[half:, half:] = last = _invert_triangle(upper[half:, half:])
-    inverse[:half, half:] = -first @ (upper[:half, half:] @ last)
+    half = len(matrix) // 2
+    if len(matrix) <= _SMALL:
+        return np.triu(np.linalg.inv(np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]))
+    inverse = np.zeros_like(matrix)
+    inverse[half:, half:] = last = factor_inverse(matrix[half:, half:])
+    beside = matrix[:half, half:] @ last.T
+    inverse[:half, :half] = first = factor_inverse(matrix[:half, :half] - beside @ beside.T)
+    inverse[:half, half:] = -first @ (beside @ last)
     return inverse
 
 

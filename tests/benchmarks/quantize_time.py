@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.quantize_time [--model vit_large_patch16_224] [--images 256] [--threads N]
 
-Random weights, and as many images as `quantize` takes by default, or as `calibration/photos` has: seconds depend on neither. What is counted is CPU time of
-this process, so other work on the machine matters little: of each step of the job as it says its progress, with one image held
-back for the comparison with FP32, which is left out, and of a forward pass of the source in ONNX Runtime, 8 images at a time,
-before and after. Calibration grows with the images; the moments that rounding needs are of 32 images at most.
+Random weights, and as many images as `quantize` takes by default, or as `calibration/photos` has: seconds depend on neither.
+What is counted is CPU time of this process, so other work on the machine matters little: of each step of the job as it says its
+progress, with one image held back for the comparison with FP32, which is left out, and of a forward pass of the source in ONNX
+Runtime, 8 images at a time, before and after. Calibration grows with the images; the moments that rounding needs are of 32 images
+at most.
 """
 
 from __future__ import annotations

@@ -79,7 +79,13 @@ def _digest(program: Program, examples: tuple[torch.Tensor, ...], options: dict[
     for name, tensor in numbers.items():
         stream.write(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         np.save(stream, tensor.detach().numpy())
-    stream.write(msgspec.json.encode(program.model.spec))
+    spec = msgspec.to_builtins(program.model.spec)
+    spec |= {  # words are in no graph
+        "name": "",
+        "labels": (),
+        "input": [spec["input"][side] for side in ("height", "width", "channels")],
+    }
+    stream.write(msgspec.json.encode(spec, order="sorted"))
     inputs = [(tuple(example.shape), example.dtype) for example in examples]
     stream.write(repr((program, program.tensor, program.names, program.scaled, inputs, sorted(options.items()))).encode())
     return hashlib.sha256(stream.getbuffer()).hexdigest()

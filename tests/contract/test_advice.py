@@ -350,7 +350,10 @@ _SECONDS = (
     "vitdeploy doctor",
     "python -m",
     "torch.load",
-    "torch.save(checkpoint{}",
+    "torch.save(checkpoint",
+    "torch.save(model",
+    "vitdeploy export NAME",
+    "vitdeploy export --module",
 )
 SLOW = frozenset(line for line in SCENARIOS if line.startswith(_SECONDS))
 

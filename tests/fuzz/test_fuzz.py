@@ -66,7 +66,7 @@ def passed(folder: Path, number: int, running: tuple) -> Outcome:
     return Outcome(what, told, "repaired" if notes else "sound", *(engine.attempt(shown) for engine in running))
 
 
-@pytest.fixture(scope="module", params=[COUNT // 20, pytest.param(COUNT, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[COUNT // 50, pytest.param(COUNT, marks=pytest.mark.slow)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """Of the first graphs or of all; half of them a thread, whose engines are processes of their own."""
 
@@ -84,7 +84,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_all_went_through(outcomes: list[Outcome]) -> None:
-    assert len(outcomes) in (COUNT, COUNT // 20)
+    assert len(outcomes) in (COUNT, COUNT // 50)
 
 
 def test_every_outcome_is_typed(outcomes: list[Outcome]) -> None:

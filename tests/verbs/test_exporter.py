@@ -61,7 +61,7 @@ def session(artifact: Artifact) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("name", CASES)
 def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> None:
     """Of one block where blocks have nothing to do with each other; whole networks, and what blocks share, of two."""
@@ -183,6 +183,7 @@ def test_more_outputs_and_top_k(small, tmp_path) -> None:
     assert shapes == {"logits": [10], "tokens": [17, 32], "pooled": [32], "top_k_probabilities": [3], "top_k_indices": [3]}
 
 
+@pytest.mark.slow
 def test_a_projection_gives_an_embedding_and_no_top_k(tmp_path) -> None:
     projection = lively(msgspec.structs.replace(SMALL, head="projection"), tmp_path)
     runner = session(export(projection, ExportConfig(outputs=("pooled",)), tmp_path / "out"))
@@ -201,6 +202,7 @@ def test_other_tasks_have_no_top_k(small, tmp_path, task, gives) -> None:
     assert not (tmp_path / "ranked").exists()
 
 
+@pytest.mark.slow
 def test_a_task_that_the_user_names_is_the_files(small, tmp_path) -> None:
     artifact = export(msgspec.structs.replace(small, task="embedding"), ExportConfig(prove_batches=(1, 2)), tmp_path / "out")
     assert (artifact.spec.task, artifact.spec.output, artifact.spec.labels) == ("embedding", "embedding", ())

@@ -219,7 +219,7 @@ def test_an_engine_keeps_the_names_too(tiny_artifact, file, contract, tmp_path, 
     assert made.record.proof.notes == ("the main output is 'scores'; say --output for another",)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("target", ["portable", "onnxruntime", "openvino", "tensorrt"])
 @pytest.mark.parametrize("activation", ["Relu", "Gelu", "Tanh"])
 def test_a_head_of_two_layers(tiny_artifact, file, contract, photos, tmp_path, activation, target):

@@ -87,6 +87,7 @@ class TestRecorded:
             "openvino": "fail",
         }
 
+    @pytest.mark.slow
     def test_more_of_it_on_request(self, tiny_artifact, tmp_path) -> None:
         config = ExportConfig(prove_batches=(1, 2), golden=7)
         made = export(ModelConfig(source=str(tiny_artifact.folder)), config, tmp_path / "out")
@@ -198,6 +199,7 @@ class TestFloat:
         strip(tiny_artifact, tmp_path / "theirs.onnx", doc="another")
         assert find_float(made) is None
 
+    @pytest.mark.slow
     def test_bench_has_it_as_a_row(self, line) -> None:
         quick = BenchConfig(rounds=1, seconds=0.01, warmup=0, threads=1, backends=("onnxruntime",))
         report = bench([line / "mod-int8"], quick)

@@ -25,6 +25,9 @@ VERSIONS = {
     "11.4.0.106": "tensorrt-cu12-bindings==11.4.0.106",
 }
 
+ENDS = ("10.3.0", "11.4.0.106")
+"""The oldest and the newest."""
+
 MODULE = ("trt", "module", "self._module", "self.trt")
 """What our sources call the module itself."""
 GIVEN = {
@@ -219,7 +222,7 @@ def ask(module: str, names: set[str], path: list[Path], libraries: list[Path]) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=[pytest.param(each, marks=[pytest.mark.slow] * (each not in ENDS)) for each in VERSIONS])
 def bindings(request, tmp_path_factory):
     """The answer of one version's real bindings."""
     folder = tmp_path_factory.mktemp("stubs")

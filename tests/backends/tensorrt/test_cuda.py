@@ -245,6 +245,7 @@ def test_packages_of_pip_are_looked_through(tmp_path, monkeypatch):
 REAL = {"nvidia-cuda-runtime-cu12==12.6.77": "12.6", "nvidia-cuda-runtime==13.0.96": "13.0"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("requirement", REAL)
 def test_nvidias_own_library_has_every_function(requirement):
     """The real libcudart of CUDA 12 (JetPack 6) and 13 (JetPack 7), in a process of its own."""

@@ -44,6 +44,7 @@ def check_cut(before: onnx.ModelProto, model: ir.Model, structure: Structure, co
     assert vits.products(after) < vits.products(before)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CUT)
 def test_the_last_block_is_computed_for_the_tokens_that_are_read(name) -> None:
     spec = CASES[name]

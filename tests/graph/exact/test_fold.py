@@ -119,6 +119,7 @@ def test_a_factor_of_one_number_and_of_no_axes_is_folded_and_the_output_keeps_it
     vits.same(proto, model)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "opset"), [("timm-unfused", 13), ("timm", 17), ("torchvision", 17), ("CLIPVisionModel", 17)])
 def test_query_scale_goes_into_the_weights(name, opset) -> None:
     model, structure = vit(name, opset)
@@ -144,6 +145,7 @@ def test_three_layers_become_one(name) -> None:
     assert fold.pack_qkv(Editor(model), again) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["plain", "like-eva02", "attn-norm", "like-siglip"])
 def test_norms_give_their_weights_away(name) -> None:
     model, structure = vit(name)
@@ -158,6 +160,7 @@ def test_norms_give_their_weights_away(name) -> None:
     assert not any(fold.fold_norm_affine(Editor(model), site) for site in recognise(model).sites)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FEW)
 def test_every_input_can_be_rescaled_and_that_of_norms_moved(name) -> None:
     model, structure = vit(name)
@@ -255,6 +258,7 @@ def test_all_rewrites_of_our_own_networks(name, layout) -> None:
     assert not set(second) & {"layer-scale", "query-scale", "pack", "class-token", "norm-affine", "normalisation"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layout", [Layout(), Layout(attention=True)], ids=["gemms", "attention"])
 @pytest.mark.parametrize(("name", "opset"), vits.FOREIGN)
 def test_all_rewrites_of_other_peoples_networks(name, opset, layout) -> None:

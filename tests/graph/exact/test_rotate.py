@@ -33,6 +33,7 @@ def bare(proto: onnx.ModelProto) -> tuple[ir.Model, Structure]:
     return model, recognise(model)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", TURNED)
 def test_the_stream_is_turned(name) -> None:
     before = vits.quick(name)

@@ -28,7 +28,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.graph.half.convert import LIMIT, to_half
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["like-eva02", "like-siglip"])
 def test_half_computes_the_same(name: str) -> None:
     model = from_bytes(exported(name))

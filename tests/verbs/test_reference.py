@@ -233,7 +233,8 @@ class TestNothing:
         (tmp_path / "rows.csv").write_text("path,label\n" + "".join(f"{n % 3:02}/{n}.png,{n % 3}\n" for n in range(6)))
         config = msgspec.structs.replace(ALONE, data=str(tmp_path / "rows.csv"))
         report = validate(bare, config)
-        assert [(row.subject, set(row.metrics)) for row in report.rows] == [("onnxruntime", {"top1", "top5"})]
+        (row,) = report.rows
+        assert (row.subject, set(row.metrics)) == ("onnxruntime", {"top1", "top5", "calibration_error"})
         assert report.reference == ""
         assert any("was not measured" in note and "(--against)" in note for note in report.notes)
         judged = validate(bare, msgspec.structs.replace(config, max_drop="1 pt"))

@@ -25,11 +25,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact as Artifact
     from vitdeploy.contract import InputContract as InputContract
+    from vitdeploy.errors import DeviceError as DeviceError
     from vitdeploy.errors import InputError as InputError
     from vitdeploy.errors import MachineError as MachineError
     from vitdeploy.errors import TrustError as TrustError
     from vitdeploy.errors import UsageError as UsageError
     from vitdeploy.errors import VitdeployError as VitdeployError
+    from vitdeploy.fleet.box import Connection as Connection
+    from vitdeploy.fleet.errands import ServiceConfig as ServiceConfig
+    from vitdeploy.fleet.outcomes import BoxState as BoxState
+    from vitdeploy.fleet.outcomes import Shipped as Shipped
     from vitdeploy.proof.rules import Thresholds as Thresholds
     from vitdeploy.recipe import BenchConfig as BenchConfig
     from vitdeploy.recipe import CompileConfig as CompileConfig
@@ -58,9 +63,14 @@ if TYPE_CHECKING:
     from vitdeploy.verbs.predictor import load as load
     from vitdeploy.verbs.predictor import predict as predict
     from vitdeploy.verbs.predictor import predict_each as predict_each
+    from vitdeploy.verbs.pusher import PushConfig as PushConfig
+    from vitdeploy.verbs.pusher import push as push
     from vitdeploy.verbs.quantizer import quantize as quantize
+    from vitdeploy.verbs.returner import RollbackConfig as RollbackConfig
+    from vitdeploy.verbs.returner import rollback as rollback
     from vitdeploy.verbs.signer import Keys as Keys
     from vitdeploy.verbs.signer import keygen as keygen
+    from vitdeploy.verbs.surveyor import status as status
     from vitdeploy.verbs.validator import validate as validate
     from vitdeploy.verbs.verifier import Verification as Verification
     from vitdeploy.verbs.verifier import VerifyConfig as VerifyConfig
@@ -72,7 +82,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
-VERBS = ("export", "quantize", "compile", "validate", "bench", "gate", "build", "predict", "pack", "verify", "keygen", "inspect")
+VERBS = (
+    *("export", "quantize", "compile", "validate", "bench", "gate", "build", "predict", "pack", "verify", "keygen", "push"),
+    *("rollback", "status", "inspect"),
+)
 """The functions that do the work; each is a command of the same name."""
 
 _HOME = {
@@ -112,12 +125,22 @@ _HOME = {
     "VerifyConfig": "verbs.verifier",
     "Verification": "verbs.verifier",
     "verify": "verbs.verifier",
+    "Connection": "fleet.box",
+    "ServiceConfig": "fleet.errands",
+    "Shipped": "fleet.outcomes",
+    "BoxState": "fleet.outcomes",
+    "PushConfig": "verbs.pusher",
+    "push": "verbs.pusher",
+    "RollbackConfig": "verbs.returner",
+    "rollback": "verbs.returner",
+    "status": "verbs.surveyor",
     "Inspection": "verbs.inspector",
     "inspect": "verbs.inspector",
     "VitdeployError": "errors",
     "UsageError": "errors",
     "InputError": "errors",
     "MachineError": "errors",
+    "DeviceError": "errors",
     "TrustError": "errors",
 }
 

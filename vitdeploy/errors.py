@@ -7,6 +7,7 @@ A failed gate is a result, not an error: it exits 1, so that CI tells "the model
     ├── UsageError         2  unknown key, bad value, impossible combination
     ├── InputError         3  corrupt, empty, unsupported, wrong kind
     ├── MachineError       4  missing package, provider, memory, disk, time-out, native crash
+    ├── DeviceError        5  another machine could not be reached, or refused; what it serves is said
     └── TrustError         7  signature, traversal, pickle with code, foreign engine
 
 Another library's exceptions are translated at one seam each, `library`: those that it is known to raise, with the cause kept.
@@ -101,6 +102,12 @@ class MachineError(VitdeployError):
     """This machine lacks something: a package, a provider, memory, disk, time."""
 
     exit_code = 4
+
+
+class DeviceError(VitdeployError):
+    """A box: it can't be reached, or lacks something, or a release did not stay on it."""
+
+    exit_code = 5
 
 
 class TrustError(VitdeployError):

@@ -13,7 +13,7 @@ ROOT = Path(vitdeploy.__file__).parent
 
 
 def test_no_code_stands_in_two_files():
-    files = (codes.usage, codes.files_and_weights, codes.images_and_data, codes.environment, codes.trust)
+    files = (codes.usage, codes.files_and_weights, codes.images_and_data, codes.environment, codes.devices, codes.trust)
     assert sum(len(file.CODES) for file in files) == len(CODES)
 
 

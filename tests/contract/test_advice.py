@@ -7,6 +7,7 @@ stand for what the reader has (`WORDS`), ``{}`` for what the program fills in: a
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vitdeploy
+from tests.fleet.boxes import make_place
 from tests.models.test_modules import CODE
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.pytorch import require_weights
@@ -120,6 +122,7 @@ NAME = "vit_tiny_patch16_224"
 @pytest.fixture
 def kit(tmp_path: Path, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> Kit:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # a scenario may put a program before others
     pixels = np.random.default_rng(0)
     for name in range(12):
         (tmp_path / "images" / str(name)).mkdir(parents=True)
@@ -281,6 +284,19 @@ def on_embedding(kit: Kit, line: str) -> None:
 
 ELSEWHERE = (0, 4)
 """Exit statuses of what needs an engine that this machine may lack: the line is understood, and the engine is asked for."""
+
+
+def on_box(kit: Kit, line: str) -> None:
+    """A box that is a folder here, whose Python is this one, with two releases. `ssh` is the first on the path."""
+    place = make_place(kit.folder / "box", f"PATH={Path(sys.executable).parent}:$PATH; ")
+    os.environ["PATH"] = f"{place.ssh.parent}:{os.environ['PATH']}"
+    vitdeploy.keygen("key")
+    for number in (1, 2):
+        vitdeploy.pack([kit.words["ARTIFACT"]], vitdeploy.PackConfig(sign="key", release=number), f"{number}.vdb")
+        vitdeploy.push(f"{number}.vdb", "user@box", vitdeploy.PushConfig(key="key.pub"))
+    kit.run(line, "user@box", BUNDLE="2.vdb")
+
+
 SCENARIOS: dict[str, Callable[[Kit, str], None]] = {
     "vitdeploy doctor": command(exits=ELSEWHERE),
     "vitdeploy explain": command(),
@@ -315,6 +331,9 @@ SCENARIOS: dict[str, Callable[[Kit, str], None]] = {
     "vitdeploy export --module FILE.py:FUNCTION --contract CONTRACT.toml -o OUT": export_module,
     "vitdeploy compile BUNDLE --backend {} -o OUT": on_bundle("openvino"),
     "vitdeploy gate ARTIFACT -o FILE.json": command(exits=(0, 1), **{"FILE.json": "verdict.json"}),
+    "vitdeploy push BUNDLE {}": on_box,
+    "vitdeploy rollback {}": on_box,
+    "vitdeploy status {}": on_box,
     "vitdeploy keygen -o KEY": command(KEY="key"),
     "vitdeploy pack ARTIFACT -o OUT.vdb": command(**{"OUT.vdb": "out.vdb"}),
     "vitdeploy pack ARTIFACT --sign KEY -o OUT.vdb": sign_bundle,

@@ -12,7 +12,8 @@ from vitdeploy import errors
 from vitdeploy.codes import CODES
 
 ROOT = Path(vitdeploy.__file__).parent
-CLASSES = {kind.__name__: kind for kind in (errors.UsageError, errors.InputError, errors.MachineError, errors.TrustError)}
+KINDS = (errors.UsageError, errors.InputError, errors.MachineError, errors.DeviceError, errors.TrustError)
+CLASSES = {kind.__name__: kind for kind in KINDS}
 CODE = re.compile(r"\bVD\d{4}\b")
 
 

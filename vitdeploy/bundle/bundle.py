@@ -74,7 +74,7 @@ class Bundle:
         if size is None or size > largest:
             message = f"lacks {name}" if size is None else f"{name} has {size:,} bytes, {largest:,} are the most"
             raise InputError("VD3030", message, file=self.path, fix="get the bundle again from whoever packed it")
-        content = b"".join(self._read_parts(name))
+        content = b"".join(self.read_parts(name))
         if name not in (manifest.FILE, signature.FILE):
             self._require_digest(name, hashlib.sha256(content).hexdigest())
         return content
@@ -124,7 +124,7 @@ class Bundle:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with path.open("wb") as target:
-            for part in self._read_parts(name):
+            for part in self.read_parts(name):
                 digest.update(part)
                 target.write(part)
         self._require_digest(name, digest.hexdigest())
@@ -165,17 +165,20 @@ class Bundle:
             if f"{SAMPLES}/{name}" not in listed:
                 raise self._distrust(f"lacks the sample {name}")
 
-    def _read_parts(self, name: str) -> Iterator[bytes]:
+    def read_parts(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """A file's bytes from one of them on, a part at a time, compared with nothing."""
         if self._stream is not None:
-            yield from archive.read_parts(self._stream, self._entries[name])
+            entry = self._entries[name]
+            yield from archive.read_parts(self._stream, entry._replace(start=entry.start + start, size=entry.size - start))
             return
         with files.open_regular(self.path / name) as stream:
+            stream.seek(start)
             while chunk := stream.read(_CHUNK):
                 yield chunk
 
     def _hash(self, name: str) -> str:
         digest = hashlib.sha256()
-        for part in self._read_parts(name):
+        for part in self.read_parts(name):
             digest.update(part)
         return digest.hexdigest()
 

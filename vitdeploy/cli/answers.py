@@ -14,6 +14,8 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.codes import Code
+    from vitdeploy.fleet.box import Connection
+    from vitdeploy.fleet.outcomes import Shipped
     from vitdeploy.recipe import CompileConfig
     from vitdeploy.render.tables import Table
     from vitdeploy.report import Report, Verdict
@@ -166,3 +168,17 @@ def answer_codes(codes: Mapping[str, Code]) -> Outcome:
         lines += ["", f"example: error[{name}] {code.example}", "", f"what to do: {code.remedy}"]
     record = [{"code": name, "exit": int(name[2]), **code._asdict()} for name, code in codes.items()]
     return Outcome({"schema_version": 1, "codes": record}, lambda: console.print_text("\n".join(lines)))
+
+
+def hint_at_box(shipped: Shipped, connection: Connection, key: str | None = None) -> str:
+    """Where the release lies on the box, and what undoes it; after a plan, what follows it."""
+    import msgspec
+
+    box, root = shlex.quote(shipped.state.box), shipped.state.root
+    given, usual = (msgspec.to_builtins(each) for each in (connection, type(connection)()))
+    way = "".join(f" --{name} {shlex.quote(value)}" for name, value in given.items() if value != usual[name])
+    if shipped.outcome == "planned":
+        trust = "" if key is None else f" --key {shlex.quote(key)}"
+        return f"nothing was sent; next: vitdeploy push BUNDLE {box}{way}{trust}"
+    undo = "" if shipped.state.previous is None else f"; to go back: vitdeploy rollback {box}{way}"
+    return f"{shipped.state.box} serves {root}/current/bundle{undo}"

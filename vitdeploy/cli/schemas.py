@@ -46,6 +46,8 @@ SOURCES: dict[str, Source] = {
     "packed": Source("verbs.packer:Packed", "`pack`: --json"),
     "verification": Source("verbs.verifier:Verification", "`verify`: --json"),
     "keys": Source("verbs.signer:Keys", "`keygen`: --json"),
+    "shipped": Source("fleet.outcomes:Shipped", "`push` and `rollback`: --json"),
+    "box": Source("fleet.outcomes:BoxState", "`status`: --json"),
     "predictions": Source("verbs.predictor:Prediction", "`predict`: --json", "predictions", listed=True),
     "prediction": Source("verbs.predictor:Prediction", "`predict -o FILE.jsonl`, a line"),
     "summary": Source("verbs.predictor:Summary", "`predict -o FILE.jsonl`: --json"),

@@ -12,7 +12,16 @@ from vitdeploy.cli.app import app
 from vitdeploy.cli.arguments import read_settings
 from vitdeploy.cli.options import (
     ArtifactPath,
+    BoxBackend,
+    BoxName,
+    BoxPath,
+    BoxPython,
+    Check,
     Force,
+    HealthSeconds,
+    ReadySeconds,
+    Restart,
+    Ssh,
     Threads,
 )
 from vitdeploy.cli.shell import SHIP, Outcome, command
@@ -162,3 +171,88 @@ def keygen(
     keys = vd.keygen(out)
     hint = f"keep {keys.private} secret; next: vitdeploy pack ARTIFACT --sign {answers.quote(out)} -o OUT.vdb"
     return Outcome(keys, lambda: console.print_tables([tabulate_keys(keys)]), hint)
+
+
+@command(
+    app,
+    SHIP,
+    "vitdeploy push vit.vdb user@box --key release.key.pub   the first time: the key that the box shall trust",
+    "vitdeploy push vit.vdb user@box --restart 'systemctl --user restart vit'",
+    "vitdeploy push vit.vdb user@box:2222 --path /srv/vit --python venv/bin/python --dry-run",
+)
+def push(
+    *,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `vitdeploy pack` wrote, signed.")],
+    box: BoxName,
+    key: Annotated[Path | None, typer.Option(help="Public key that the box shall trust; needed once.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and what the box would refuse.")] = False,
+    restart: Restart = "",
+    check: Check = "",
+    ready_s: ReadySeconds = 60.0,
+    health_s: HealthSeconds = 300.0,
+    backend: BoxBackend = "",
+    allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="Let an older release follow; recorded.")] = False,
+    path: BoxPath = "vitdeploy",
+    python: BoxPython = "python3",
+    ssh: Ssh = "ssh",
+    progress: Progress,
+) -> Outcome:
+    """Put a bundle on a box over ssh: proven there before it is served, gone again if it fails."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+    from vitdeploy.render.boxes import tabulate_shipped
+
+    config = read_settings(
+        vd.PushConfig,
+        key=None if key is None else str(key),
+        connection=read_settings(vd.Connection, path=path, python=python, ssh=ssh),
+        service=read_settings(
+            vd.ServiceConfig, restart=restart, check=check, ready_s=ready_s, health_s=health_s, backend=backend
+        ),
+        allow_downgrade=allow_downgrade,
+        dry_run=dry_run,
+    )
+    shipped = vd.push(bundle, box, config, progress=progress)
+    hint = answers.hint_at_box(shipped, config.connection, config.key)
+    return Outcome(shipped, lambda: console.print_tables(tabulate_shipped(shipped)), hint)
+
+
+@command(app, SHIP, "vitdeploy rollback user@box", "vitdeploy rollback user@box --restart 'systemctl --user restart vit'")
+def rollback(
+    *,
+    box: BoxName,
+    restart: Restart = "",
+    check: Check = "",
+    ready_s: ReadySeconds = 60.0,
+    health_s: HealthSeconds = 300.0,
+    backend: BoxBackend = "",
+    path: BoxPath = "vitdeploy",
+    python: BoxPython = "python3",
+    ssh: Ssh = "ssh",
+    progress: Progress,
+) -> Outcome:
+    """Have a box serve again what it served before, proven there first."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+    from vitdeploy.render.boxes import tabulate_shipped
+
+    config = vd.RollbackConfig(
+        connection=read_settings(vd.Connection, path=path, python=python, ssh=ssh),
+        service=read_settings(
+            vd.ServiceConfig, restart=restart, check=check, ready_s=ready_s, health_s=health_s, backend=backend
+        ),
+    )
+    shipped = vd.rollback(box, config, progress=progress)
+    hint = answers.hint_at_box(shipped, config.connection)
+    return Outcome(shipped, lambda: console.print_tables(tabulate_shipped(shipped)), hint)
+
+
+@command(app, SHIP, "vitdeploy status user@box", "vitdeploy status user@box --path /srv/vit --json")
+def status(*, box: BoxName, path: BoxPath = "vitdeploy", python: BoxPython = "python3", ssh: Ssh = "ssh") -> Outcome:
+    """Say what a box serves, keeps and trusts."""
+    import vitdeploy as vd
+    from vitdeploy.render import console
+    from vitdeploy.render.boxes import tabulate_box
+
+    state = vd.status(box, read_settings(vd.Connection, path=path, python=python, ssh=ssh))
+    return Outcome(state, lambda: console.print_tables(tabulate_box(state)))

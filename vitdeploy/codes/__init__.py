@@ -5,7 +5,7 @@ The first digit of a code is the exit status of its class (see `vitdeploy.errors
 
 from __future__ import annotations
 
-from vitdeploy.codes import environment, files_and_weights, images_and_data, trust, usage
+from vitdeploy.codes import devices, environment, files_and_weights, images_and_data, trust, usage
 from vitdeploy.codes.code import Code
 
 __all__ = ["CODES", "Code"]
@@ -15,6 +15,7 @@ CODES: dict[str, Code] = {
     **files_and_weights.CODES,
     **images_and_data.CODES,
     **environment.CODES,
+    **devices.CODES,
     **trust.CODES,
 }
 """Code to what is to be said of it."""

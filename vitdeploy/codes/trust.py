@@ -56,4 +56,10 @@ CODES: dict[str, Code] = {
         "net.py:build",
         "Read the code that is named. To run it, repeat its name behind --module.",
     ),
+    "VD7010": Code(
+        "The box trusts no key yet, or another one than was given.",
+        "user@box: /home/user/vitdeploy/key.pub: the box trusts no key yet; the box serves no release yet; name the key that it "
+        "shall trust from now on: --key KEY.pub",
+        "Give the public key with the first push. To change it later, remove key.pub on the box by hand: a push can't.",
+    ),
 }

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from vitdeploy import machine
 from vitdeploy.codes import CODES
-from vitdeploy.errors import InputError, MachineError, TrustError, UsageError, VitdeployError, library, printable
+from vitdeploy.errors import (
+    DeviceError,
+    InputError,
+    MachineError,
+    TrustError,
+    UsageError,
+    VitdeployError,
+    library,
+    printable,
+)
 from vitdeploy.files import Lease, lease_folder
 from vitdeploy.isolate import memory
 from vitdeploy.isolate.frames import encode_message, receive_message
@@ -45,7 +54,7 @@ _FULL = 0.8
 """Share of the memory from which a crash is likely to be for want of it."""
 _MOST = 0.9
 """Share of the memory of this machine, or of its container, that a child may hold."""
-_CLASSES = {kind.exit_code: kind for kind in (UsageError, InputError, MachineError, TrustError)}
+_CLASSES = {kind.exit_code: kind for kind in (UsageError, InputError, MachineError, DeviceError, TrustError)}
 _CODE = "import sys; sys.path[:] = {path!r}; from vitdeploy.isolate.service import serve; serve({channel}, {life})"
 
 
@@ -177,7 +186,7 @@ class Child:
         frame = encode_message({"call": call, "argument": argument}, arrays)
         with self._lock:
             if self._error is not None:
-                raise _rebuild(**self._error.record())  # type: ignore[arg-type]
+                raise rebuild_error(**self._error.record())  # type: ignore[arg-type]
             deadline = time.monotonic() + seconds
             try:
                 with self._translate(seconds):
@@ -190,7 +199,9 @@ class Child:
             if not answer.keys() & {"error", "crash"}:
                 return answer.get("result"), outputs
             with self._translate(seconds):
-                error = _rebuild(**answer["error"]) if "error" in answer else ChildCrash(self.limits["what"], answer["crash"])
+                error = (
+                    rebuild_error(**answer["error"]) if "error" in answer else ChildCrash(self.limits["what"], answer["crash"])
+                )
         raise error from ChildTraceback(f"\n{answer.get('traceback', '')}")
 
     def close(self) -> None:
@@ -373,7 +384,8 @@ def _last_words(folder: Path) -> str:
     return f"; it said last: {said[-1].strip()[:300]}" if said else ""
 
 
-def _rebuild(*, code: str, file: str | None, message: str, fix: str, exit: int) -> VitdeployError:
+def rebuild_error(*, code: str, file: str | None, message: str, fix: str, exit: int) -> VitdeployError:
+    """An error from its `VitdeployError.record`, which another process sent; a ValueError or KeyError where it is none."""
     if code not in CODES or any(not isinstance(text, str) for text in (message, fix, file or "")):
         raise ValueError(code)
     return _CLASSES[exit](code, message, file=file, fix=fix)

@@ -1,0 +1,1 @@
+"""Bundles onto boxes over ssh: what is pushed, and the agent that takes it there."""

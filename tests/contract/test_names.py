@@ -9,7 +9,7 @@ import vitdeploy
 
 ROOT = Path(vitdeploy.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ROOT_MODULES, MOST_OPEN_TABLES = 400, 60, 17, 39
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ROOT_MODULES, MOST_OPEN_TABLES = 400, 60, 17, 40
 SAME_NAME = {
     "settings": "each engine's own, in its folder",
     "kernels": "what each engine executes, in its folder",

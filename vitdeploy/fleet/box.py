@@ -7,12 +7,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import msgspec
 
 from vitdeploy.errors import DeviceError, UsageError, VitdeployError, printable
-from vitdeploy.fleet.agent.main import MARK, VERSION
+from vitdeploy.fleet.agent.talk import MARK, VERSION, Words
 from vitdeploy.fleet.channel import Channel
 from vitdeploy.fleet.luggage import pack_agent
 from vitdeploy.isolate.process import rebuild_error
@@ -78,11 +77,11 @@ class Box:
         root: The folder there.
     """
 
-    def __init__(self, channel: Channel, name: str, hello: dict[str, Any]) -> None:
+    def __init__(self, channel: Channel, name: str, hello: Words) -> None:
         self.name, self._channel = name, channel
         self.python, self.machine, self.root = (str(hello.get(key, "")) for key in ("python", "machine", "root"))
 
-    def ask(self, request: dict[str, Any]) -> None:
+    def ask(self, request: Words) -> None:
         """Send the one request."""
         self.send(msgspec.json.encode(request) + b"\n")
 
@@ -93,7 +92,7 @@ class Box:
         except BrokenPipeError:
             self._fail(_ANSWER_S)
 
-    def listen(self, seconds: float = _ANSWER_S) -> dict[str, Any]:
+    def listen(self, seconds: float = _ANSWER_S) -> Words:
         """What the agent says next: ``plan``, ``step``, ``note`` or ``done``.
 
         Raises:
@@ -113,7 +112,7 @@ class Box:
         while True:
             self.listen(seconds)
 
-    def _read_error(self, words: dict[str, Any]) -> VitdeployError:
+    def _read_error(self, words: Words) -> VitdeployError:
         try:
             error = rebuild_error(**words["error"])
             state = _describe_state(words["serves"])
@@ -123,7 +122,7 @@ class Box:
         return type(error)(error.code, f"{about}{error.message}; {state}", file=self.name, fix=error.fix)
 
 
-def _describe_state(serves: dict[str, Any] | str | None) -> str:
+def _describe_state(serves: Words | str | None) -> str:
     if serves is None:
         return "the box serves no release yet"
     if isinstance(serves, str):

@@ -14,10 +14,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
 
 from vitdeploy.errors import DeviceError, library
-from vitdeploy.fleet.agent.main import MARK
+from vitdeploy.fleet.agent.talk import MARK, Words
 
 STALL_S = 120.0
 """How long a process may take no byte."""
@@ -70,7 +69,7 @@ class Channel:
             with suppress(BlockingIOError):
                 view = view[os.write(self._to, view[:_CHUNK]) :]
 
-    def read(self, seconds: float) -> dict[str, Any]:
+    def read(self, seconds: float) -> Words:
         """The next line of ours.
 
         Raises:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.p256 import PublicKey, read_public_key
 from vitdeploy.errors import DeviceError, TrustError, printable
+from vitdeploy.fleet.agent.talk import Words
 from vitdeploy.fleet.box import Box
 from vitdeploy.fleet.luggage import pack_runtime
 from vitdeploy.fleet.outcomes import BoxState, Shipped
@@ -131,17 +131,17 @@ def _send(  # noqa: PLR0913 (all of one thing)
     progress(f"send: {total / _MIB:,.1f} MiB", 1, 1)
 
 
-def _await_plan(box: Box, seconds: float) -> dict[str, Any]:
+def _await_plan(box: Box, seconds: float) -> Words:
     while True:
         words = box.listen(seconds)
         if isinstance(words.get("plan"), dict):
-            plan: dict[str, Any] = words["plan"]
+            plan: Words = words["plan"]
             return plan
         if "note" not in words:
             raise _distrust(box)
 
 
-def _await_done(box: Box, seconds: float, progress: Progress) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _await_done(box: Box, seconds: float, progress: Progress) -> tuple[Words, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     steps = 0
     while True:
@@ -162,7 +162,7 @@ _MOST_STEPS = 5
 """The agent puts together, checks, restarts and checks again."""
 
 
-def _read_done(box: Box, done: dict[str, Any]) -> BoxState:
+def _read_done(box: Box, done: Words) -> BoxState:
     """The box's state as a record; what is strange in it is refused."""
     try:
         key = read_public_key(done["key"].encode()).fingerprint if done["key"] else ""
@@ -172,7 +172,7 @@ def _read_done(box: Box, done: dict[str, Any]) -> BoxState:
         raise _distrust(box) from exc
 
 
-def _conclude(box: Box, done: dict[str, Any], start: float, counts: tuple[int, int], notes: tuple[str, ...]) -> Shipped:
+def _conclude(box: Box, done: Words, start: float, counts: tuple[int, int], notes: tuple[str, ...]) -> Shipped:
     state = _read_done(box, done)
     health = done.get("health")
     shown = {

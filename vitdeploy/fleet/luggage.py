@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import vitdeploy
+from vitdeploy import files
 
 _PACKAGE = Path(vitdeploy.__file__).parent
 _OF_AGENT = (
@@ -35,7 +36,7 @@ def pack_runtime() -> bytes:
 def _zip(paths: Iterable[Path]) -> bytes:
     """Modules as an archive: the same bytes for the same files."""
     content = io.BytesIO()
-    texts = {f"vitdeploy/{path.relative_to(_PACKAGE).as_posix()}": path.read_bytes() for path in paths} | {
+    texts = {f"vitdeploy/{path.relative_to(_PACKAGE).as_posix()}": files.read_bytes(path) for path in paths} | {
         "__main__.py": _START.encode()
     }
     with zipfile.ZipFile(content, "w") as archive:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from vitdeploy.fleet.agent.talk import Words
 
 Outcome = Literal["active", "unchanged", "planned", "rolled back"]
 """What a push or a rollback came to: served now; served before already; nothing was done; the one before is served again."""
@@ -55,7 +57,7 @@ class BoxState(msgspec.Struct, frozen=True, kw_only=True):
     unconfirmed: bool
     key: str
     incoming: dict[str, int]
-    history: tuple[dict[str, Any], ...]
+    history: tuple[Words, ...]
 
 
 class Shipped(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +79,6 @@ class Shipped(msgspec.Struct, frozen=True, kw_only=True):
     sent: int
     size: int
     seconds: float
-    health: dict[str, Any] | None
+    health: Words | None
     notes: tuple[str, ...]
     state: BoxState

@@ -11,10 +11,12 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from vitdeploy import files
 from vitdeploy.errors import DeviceError
 from vitdeploy.fleet.agent.store import BUNDLE, RUNTIME, Store
+from vitdeploy.fleet.agent.talk import Words
 
 HEALTH = "vitdeploy.verbs.health"
 """The module of the runtime that runs a bundle on its samples."""
@@ -50,7 +52,7 @@ class Proof(NamedTuple):
     backend: str = ""
 
 
-def prove(store: Store, folder: str, proof: Proof) -> dict[str, Any]:
+def prove(store: Store, folder: str, proof: Proof) -> Words:
     """Run the release in a folder on its own samples, in a child, with the vitdeploy that it brought.
 
     Returns:
@@ -68,7 +70,7 @@ def prove(store: Store, folder: str, proof: Proof) -> dict[str, Any]:
     try:
         status, said = _run(command, proof.seconds, environment, place)
         try:
-            health: dict[str, Any] = json.loads(answer.read_bytes())
+            health: Words = json.loads(files.read_bytes(answer))
         except (OSError, ValueError):
             raise _refuse(f"its check {_explain(status, proof.seconds)}{said}") from None
     finally:

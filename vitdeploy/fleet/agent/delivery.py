@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitdeploy import files
 from vitdeploy.bundle import signature
@@ -29,6 +29,7 @@ from vitdeploy.fleet.agent.store import (
     flush,
     flush_tree,
 )
+from vitdeploy.fleet.agent.talk import Words
 
 MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -255,10 +256,10 @@ def _place(store: Store, sha256: str, size: int, target: Path) -> None:
     if source is None:
         raise DeviceError("VD5009", f"a file of another release has changed (sha256 {sha256[:12]})", fix="push again")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as stream, files.new_file(target) as copy:
+    with files.open_regular(source) as stream, files.new_file(target) as copy:
         shutil.copyfileobj(stream, copy, _CHUNK)
 
 
-def describe(delivery: Delivery, needs: list[Need]) -> dict[str, Any]:
+def describe(delivery: Delivery, needs: list[Need]) -> Words:
     """What is going to be sent, for the other side."""
     return {"need": [list(need) for need in needs], "size": sum(delivery.sizes.values()), **delivery.release.describe()}

@@ -9,66 +9,19 @@ It is sent with every push and leaves itself in the box's folder, for the box to
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import select
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from vitdeploy import files
 from vitdeploy.errors import DeviceError, TrustError, VitdeployError, explain_exhaustion, explain_refusal
 from vitdeploy.fleet.agent import delivery
 from vitdeploy.fleet.agent.checks import Proof, Service, prove
 from vitdeploy.fleet.agent.store import AGENT, CURRENT, JOURNAL, KEY, PREVIOUS, UNPROVEN, Store
 from vitdeploy.fleet.agent.switching import recover, switch
-
-MARK = "\x1e"
-"""What every line of ours begins with: RFC 7464 has it before a JSON text."""
-VERSION = 1
-IDLE_S = 120.0
-"""How long nothing may come before the other side is taken for dead."""
-_LONGEST = 16 << 20
-"""Bytes of a request."""
-
-
-class Line:
-    """The other side's words and bytes, from a descriptor of which nothing was read ahead."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._ahead = descriptor, b""
-
-    def read(self, most: int) -> bytes:
-        """At least one byte.
-
-        Raises:
-            DeviceError: VD5003, no more will come.
-        """
-        if not self._ahead:
-            ready, _, _ = select.select([self._descriptor], [], [], IDLE_S)
-            self._ahead = os.read(self._descriptor, most) if ready else b""
-            if not self._ahead:
-                raise DeviceError("VD5003", "the connection was lost", fix="push again: what has arrived stays on the box")
-        chunk, self._ahead = self._ahead[:most], self._ahead[most:]
-        return chunk
-
-    def read_request(self) -> dict[str, Any]:
-        """One line of JSON."""
-        request = b""
-        while b"\n" not in request and len(request) < _LONGEST:
-            request += self.read(1 << 16)
-        line, _, self._ahead = request.partition(b"\n")
-        content: dict[str, Any] = json.loads(line)
-        return content
-
-
-def say(**words: object) -> None:
-    """A line for the other side. Where nobody listens any more, the work goes on."""
-    with suppress(OSError):
-        os.write(1, f"{MARK}{json.dumps(words)}\n".encode())
+from vitdeploy.fleet.agent.talk import VERSION, Line, Words, say
 
 
 def serve(root: str, agent: bytes) -> int:
@@ -86,13 +39,13 @@ def serve(root: str, agent: bytes) -> int:
     line = Line(0)
     say(hello=VERSION, python=platform.python_version(), machine=platform.machine(), root=str(store.root))
 
-    def answer() -> dict[str, Any]:
+    def answer() -> Words:
         request = line.read_request()
         if request["do"] == "status":
             return describe(store)
         with store.lock():
             path = store.root / AGENT
-            if not request.get("dry_run") and not (path.exists() and path.read_bytes() == agent):
+            if not request.get("dry_run") and not (path.exists() and files.read_bytes(path) == agent):
                 store.write(AGENT, agent)
             trouble = recover(store, run_hook=True)
             if trouble:
@@ -114,7 +67,7 @@ def run(arguments: list[str]) -> int:
         sys.stderr.write(f"{(__doc__ or '').partition(':')[2]}")
         return 2
 
-    def answer() -> dict[str, Any]:
+    def answer() -> Words:
         if command == "status":
             return describe(store)
         with store.lock():
@@ -124,7 +77,7 @@ def run(arguments: list[str]) -> int:
     return _end(store, answer)
 
 
-def describe(store: Store) -> dict[str, Any]:
+def describe(store: Store) -> Words:
     """What the box has. Reads only."""
     if not store.releases.is_dir():
         return {"current": None, "previous": None, "releases": [], "unconfirmed": False, "key": "", "incoming": {}, "history": []}
@@ -135,13 +88,13 @@ def describe(store: Store) -> dict[str, Any]:
         "previous": previous and previous.describe(),
         "releases": [folder for folder in store.list_releases() if not folder.endswith(UNPROVEN)],
         "unconfirmed": (store.root / JOURNAL).exists(),
-        "key": key.read_text() if key.exists() else "",
+        "key": files.read_text(key) if key.exists() else "",
         "incoming": {each.name: each.stat().st_size for each in store.incoming.iterdir()},
         "history": store.read_history()[-10:],
     }
 
 
-def _push(store: Store, request: dict[str, Any], line: Line) -> dict[str, Any]:
+def _push(store: Store, request: Words, line: Line) -> Words:
     sent = request["bundle"]
     shipment = delivery.read_delivery(sent["manifest"], sent["signature"], sent["runtime_sha256"], sent["runtime_size"])
     new, current = shipment.release, store.read_link(CURRENT)
@@ -170,7 +123,7 @@ def _push(store: Store, request: dict[str, Any], line: Line) -> dict[str, Any]:
     return _conclude(store, "active", health, release=new.release, id=new.id, downgrade=downgrade)
 
 
-def _roll_back(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+def _roll_back(store: Store, request: Words) -> Words:
     previous = store.read_link(PREVIOUS)
     if previous is None:
         raise DeviceError("VD5010", "there is no release to go back to", file=store.root, fix="push one")
@@ -182,7 +135,7 @@ def _roll_back(store: Store, request: dict[str, Any]) -> dict[str, Any]:
     return _conclude(store, "rolled back", health, release=previous.release, id=previous.id)
 
 
-def _conclude(store: Store, outcome: str, health: dict[str, Any], **facts: object) -> dict[str, Any]:
+def _conclude(store: Store, outcome: str, health: Words, **facts: object) -> Words:
     store.note(outcome, **facts)
     store.prune()
     return {"outcome": outcome, "health": health, **describe(store)}
@@ -192,7 +145,7 @@ def _say(step: str) -> None:
     say(step=step)
 
 
-def _end(store: Store, answer: Callable[[], dict[str, Any]]) -> int:
+def _end(store: Store, answer: Callable[[], Words]) -> int:
     """Say the answer, or what is wrong and what the box serves all the same."""
     try:
         say(done=answer())
@@ -200,7 +153,7 @@ def _end(store: Store, answer: Callable[[], dict[str, Any]]) -> int:
         error = _translate(exc)
         try:
             current = store.read_link(CURRENT)
-            serves: dict[str, Any] | str | None = current and current.describe()
+            serves: Words | str | None = current and current.describe()
         except (DeviceError, OSError):
             serves = "unknown"
         say(error=error.record(), serves=serves)

@@ -22,10 +22,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitdeploy import files
-from vitdeploy.errors import DeviceError
+from vitdeploy.errors import DeviceError, InputError
+from vitdeploy.fleet.agent.talk import Words
 
 BUNDLE, RUNTIME, RECORD, UNPROVEN = "bundle", "vitdeploy.zip", "release.json", ".tmp"
 CURRENT, PREVIOUS = "current", "previous"
@@ -58,7 +59,7 @@ class Release(NamedTuple):
         listed = json.dumps([self.name, self.release, self.id, sorted(self.files.items())])
         return f"{self.release}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Words:
         """For the other side."""
         return {"name": self.name, "release": self.release, "id": self.id, "folder": self.folder}
 
@@ -115,8 +116,8 @@ class Store:
             DeviceError: VD5009, it is damaged.
         """
         try:
-            return Release(**json.loads((self.releases / folder / RECORD).read_bytes()))
-        except (OSError, ValueError, TypeError) as exc:
+            return Release(**json.loads(files.read_bytes(self.releases / folder / RECORD)))
+        except (OSError, InputError, ValueError, TypeError) as exc:
             path = self.releases / folder / RECORD
             raise DeviceError(
                 "VD5009", "is damaged", file=path, fix="look at the box's disk; push again to another --path"
@@ -126,10 +127,10 @@ class Store:
         """A file, whole, and on the disk."""
         files.write(self.root / name, content)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> Words | None:
         """What `write` wrote; None where nothing is."""
         try:
-            content: dict[str, Any] = json.loads((self.root / name).read_bytes())
+            content: Words = json.loads(files.read_bytes(self.root / name))
         except FileNotFoundError:
             return None
         except ValueError as exc:
@@ -159,10 +160,10 @@ class Store:
         lines.append({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts})
         self.write(HISTORY, "".join(f"{json.dumps(line)}\n" for line in lines[-_REMEMBER:]))
 
-    def read_history(self) -> list[dict[str, Any]]:
+    def read_history(self) -> list[Words]:
         """What happened, the oldest first."""
         try:
-            return [json.loads(line) for line in (self.root / HISTORY).read_text().splitlines()]
+            return [json.loads(line) for line in files.read_text(self.root / HISTORY).splitlines()]
         except FileNotFoundError:
             return []
         except ValueError as exc:

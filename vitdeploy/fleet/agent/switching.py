@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 from vitdeploy import files
 from vitdeploy.errors import DeviceError
 from vitdeploy.fleet.agent.checks import Proof, Service, await_service, prove, restart
 from vitdeploy.fleet.agent.store import CURRENT, HIGHEST, JOURNAL, PREVIOUS, Release, Store
+from vitdeploy.fleet.agent.talk import Words
 
 Say = Callable[[str], None]
 """Hears what is being done."""
@@ -60,7 +60,7 @@ def recover(store: Store, *, run_hook: bool) -> str:
     """
     for folder in (store.root, store.releases):
         files.sweep_inside(folder)
-    journal: dict[str, Any] | None = store.read_json(JOURNAL)
+    journal: Words | None = store.read_json(JOURNAL)
     if journal is None:
         return ""
     store.link(CURRENT, journal["old"])

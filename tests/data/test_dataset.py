@@ -537,3 +537,50 @@ def test_class_map_of_numbered_folders_refuses(tmp_path: Path) -> None:
     (tmp_path / "3" / "0.png").unlink()
     (tmp_path / "3").rename(tmp_path / "other")
     assert folder_map(tmp_path, (), 3) == [0, 1, 2], "not all are numbers: in the order of the names"
+
+
+def _build_source(kind: str, folder: Path) -> tuple[Path, Path]:
+    """A source of six images, and the file of it that holds the last."""
+    if kind == "tar":
+        shard = tar(folder / "a.tar", [(f"{index}.png", png(index)) for index in range(6)])
+        return shard, shard
+    if kind == "npy":
+        np.save(folder / "a.npy", np.zeros((6, 4, 4, 3), np.uint8))
+        return folder / "a.npy", folder / "a.npy"
+    files = [write(folder / "images" / f"{index}.png", png(index)) for index in range(6)]
+    if kind == "manifest":
+        return write(folder / "a.csv", "path,label\n" + "".join(f"images/{file.name},0\n" for file in files)), files[-1]
+    return folder / "images", files[-1]
+
+
+@pytest.mark.parametrize("kind", ["folder", "manifest", "tar", "npy"])
+@pytest.mark.parametrize("change", ["content", "time", "gone", "half"])
+def test_images_that_change_while_they_are_read_end_the_run(tmp_path: Path, kind: str, change: str) -> None:
+    """Whatever number of bad images is allowed: a changed image is of neither the old data nor the new."""
+    source, file = _build_source(kind, tmp_path)
+    dataset = open_dataset(source)
+    batches = dataset.batches(CONTRACT, LoadConfig(batch_size=2, workers=0, max_bad=6))
+    next(batches)
+    status, content = file.stat(), file.read_bytes()
+    if change == "gone":
+        file.unlink()
+    else:  # another file under the name: of as many bytes, half of them, or the same at another time
+        written = {"content": content[:-1] + bytes([content[-1] ^ 1]), "time": content, "half": content[: len(content) // 2]}[
+            change
+        ]
+        file.unlink()
+        file.write_bytes(written)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(InputError, match=f"{file.name}: changed while the images were read") as caught:
+        list(batches)
+    assert caught.value.code == "VD3111"
+    with pytest.raises(InputError) as caught:
+        dataset.listing.identify(5)
+    assert caught.value.code == "VD3111"
+
+
+def test_images_that_stay_are_read_again(tmp_path: Path) -> None:
+    dataset = open_dataset(class_folder(tmp_path))
+    first = tmp_path / "cat" / "00.png"
+    os.utime(first, ns=(0, first.stat().st_mtime_ns))  # read, not changed
+    assert len(list(dataset.batches(CONTRACT))) == len(list(dataset.batches(CONTRACT))) == 1

@@ -63,4 +63,10 @@ CODES: dict[str, Code] = {
         "the image is prepared as the model wants",
         "Run `vitdeploy validate` on the FP32 model with these images; if it fails too, the weights or the contract are wrong.",
     ),
+    "VD3111": Code(
+        "A file of images was changed or removed after it was listed, while the images were read.",
+        "photos/cat/7.jpg: changed while the images were read; start again when nothing writes there",
+        "Every figure is of the images that were found when the command began. Wait until copies and downloads are done, or work "
+        "on a copy.",
+    ),
 }

@@ -203,7 +203,7 @@ class Dataset:
 
         Raises:
             InputError: while iterating: VD3101, no image is usable; VD3104, more than `max_bad` can't be read; VD3107,
-                the contract's channels fit no image.
+                the contract's channels fit no image; VD3111, an image changed since it was listed.
         """
         config = config or LoadConfig()
         counts = Counts(listed=len(self))
@@ -243,6 +243,8 @@ def _stream(dataset: Dataset, contract: InputContract, config: LoadConfig, count
     try:
         for index, result in results:
             if isinstance(result, InputError):
+                if result.code == "VD3111":  # what is measured would be of neither the old images nor the new
+                    raise result
                 _count_bad(dataset, index, result, config, counts)
                 continue
             if not taken:

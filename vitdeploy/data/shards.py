@@ -19,7 +19,7 @@ import msgspec
 
 from vitdeploy import files
 from vitdeploy.data import arrays
-from vitdeploy.data.identity import identify
+from vitdeploy.data.identity import Stamp, identify, take_stamp
 from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import (
     IMAGE_SUFFIXES,
@@ -27,7 +27,6 @@ from vitdeploy.data.sources import (
     Listing,
     digest_rows,
     is_short,
-    make_row,
     number_labels,
     read_class_names,
 )
@@ -42,7 +41,7 @@ MAX_LABEL = 1 << 20
 
 
 class _Place(NamedTuple):
-    shard: Path
+    shard: Stamp
     offset: int
     size: int
     name: str
@@ -72,13 +71,14 @@ def list_samples(shards: Sequence[Path]) -> Listing:
     """
     places: list[_Place] = []
     given: list[int | str | None] = []
-    for shard in shards:
-        for place, label in _samples(shard):
+    stamps = [take_stamp(shard.name, shard) for shard in shards]
+    for stamp in stamps:
+        for place, label in _samples(stamp):
             places.append(place)
             given.append(label)
     labels, classes = number_labels(given, read_class_names(shards[0].parent), shards[0])
-    names = [f"{place.shard.name}/{place.name}" for place in places]
-    digest = digest_rows((make_row(shard.name, shard) for shard in shards), labels, classes)
+    names = [f"{place.shard.path.name}/{place.name}" for place in places]
+    digest = digest_rows((stamp.row for stamp in stamps), labels, classes)
     return Listing(
         names=names,
         labels=labels,
@@ -95,21 +95,22 @@ def _read(places: Sequence[_Place], names: Sequence[str], index: int, contract: 
 
 def _read_bytes(place: _Place) -> bytes:
     try:
-        with files.open_regular(place.shard) as stream:
+        with place.shard.unchanged(), files.open_regular(place.shard.path) as stream:
             stream.seek(place.offset)
             return stream.read(place.size)
     except OSError as exc:
-        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=place.shard) from exc
+        raise InputError("VD3001", f"can't be read: {exc.strerror}", file=place.shard.path) from exc
 
 
-def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:
+def _samples(stamp: Stamp) -> Iterator[tuple[_Place, int | str | None]]:
     """Images of one shard with their labels; a label may stand before or after its image."""
+    shard = stamp.path
     places: dict[str, _Place] = {}
     given: dict[str, int | str | None] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                _index(tar, member, shard, places, given)
+                _index(tar, member, stamp, places, given)
             end = tar.offset
     except (tarfile.TarError, EOFError, UnicodeDecodeError, ValueError) as exc:
         raise _refuse(shard, f"is not a whole, uncompressed tar: {first_line(exc)}") from exc
@@ -126,12 +127,12 @@ def _samples(shard: Path) -> Iterator[tuple[_Place, int | str | None]]:
 def _index(
     tar: tarfile.TarFile,
     member: tarfile.TarInfo,
-    shard: Path,
+    stamp: Stamp,
     places: dict[str, _Place],
     given: dict[str, int | str | None],
 ) -> None:
     """Note one member: an image's place, or a label's value."""
-    name = PurePosixPath(member.name)
+    shard, name = stamp.path, PurePosixPath(member.name)
     if not (member.isreg() or member.isdir()):
         raise TrustError("VD7001", f"its member {member.name!r} is a link or a device", file=shard)
     if name.is_absolute() or ".." in name.parts:
@@ -145,7 +146,7 @@ def _index(
             raise _refuse(shard, f"its member {member.name!r} is sparse or larger than {MAX_IMAGE >> 20} MiB")
         if key in places:
             raise _refuse(shard, f"its sample {key!r} has two images")
-        places[key] = _Place(shard, member.offset_data, member.size, str(name))
+        places[key] = _Place(stamp, member.offset_data, member.size, str(name))
     elif kind in (".cls", ".json"):
         if member.issparse() or member.size > MAX_LABEL:
             raise _refuse(shard, f"its member {member.name!r} is sparse or larger than {MAX_LABEL >> 20} MiB")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vitdeploy import files
 from vitdeploy.data import arrays
 from vitdeploy.data.columns import Columns
-from vitdeploy.data.identity import identify_file
+from vitdeploy.data.identity import Stamp, identify_file, take_stamp
 from vitdeploy.data.images import Picture
 from vitdeploy.errors import InputError, UsageError, first_line
 from vitdeploy.spec import InputContract
@@ -90,10 +90,10 @@ def list_folder(root: Path) -> Listing:
         InputError: VD3001, unreadable; VD3105, images beside the class folders, or links that lead to the same folder
             without end.
     """
-    rows = sorted(_walk(root))
+    stamps = sorted(_walk(root), key=lambda stamp: stamp.row)
+    names = [stamp.name for stamp in stamps]
     tops = sorted({entry.name for entry in root.iterdir() if entry.is_dir() and is_visible(entry.name)})
-    beside = [name for name, _ in rows if "/" not in name]
-    names = [name for name, _ in rows]
+    beside = [name for name in names if "/" not in name]
     if len(beside) == len(names):
         labels, classes = None, None
     elif beside:
@@ -103,15 +103,14 @@ def list_folder(root: Path) -> Listing:
         number = {name: index for index, name in enumerate(tops)}
         labels = np.array([number[name.split("/", 1)[0]] for name in names], np.int64)
         classes = tuple(tops)
-    paths = [root / name for name in names]
-    digest = digest_rows((row for _, row in rows), labels, classes)
+    digest = digest_rows((stamp.row for stamp in stamps), labels, classes)
     return Listing(
         names=names,
         labels=labels,
         classes=classes,
         digest=digest,
-        read=partial(_read_file, paths),
-        identify=partial(identify_file, paths),
+        read=partial(_read_file, stamps),
+        identify=partial(identify_file, stamps),
     )
 
 
@@ -121,7 +120,7 @@ def list_images(root: Path) -> list[str]:
     Raises:
         InputError: As `list_folder`.
     """
-    return sorted(name for name, _ in _walk(root))
+    return sorted(stamp.name for stamp in _walk(root))
 
 
 def find_split(root: Path, split: str | None) -> Path:
@@ -145,8 +144,8 @@ def is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def _walk(root: Path) -> Iterable[tuple[str, str]]:
-    """Every file below ``root`` that may be an image: its name, and a row for the digest.
+def _walk(root: Path) -> Iterable[Stamp]:
+    """Every file below ``root`` that may be an image.
 
     Links are followed, but for those that lead back to a folder on the way to them. A folder that links reach by several
     ways is read by each: two class folders may be the same.
@@ -174,8 +173,7 @@ def _walk(root: Path) -> Iterable[tuple[str, str]]:
         for name in names:
             if is_visible(name) and may_be_image(name):
                 path = here / name
-                relative = path.relative_to(root).as_posix()
-                yield relative, make_row(relative, path)
+                yield take_stamp(path.relative_to(root).as_posix(), path)
 
 
 def may_be_image(name: str) -> bool:
@@ -184,20 +182,11 @@ def may_be_image(name: str) -> bool:
     return suffix in IMAGE_SUFFIXES or (not suffix and name not in _OTHER_NAMES)
 
 
-def make_row(name: str, path: Path) -> str:
-    """A file's row in a digest: name, size in bytes, time of change in ns."""
-    try:
-        status = path.stat()
-    except OSError:  # a dangling link: listed, and a bad image when read
-        return f"{name}\0-"
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
-
-
 def digest_rows(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: Sequence[str] | None) -> str:
     """SHA-256, in hex, over what an accuracy depends on.
 
     Args:
-        rows: What tells the images, such as `make_row`.
+        rows: What tells the images, such as those of stamps.
         labels: Class numbers, or None.
         classes: Class names by number, or None; their order counts.
     """
@@ -209,8 +198,9 @@ def digest_rows(rows: Iterable[str], labels: NDArray[np.int64] | None, classes: 
     return digest.hexdigest()
 
 
-def _read_file(paths: Sequence[Path], index: int, contract: InputContract) -> Picture:
-    return arrays.read(paths[index], contract)
+def _read_file(stamps: Sequence[Stamp], index: int, contract: InputContract) -> Picture:
+    with stamps[index].unchanged():
+        return arrays.read(stamps[index].path, contract)
 
 
 class _Labelled(msgspec.Struct):
@@ -242,7 +232,7 @@ def read_manifest(path: Path) -> Listing:
     if path.stat().st_size > _MAX_MANIFEST:
         raise InputError("VD3105", "is larger than 1 GiB", file=path, fix="split it")
     read = {".csv": _csv_lines, ".tsv": _csv_lines, ".txt": _text_lines}.get(path.suffix.lower(), _json_lines)
-    names, paths, given, columns = [], [], [], Columns()
+    names, stamps, given, columns = [], [], [], Columns()
     seen: dict[str, int] = {}
     for number, line in read(path):
         if line.path in seen:
@@ -252,18 +242,18 @@ def read_manifest(path: Path) -> Listing:
         if not file.is_file():
             raise _bad_line(path, number, f"names {line.path!r}, which does not exist")
         names.append(line.path)
-        paths.append(file)
+        stamps.append(take_stamp(line.path, file))
         given.append(line.label)
         columns.add(line.more)
     labels, classes = number_labels(given, read_class_names(path.parent), path)
-    rows = [files.sha256(path), *(make_row(name, file) for name, file in zip(names, paths, strict=True))]
+    rows = [files.sha256(path), *(stamp.row for stamp in stamps)]
     return Listing(
         names=names,
         labels=labels,
         classes=classes,
         digest=digest_rows(rows, labels, classes),
-        read=partial(_read_file, paths),
-        identify=partial(identify_file, paths),
+        read=partial(_read_file, stamps),
+        identify=partial(identify_file, stamps),
         columns=columns.finish(),
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import files
 from vitdeploy.data.arrays import prepare
-from vitdeploy.data.identity import identify
+from vitdeploy.data.identity import Stamp, identify, take_stamp
 from vitdeploy.data.images import Picture
 from vitdeploy.data.sources import Listing, digest_rows, number_labels
 from vitdeploy.errors import InputError, first_line
@@ -38,6 +38,7 @@ def list_arrays(path: Path) -> Listing:
     """
     if path.stat().st_size > _MAX_FILE:
         raise InputError("VD3105", f"is larger than {_MAX_FILE >> 30} GiB", file=path, fix="split it")
+    stamp = take_stamp(path.name, path)
     try:
         arrays = _load(path)
     except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as exc:
@@ -60,8 +61,8 @@ def list_arrays(path: Path) -> Listing:
         labels=numbers,
         classes=classes,
         digest=digest,
-        read=partial(_read_row, pictures[0]),
-        identify=lambda index: identify(np.asarray(pictures[0][index]).tobytes()),
+        read=partial(_read_row, stamp, pictures[0]),
+        identify=partial(_identify_row, stamp, pictures[0]),
     )
 
 
@@ -73,8 +74,14 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         return {name: archive[name] for name in archive.files}
 
 
-def _read_row(pictures: NDArray[Any], index: int, contract: InputContract) -> Picture:
-    return prepare(np.asarray(pictures[index]), contract)
+def _read_row(stamp: Stamp, pictures: NDArray[Any], index: int, contract: InputContract) -> Picture:
+    with stamp.unchanged():  # a .npy is read from the disk image by image
+        return prepare(np.asarray(pictures[index]), contract)
+
+
+def _identify_row(stamp: Stamp, pictures: NDArray[Any], index: int) -> bytes:
+    with stamp.unchanged():
+        return identify(np.asarray(pictures[index]).tobytes())
 
 
 def save(given: Iterable[Any], folder: Path) -> Path:

@@ -184,6 +184,7 @@ class TestResults:
         assert {part["title"] for part in report["parts"]} == {"validate", "bench"}
         assert "top1" in (out / "report.md").read_text()
 
+    @pytest.mark.slow
     def test_build_of_a_spoiled_model_ends_with_a_failed_gates_status(self, call, tmp_path, monkeypatch):
         """A file that computes something else than its original: everything is written, and CI sees it."""
         from vitdeploy.verbs import exporter

@@ -94,6 +94,7 @@ def test_names_that_no_file_can_have(name, tmp_path) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [(resource.RLIMIT_NOFILE, 8), (resource.RLIMIT_NPROC, 1), (resource.RLIMIT_FSIZE, 10), (resource.RLIMIT_AS, 180 << 20)],

@@ -107,6 +107,7 @@ def test_a_slice_must_ask_for_something() -> None:
         SliceLimits(max_drop="much")
 
 
+@pytest.mark.slow
 def test_of_many_slices_that_lose_just_the_limit_few_runs_fail() -> None:
     """A hundred classes of 200 images, each at the margin: one run in twenty may fail; the worst alone would fail nearly all."""
     generator = np.random.default_rng(0)

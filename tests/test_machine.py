@@ -122,3 +122,48 @@ def test_load_and_governor(texts, monkeypatch):
     assert machine.governor() == ""
     texts["/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"] = "performance\n"
     assert machine.governor() == "performance"
+
+
+def write_tree(root, contents):
+    for name, content in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{content}\n")
+
+
+def test_counters_of_packages_and_of_nothing_below_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_POWERCAP", str(tmp_path))
+    assert machine.energy_counters() == {}
+    for zone in ("intel-rapl:0", "intel-rapl:0:0"):
+        write_tree(tmp_path, {f"{zone}/energy_uj": 12345, f"{zone}/max_energy_range_uj": 999999})
+    (tmp_path / "intel-rapl:1").mkdir()  # one that only root may read
+    assert machine.energy_counters() == {"intel-rapl:0": machine.Counter(12345, 999999)}
+
+
+def write_rail(root, sensor, rail, number=1, name="ina3221"):
+    label, millivolts, milliamperes = rail
+    channel = {f"in{number}_label": label, f"in{number}_input": millivolts, f"curr{number}_input": milliamperes, "name": name}
+    write_tree(root, {f"{sensor}/{file}": content for file, content in channel.items()})
+
+
+def test_power_of_a_board_is_its_supplys(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_HWMON", str(tmp_path))
+    assert machine.power_w() is None
+    write_rail(tmp_path, "hwmon0", ("x", 1000, 1000), name="coretemp")
+    assert machine.power_w() is None
+    write_rail(tmp_path, "hwmon1", ("VDD_GPU_SOC", 19000, 500))
+    write_rail(tmp_path, "hwmon1", ("VDD_CPU_CV", 19000, 100), number=2)
+    assert machine.power_w() == pytest.approx(9.5 + 1.9)  # no rail of the whole board: the sum
+    write_rail(tmp_path, "hwmon2", ("VDD_IN", 5000, 3000))
+    assert machine.power_w() == pytest.approx(15)
+
+
+def test_conditions_are_those_that_the_system_tells(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CPUS", str(tmp_path))
+    monkeypatch.setattr(machine, "_THERMAL", str(tmp_path))
+    assert set(machine.read_conditions()) == {"load"}
+    write_tree(tmp_path, {f"cpu{number}/cpufreq/scaling_cur_freq": khz for number, khz in enumerate((2000000, 3000000))})
+    write_tree(
+        tmp_path, {"cpu0/thermal_throttle/core_throttle_count": 7, "thermal_zone0/temp": -5000, "thermal_zone1/temp": 61500}
+    )
+    told = machine.read_conditions()
+    assert (told["frequency_mhz"], told["temperature_c"], told["throttled"]) == (2500, 61.5, 7)

@@ -10,13 +10,14 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import resource
 
 _CPUINFO, _MEMINFO = "/proc/cpuinfo", "/proc/meminfo"
 _CPUS = "/sys/devices/system/cpu"
+_POWERCAP, _HWMON, _THERMAL = "/sys/class/powercap", "/sys/class/hwmon", "/sys/class/thermal"
 _GROUP = "/sys/fs/cgroup"
 """Control groups, version 2, as a container sees its own."""
 _UNIT = 1 << 20 if sys.platform == "darwin" else 1024
@@ -85,6 +86,73 @@ def power_mode() -> str:
     """What limits clocks and power, as far as the system tells: frequency governor, platform profile, mode of a Jetson."""
     told = (governor(), _read("/sys/firmware/acpi/platform_profile"), _read("/var/lib/nvpmodel/status"))
     return ", ".join(text for text in told if text)
+
+
+class Counter(NamedTuple):
+    """A counter of energy.
+
+    Attributes:
+        microjoules: What it shows.
+        range: Where it starts again from 0.
+    """
+
+    microjoules: int
+    range: int
+
+
+def energy_counters() -> dict[str, Counter]:
+    """Energy of each processor package, by name; nothing where the system has no such counter, or lets only root read it.
+
+    Source: the kernel's Documentation/power/powercap: ``energy_uj`` and ``max_energy_range_uj`` of the zones ``intel-rapl:N``,
+        which AMD's processors have too.
+    """
+    counters = {}
+    for zone in sorted(Path(_POWERCAP).glob("intel-rapl:[0-9]")):  # packages; what lies below is part of them
+        shown, wraps = _read(f"{zone}/energy_uj"), _read(f"{zone}/max_energy_range_uj")
+        if shown.isdigit() and wraps.isdigit():
+            counters[zone.name] = Counter(int(shown), int(wraps))
+    return counters
+
+
+def power_w() -> float | None:
+    """Power that the board draws now, in watts, by the sensors of a Jetson; None where there are none.
+
+    Source: NVIDIA, Jetson Linux Developer Guide, Power and thermal: an INA3221 whose channel ``VDD_IN`` (on Orin AGX the sum of
+        all channels) is the board's supply; the kernel's Documentation/hwmon/ina3221: ``inN_input`` in mV, ``currN_input`` in mA.
+    """
+    rails: dict[str, float] = {}
+    for sensor in sorted(Path(_HWMON).glob("hwmon*")):
+        if _read(f"{sensor}/name") == "ina3221":
+            for number in (1, 2, 3):
+                label = _read(f"{sensor}/in{number}_label")
+                volts, amperes = _read(f"{sensor}/in{number}_input"), _read(f"{sensor}/curr{number}_input")
+                if label and volts.isdigit() and amperes.isdigit():
+                    rails[label] = int(volts) * int(amperes) / 1e6
+    if not rails:
+        return None
+    return rails["VDD_IN"] if "VDD_IN" in rails else sum(rails.values())
+
+
+def read_conditions() -> dict[str, float]:
+    """What moves while a benchmark runs, as far as the system tells.
+
+    ``load``; ``frequency_mhz``, the mean of the cores; ``temperature_c`` of the hottest zone; ``throttled``, how often heat has
+    slowed the first core since the system started.
+
+    Source: the kernel's Documentation/ABI: ``scaling_cur_freq`` in kHz, ``thermal_zone*/temp`` in millidegrees Celsius,
+        ``thermal_throttle/core_throttle_count``.
+    """
+    speeds = [_read(str(path)) for path in Path(_CPUS).glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    heats = [_read(str(path)) for path in Path(_THERMAL).glob("thermal_zone*/temp")]
+    throttled = _read(f"{_CPUS}/cpu0/thermal_throttle/core_throttle_count")
+    known = {"load": round(load(), 2)}
+    if frequencies := [int(speed) / 1000 for speed in speeds if speed.isdigit()]:
+        known["frequency_mhz"] = round(sum(frequencies) / len(frequencies))
+    if temperatures := [int(heat) / 1000 for heat in heats if heat.lstrip("-").isdigit()]:
+        known["temperature_c"] = max(temperatures)
+    if throttled.isdigit():
+        known["throttled"] = int(throttled)
+    return known
 
 
 def instruction_sets() -> str:

@@ -296,11 +296,10 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         batches: Batch sizes, each measured on its own.
-        rounds: Interleaved rounds; every subject runs once a round.
-        seconds: Shortest time a subject runs in one round.
+        rounds: Interleaved rounds; every subject runs once a round, for `seconds` at least.
         warmup: Runs before the first round, not counted.
         backends: Engines to measure; empty means all that are installed. The PyTorch original always runs.
-        threads: Threads of each engine; None is the number of cores.
+        threads: Threads of each engine; None is the number of cores. Several counts have rows of their own, the original's too.
         profile: Tell where the time goes, too, by kind of operation and by block, as each engine's own profiler has it.
     """
 
@@ -309,17 +308,22 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seconds: float = 0.3
     warmup: int = 5
     backends: tuple[str, ...] = ()
-    threads: int | None = None
+    threads: int | tuple[int, ...] | None = None
     profile: bool = False
+
+    @property
+    def thread_counts(self) -> tuple[int, ...]:
+        """The counts that were named, if any."""
+        named = self.threads if isinstance(self.threads, tuple) else (self.threads,)
+        return tuple(dict.fromkeys(count for count in named if count is not None))
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
-        require_positive(self, "rounds", "threads")
-        if not self.batches or min(self.batches) < 1:
-            raise UsageError("VD2003", f"batches is {self.batches}", fix="give at least one batch size >= 1")
+        require_positive(self, "rounds", "threads", "batches")
+        if () in (self.batches, self.threads):
+            raise UsageError("VD2003", "batches or threads is an empty list", fix="give at least one")
         if not 0 < self.seconds < 3600 or self.warmup < 0:
-            message = f"seconds is {self.seconds} (above 0, below 3600), warmup is {self.warmup} (0 or more)"
-            raise UsageError("VD2003", message)
+            raise UsageError("VD2003", f"seconds is {self.seconds} (in 0 to 3600), warmup is {self.warmup} (0 or more)")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

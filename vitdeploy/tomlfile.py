@@ -105,14 +105,15 @@ MOST = {"threads": MOST_THREADS, "streams": MOST_THREADS, "batch": 1 << 16, "lar
 
 
 def require_positive(config: msgspec.Struct, *names: str) -> None:
-    """Refuse counts below 1, and those that no machine has.
+    """Refuse counts below 1, and those that no machine has; of a tuple each.
 
     Raises:
         UsageError: VD2003.
     """
     for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")
-        if value is not None and value > (most := MOST.get(name, value)):
-            raise UsageError("VD2003", f"{name} is {value}", fix=f"use {most} or fewer")
+        given = getattr(config, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and value < 1:
+                raise UsageError("VD2003", f"{name} is {value}", fix="use 1 or more")
+            if value is not None and value > (most := MOST.get(name, value)):
+                raise UsageError("VD2003", f"{name} is {value}", fix=f"use {most} or fewer")

@@ -21,6 +21,7 @@ from vitdeploy.measure import worker as worker_module
 from vitdeploy.measure.latency import Goal, Subject, measure
 from vitdeploy.measure.worker import Worker
 from vitdeploy.recipe import BenchConfig
+from vitdeploy.report import Metric
 
 QUICK = BenchConfig(rounds=5, seconds=0.01, warmup=1, threads=1)
 
@@ -108,6 +109,19 @@ def test_a_row_of_known_times(tiny_artifact):
     assert (metrics["speedup"].value, metrics["speedup"].low, metrics["speedup"].high) == (3, 3, 3)
     assert (metrics["load"].value, metrics["first_run"].value, metrics["peak_memory"].value) == (3, 7, 50)
     assert metrics["runs"].value == 105
+
+
+def test_energy_is_of_all_runs_and_of_one_image(tiny_artifact):
+    """Two rounds of 3 and 1 counted runs, and one more each that is not counted: 6 runs of 4 images took 12 J."""
+    subject, opened = Subject("own", tiny_artifact, "onnxruntime"), SimpleNamespace(load_ms=3.0, settings={})
+
+    def make_row(joules):
+        own = latency._Times(0.0, rounds=[[1.0] * 3, [1.0]], joules=joules)
+        return latency._make_row(subject, 4, {"own": own}, opened)
+
+    assert make_row([8.0, 4.0]).metrics["energy"] == Metric(0.5, "J/image")
+    for unknown in ([None, None], [8.0, None], []):
+        assert "energy" not in make_row(unknown).metrics
 
 
 def test_few_rounds_give_no_interval(tiny_artifact):
@@ -251,6 +265,7 @@ SCRIPT = """
     from vitdeploy.measure import latency
     from vitdeploy.measure.worker import Worker
     from vitdeploy.recipe import BenchConfig
+from vitdeploy.report import Metric
     artifact = Artifact.open(Path(sys.argv[1]))
     start = Worker.open
     def open_and_tell(worker):

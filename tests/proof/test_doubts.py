@@ -6,7 +6,7 @@ import pytest
 
 from vitdeploy.measure.latency import Measured
 from vitdeploy.proof import doubts
-from vitdeploy.proof.doubts import list_doubts, list_ties
+from vitdeploy.proof.doubts import list_changes, list_doubts, list_ties
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Metric, Row
 
@@ -51,3 +51,11 @@ def test_a_difference_that_the_interval_does_not_show_is_none():
     )
     expected = "tied at batch 4: no difference from pytorch: the interval of the speed-up holds 1"
     assert list_ties(QUIET._replace(rows=rows)) == (expected,)
+
+
+def test_a_machine_that_heat_has_slowed_is_told() -> None:
+    assert list_changes({"load": 1.0}, {"load": 9.0}) == ()
+    assert list_changes({"throttled": 3, "frequency_mhz": 3000}, {"throttled": 3, "frequency_mhz": 2800}) == ()
+    hot, slow = list_changes({"throttled": 3, "frequency_mhz": 3000}, {"throttled": 5, "frequency_mhz": 2000})
+    assert hot == "WARNING: heat slowed the processor 2 times while it was measured"
+    assert slow == "WARNING: the processor's clock fell: 3,000 MHz before, 2,000 MHz after"

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from PIL import Image
 
 from vitdeploy.artifact import Artifact, Record
+from vitdeploy.data import open_dataset
+from vitdeploy.errors import UsageError
 from vitdeploy.proof.rules import Thresholds
 from vitdeploy.proof.verdict import judge
 from vitdeploy.recipe import BenchConfig
@@ -93,3 +97,28 @@ def test_a_profile_is_told_for_each_subject_and_batch(tiny_artifact):
             assert [row.subject for row in part.rows if row.subject.startswith("block ")] == ["block 0", "block 1"]
     verdict = judge([report], Thresholds(min_speedup="0.001"))
     assert {gate.subject.partition(" at ")[0] for gate in verdict.gates} == {"onnxruntime", "openvino"}
+
+
+@pytest.mark.slow
+def test_each_count_of_threads_has_rows_and_a_reference_of_its_own(tiny_artifact, tmp_path):
+    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(tmp_path / "a.png")
+    config = msgspec.structs.replace(QUICK, threads=(1, 2), backends=("onnxruntime",), rounds=5)
+    report = bench(tiny_artifact, config, data=open_dataset(tmp_path))
+    names = [f"{engine}, {told}" for told in ("1 thread", "2 threads") for engine in ("pytorch", "onnxruntime")]
+    assert [row.subject for row in report.rows] == [*names, "decode"]
+    assert [row.settings["threads"] for row in report.rows] == [1, 1, 2, 2, 1]
+    assert [row.settings.get("reference") for row in report.rows[:4]] == [names[0], names[0], names[2], names[2]]
+    assert report.rows[2].metrics["speedup"].value == 1
+    assert "load" in report.settings["before"] and "load" in report.settings["after"]
+    verdict = judge([report], Thresholds(min_speedup=1e-6, inconclusive="estimate"))
+    assert [gate.subject for gate in verdict.gates] == [
+        f"{names[1]} at batch 1",
+        f"{names[3]} at batch 1",
+    ]  # no reference is judged
+
+
+@pytest.mark.parametrize("threads", [(), (0,), (1, -2), 0])
+def test_counts_of_threads_that_make_no_sense(threads):
+    with pytest.raises(UsageError) as raised:
+        BenchConfig(threads=threads)
+    assert raised.value.code == "VD2003"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +75,11 @@ def parse_number(text: str, option: str) -> int:
         return int(text)
     except ValueError:
         raise UsageError("VD2003", f"--{option}: {text!r} is not a whole number", fix="use digits") from None
+
+
+def parse_numbers(given: Sequence[str] | None, option: str) -> list[int] | None:
+    """All numbers of a repeated option, each of which may be a comma list; None where it was not given."""
+    return [parse_number(number, option) for part in given for number in part.split(",")] if given else None
 
 
 def choose_recipe(name: str, given: Mapping[str, Any], module: str | None = None) -> Recipe:

@@ -10,7 +10,7 @@ import typer
 
 from vitdeploy.cli import answers
 from vitdeploy.cli.app import app
-from vitdeploy.cli.arguments import choose_thresholds, parse_number, read_settings
+from vitdeploy.cli.arguments import choose_thresholds, parse_numbers, read_settings
 from vitdeploy.cli.options import (
     ArtifactPath,
     Backends,
@@ -89,7 +89,11 @@ def bench(
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; default 10.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Shortest time a subject runs in a round; default 0.3.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Tell where the time goes, too: by operation and by block.")] = False,
-    threads: Threads = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(help="Threads of each engine: repeat, or a comma list; default: all cores.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Images: what decoding one of them takes has a row of its own.")] = None,
+    split: Split = None,
     backend: Backends = None,
     out: ReportFile = None,
     progress: Progress,
@@ -97,14 +101,15 @@ def bench(
     """Measure latency against the PyTorch original, with intervals."""
     import vitdeploy as vd
     from vitdeploy.bundle.unpacking import open_model
+    from vitdeploy.data import open_dataset
 
     answers.check_report_file(out)
-    sizes = [parse_number(size, "batch") for part in batch for size in part.split(",")] if batch else None
-    given = {"batches": sizes, "rounds": rounds, "seconds": seconds, "profile": profile}
-    config = read_settings(vd.BenchConfig, **given, threads=threads, backends=backend)
+    given = {"batches": parse_numbers(batch, "batch"), "rounds": rounds, "seconds": seconds, "profile": profile}
+    config = read_settings(vd.BenchConfig, **given, threads=parse_numbers(threads, "threads"), backends=backend)
+    images = None if data is None else open_dataset(Path(data), split=split)
     with ExitStack() as stack:
         models = [stack.enter_context(open_model(path, backend[0] if backend else None)) for path in artifacts]
-        report = vd.bench(models, config, progress=progress)
+        report = vd.bench(models, config, data=images, progress=progress)
     return answers.answer_report(report, out, f"vitdeploy predict {answers.quote(artifacts[0])} IMAGE")
 
 

@@ -24,6 +24,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.child import Opened
 from vitdeploy.backends.table import REFERENCE
+from vitdeploy.measure.energy import Meter
 from vitdeploy.measure.statistics import FEWEST_ROUNDS, median_ratio, percentiles, variation
 from vitdeploy.measure.worker import Worker
 from vitdeploy.progress import Progress, silent
@@ -83,15 +84,22 @@ class Measured(NamedTuple):
 
 @dataclass
 class _Times:
-    """One subject at one batch size: a list of run times in ms for each round."""
+    """One subject at one batch size: a list of run times in ms for each round, and what the round took from the supply."""
 
     first_ms: float
     peak_mib: float = 0.0
     rounds: list[list[float]] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
 
     @property
     def medians(self) -> list[float]:
         return [percentiles(times, 0.5)[0] for times in self.rounds]
+
+    @property
+    def joules_a_run(self) -> float | None:
+        """Mean over all runs, with the one of each round that is not counted (`Worker.run`); None where nothing tells it."""
+        told = [joules for joules in self.joules if joules is not None]
+        return sum(told) / sum(len(times) + 1 for times in self.rounds) if told and len(told) == len(self.rounds) else None
 
 
 def measure(
@@ -111,7 +119,7 @@ def measure(
         A row for each subject and batch size: ``p50``, ``p90``, ``p99``, ``mean`` in ms over all runs, ``throughput`` in
         images/s (batch / mean), ``speedup`` (the reference's median of round medians over the subject's own, with interval),
         ``load`` and ``first_run`` in ms, ``peak_memory`` in MiB (of the process so far, batch sizes ascending), ``runs``,
-        ``size`` on disk in MiB.
+        ``size`` on disk in MiB; and where the machine has a meter ``energy`` in J an image, of the whole machine (see `Meter`).
 
     Raises:
         MachineError: VD4007, VD4008: a measuring process died or hung; VD4001, VD4004, VD4006 as its backend.
@@ -149,18 +157,21 @@ def measure(
 def choose_options(subject: Subject, config: BenchConfig) -> OpenConfig:
     """How a subject is opened: with the benchmark's threads, where it names none."""
     given = subject.config or OpenConfig()
-    return given if given.threads is not None else msgspec.structs.replace(given, threads=config.threads)
+    (threads,) = config.thread_counts if len(config.thread_counts) == 1 else (None,)
+    return given if given.threads is not None else msgspec.structs.replace(given, threads=threads)
 
 
 def _run_rounds(workers: dict[str, Worker], taken: dict[str, _Times], config: BenchConfig, heard: Callable[[int], None]) -> None:
     """All rounds at one batch size; each begins with the next subject."""
-    names = list(workers)
+    names, meter = list(workers), Meter()
     before = len(taken[names[0]].rounds)
     for index in range(before, before + config.rounds):
         start = index % len(names)
         for place, name in enumerate(names[start:] + names[:start]):
             time.sleep(PAUSE_S)
+            meter.start()
             taken[name].rounds.append(workers[name].run(config.seconds))
+            taken[name].joules.append(meter.stop())
             heard(index * len(names) + place + 1)
 
 
@@ -192,6 +203,8 @@ def _make_row(subject: Subject, batch: int, taken: dict[str, _Times], opened: Op
     }
     if subject.reference is not None:
         metrics["speedup"] = _compare(taken[subject.reference].medians, own.medians, subject.reference == subject.name)
+    if (joules := own.joules_a_run) is not None:
+        metrics["energy"] = Metric(joules / batch, "J/image")
     metrics["load"] = Metric(opened.load_ms, "ms")
     metrics["first_run"] = Metric(own.first_ms, "ms")
     metrics["peak_memory"] = Metric(own.peak_mib, "MiB")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vitdeploy import machine
 from vitdeploy.measure.latency import Measured
 from vitdeploy.measure.statistics import FEWEST_ROUNDS
 from vitdeploy.proof.thresholds import NOISY
 from vitdeploy.recipe import BenchConfig
+
+SLOWER = 0.9
+"""Share of the clock before below which the one after is told."""
 
 
 def list_doubts(measured: Measured, config: BenchConfig) -> tuple[str, ...]:
@@ -19,8 +24,8 @@ def list_doubts(measured: Measured, config: BenchConfig) -> tuple[str, ...]:
     cores, doubts = machine.logical_cores(), []
     if measured.load > cores / 2:
         doubts.append(f"WARNING: the machine was busy: load {measured.load:.1f} on {cores} cores before the first run")
-    if config.threads is not None and config.threads > cores:
-        doubts.append(f"WARNING: {config.threads} threads were asked for, this process may use {cores} cores")
+    if (most := max(config.thread_counts, default=0)) > cores:
+        doubts.append(f"WARNING: {most} threads were asked for, this process may use {cores} cores")
     doubts += [
         f"WARNING: {name} at batch {batch}: round medians vary by {100 * value:.0f} % (coefficient of variation); "
         "the machine was not quiet"
@@ -30,6 +35,17 @@ def list_doubts(measured: Measured, config: BenchConfig) -> tuple[str, ...]:
     if measured.rounds < FEWEST_ROUNDS:
         doubts.append(f"{measured.rounds} rounds are too few for intervals; {FEWEST_ROUNDS} or more give them")
     return tuple(doubts)
+
+
+def list_changes(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
+    """A line for each way in which the machine was another one at the end (`machine.read_conditions`)."""
+    changes = []
+    if (times := after.get("throttled", 0) - before.get("throttled", 0)) > 0:
+        changes.append(f"WARNING: heat slowed the processor {times:.0f} times while it was measured")
+    if after.get("frequency_mhz", 0) < SLOWER * before.get("frequency_mhz", 0):
+        speeds = f"{before['frequency_mhz']:,.0f} MHz before, {after['frequency_mhz']:,.0f} MHz after"
+        changes.append(f"WARNING: the processor's clock fell: {speeds}")
+    return tuple(changes)
 
 
 def list_ties(measured: Measured) -> tuple[str, ...]:

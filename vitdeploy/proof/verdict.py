@@ -55,7 +55,7 @@ def judge(reports: Sequence[Report], thresholds: Thresholds | None = None, untol
 
 def _list_candidates(reports: Sequence[Report]) -> Iterator[tuple[Report, Row]]:
     for part in (part for report in reports for part in report.list_all()):
-        yield from ((part, row) for row in part.rows if row.subject != part.reference)
+        yield from ((part, row) for row in part.rows if row.subject not in (part.reference, row.settings.get("reference")))
 
 
 def _choose_tables(report: Report, metrics: tuple[str, ...]) -> list[tuple[Report, Row]]:

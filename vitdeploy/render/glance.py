@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,8 @@ class Variant(NamedTuple):
 
     Attributes:
         name: For people, unique.
-        metrics: Of all reports, those of `SHOWN`; latency at the smallest batch that was measured.
+        metrics: Of all reports, those of `SHOWN`; latency at the smallest batch that was measured, and the first count of
+            threads.
     """
 
     name: str
@@ -38,7 +40,7 @@ def list_variants(reports: Sequence[Report]) -> list[Variant]:
         key = _identify(part, row)
         name, metrics = rows.setdefault(key, (_name(part, row), {}))
         batch = row.metrics["batch"].value if "batch" in row.metrics else None
-        if batch is None or batch <= batches.get(key, batch):
+        if batch is None or batch < batches.get(key, math.inf):
             metrics.update({each: row.metrics[each] for each in SHOWN if each in row.metrics})
             batches |= {} if batch is None else {key: batch}
     names = [name for name, _ in rows.values()]

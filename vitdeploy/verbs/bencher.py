@@ -10,13 +10,16 @@ import msgspec
 
 from vitdeploy import machine
 from vitdeploy.artifact import Artifact, ArtifactLike
+from vitdeploy.backends.base import OpenConfig
 from vitdeploy.backends.table import REFERENCE, list_engines
+from vitdeploy.data import Dataset
 from vitdeploy.errors import UsageError
 from vitdeploy.measure import latency
+from vitdeploy.measure.decoding import measure_decoding
 from vitdeploy.measure.latency import Subject
 from vitdeploy.measure.profiles import profile
 from vitdeploy.progress import Progress, silent
-from vitdeploy.proof.doubts import list_doubts, list_ties
+from vitdeploy.proof.doubts import list_changes, list_doubts, list_ties
 from vitdeploy.recipe import BenchConfig
 from vitdeploy.report import Report
 from vitdeploy.verbs.reference import find_float, has_original, name_place
@@ -24,23 +27,28 @@ from vitdeploy.verbs.trial import choose_engines, explain_no_original, note_misf
 
 
 def bench(
-    artifacts: ArtifactLike | Sequence[ArtifactLike], config: BenchConfig | None = None, *, progress: Progress = silent
+    artifacts: ArtifactLike | Sequence[ArtifactLike],
+    config: BenchConfig | None = None,
+    *,
+    data: Dataset | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Measure the latency of artifacts in engines, side by side with their PyTorch originals.
 
     Args:
         artifacts: One or more, or paths of them. Artifacts of the same original (same spec, same weights) share its row.
         config: Batch sizes, rounds, engines, threads; None is batch 1 in all engines that are installed.
+        data: Images whose decoding is measured too, as the first artifact takes them: a row of its own.
         progress: Hears of every turn.
 
     Returns:
-        A row for each original, artifact, engine and batch size, with the metrics of `latency.measure`; where it was asked,
-        where the time of each goes, as parts (see `profiles.profile`).
+        A row for each original, artifact, engine, count of threads and batch size, with the metrics of `latency.measure`; where
+        it was asked, where the time of each goes, as parts (see `profiles.profile`).
 
     Raises:
         UsageError: VD2009, no such backend; VD2010, no artifact; VD2013, a backend that does not open one.
         MachineError: VD4001, an engine, or every engine, is not installed; VD4007, VD4008 a measuring process died or hung.
-        InputError: VD3107, a model's batch is fixed and another was asked for.
+        InputError: VD3107, a model's batch is fixed and another was asked for; as `measure_decoding`.
     """
     config = config or BenchConfig()
     given = [artifacts] if isinstance(artifacts, Artifact | str | PathLike) else artifacts
@@ -55,7 +63,10 @@ def bench(
     subjects, notes = plan.settle()
     if not subjects:
         raise UsageError("VD2010", "nothing to measure: no engine was named and there is no original to run")
+    subjects, before = _sweep(subjects, config), machine.read_conditions()
     measured = latency.measure(subjects, config, progress=progress)
+    after = machine.read_conditions()
+    decoding = () if data is None else (measure_decoding(data, models[0].spec.input, config),)
     settings: dict[str, object] = {
         "artifact": ", ".join(labels),
         "rounds": config.rounds,
@@ -63,15 +74,30 @@ def bench(
         "warmup": config.warmup,
         "pause": latency.PAUSE_S,
         "power": machine.power_mode(),
+        "before": before,
+        "after": after,
     }
     return Report(
         title="bench",
         reference=next((each.reference for each in subjects if each.reference is not None), ""),
-        rows=measured.rows,
+        rows=(*measured.rows, *decoding),
         settings=settings,
-        notes=(*notes, *list_ties(measured), *list_doubts(measured, config)),
+        notes=(*notes, *list_ties(measured), *list_doubts(measured, config), *list_changes(before, after)),
         parts=profile(subjects, config, progress=progress) if config.profile else (),
     )
+
+
+def _sweep(subjects: list[Subject], config: BenchConfig) -> list[Subject]:
+    """The subjects once for each count of threads, each beside the reference of the same count."""
+    if len(config.thread_counts) < 2:
+        return subjects
+    swept = []
+    for count in config.thread_counts:
+        told = f", {count} thread{'s' * (count > 1)}"
+        for each in subjects:
+            reference = each.reference and each.reference + told
+            swept.append(replace(each, name=each.name + told, reference=reference, config=OpenConfig(threads=count)))
+    return swept
 
 
 class _Plan:

@@ -75,7 +75,9 @@ def _pair(artifacts: Sequence[Artifact], validated: Report, benched: Report) -> 
             names = {f"{artifact.folder.name} / {engine}"} | ({engine} if number == 0 else set())
             tables = ((table, row) for table in walk(validated) for row in table.rows)
             parity = [row.metrics for table, row in tables if row.subject in names and row.subject != table.reference]
-            speed = [row.metrics for row in benched.rows if row.subject in names]
+            speed = [
+                row.metrics for row in benched.rows if {row.subject, row.subject.rpartition(", ")[0]} & names
+            ]  # ", 2 threads"
             if parity and speed:
                 yield _Candidate(artifact.folder.name, engine, speed[0], parity[0])
 

@@ -83,6 +83,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         split: Which part of them.
         limit: Use at most this many of them.
         golden: Images of the golden batch, whose outputs in PyTorch travel with everything that is made of the export.
+        merge_tokens: Which blocks merge how many tokens, as `schedule` reads it; None merges none.
         prove_batches: Batch sizes at which the file is run and compared before it is accepted.
         tolerance: Largest |difference| from PyTorch, as a share of the standard deviation of PyTorch's output.
     """
@@ -97,6 +98,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     split: str | None = None
     limit: int = 256
     golden: int = GOLDEN_IMAGES
+    merge_tokens: str | None = None
     prove_batches: tuple[int, ...] = (1, 2, 3, 7, 8)
     tolerance: float = 1e-4
 
@@ -130,10 +132,9 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         precision: ``int8``: weights and activations, with ranges from calibration images. ``fp8``: the same in 8-bit floats
-            (E4M3), for TensorRT on GPUs that have them. ``fp16``: half precision, with FP32
-            where FP16 would overflow. ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in
-            INT8, activations by their own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine
-            likes it.
+            (E4M3), for TensorRT on GPUs that have them. ``fp16``: half precision, with FP32 where FP16 would overflow.
+            ``bf16``: a hint to the engine, nothing in the file changes. ``int8-dynamic``: weights in INT8, activations by their
+            own range in every run. ``int8-weight-only``: weights in INT8, arithmetic as the engine likes it.
         target: The engine that the file is for; ``portable`` is for all; None is the recipe's `compile` engine, else the first.
         calibration: Images that look like those of deployment (folder, manifest, tar shards, arrays or IDX), or ``random`` for
             generated ones: good for latency, not for accuracy; ``given`` for those that a program gives to `quantize`.
@@ -148,6 +149,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         isa: Instruction set of the target's CPU; None is x86 with VNNI, where all of INT8's range can be used.
         attention: For ``int8`` on ``openvino`` and ``tensorrt``, and ``fp8``: quantize the products inside attention too;
             faster, less exact. Refused where TensorRT has no such kernel: by head size, and for ``int8`` by tokens.
+        merge_tokens: As `ExportConfig.merge_tokens`: faster, another function, told by the comparison with the source.
         lane_db: Ratio of signal to noise, in dB, below which the input of a layer is quantized at run time instead; on
             ``tensorrt`` the layer stays FP16.
         verify: Compare with the source, and measure, on the target's engine.
@@ -169,6 +171,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     skip: tuple[str, ...] = ()
     isa: InstructionSet | None = None
     attention: bool = False
+    merge_tokens: str | None = None
     lane_db: float = 20.0
     verify: bool = True
     verify_images: int = 256
@@ -376,18 +379,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             UsageError: VD2007 not TOML; VD2002 unknown key (with the nearest name and the line); VD2003 bad value.
         """
         recipe = read_toml(path, cls)
-        beside = path.absolute().parent
-        source = recipe.model.source
+        beside, source = path.absolute().parent, recipe.model.source
         file = (beside / source).exists() or "/" in source or Path(source).suffix in FILES
         if ".py:" in source if recipe.model.module else file:
             source = str(beside / source)
         weights, contract = (name and str(beside / name) for name in (recipe.model.weights, recipe.model.contract))
-        validate = recipe.validate
+        export, validate = recipe.export, recipe.validate
         if validate is not None and validate.data is not None:
             validate = msgspec.structs.replace(validate, data=str(beside / validate.data))
         labels = str(beside / said) if isinstance(said := recipe.model.labels, str) else said
         model = msgspec.structs.replace(recipe.model, source=source, weights=weights, contract=contract, labels=labels)
-        export = recipe.export
         if export.data is not None:
             export = msgspec.structs.replace(export, data=str(beside / export.data))
         quantize = recipe.map_quantize(lambda config: config.map_paths(lambda name: str(beside / name)))

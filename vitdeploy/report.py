@@ -24,6 +24,8 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 """What a limit comes to."""
 
 
+MERGED = "merged"
+"""What the settings of a report call the tokens that a file merges in each block: it is another function than its original."""
 RECORDED = " (recorded)"
 """Behind the name of a reference that was not run here: its outputs came along."""
 
@@ -251,7 +253,9 @@ def identify(artifact: Artifact) -> dict[str, str]:
     made_of = record.config.calibration if isinstance(record.config, QuantizeConfig) else None
     source = RANDOM if made_of == RANDOM else "" if record.calibration is None else record.calibration.source
     path = artifact.folder if record.files else artifact.model
-    return {"id": artifact.id, "path": str(path)} | ({"calibration": source} if source else {})
+    merged = ", ".join(map(str, artifact.spec.merged))
+    more = {"calibration": source, MERGED: merged}
+    return {"id": artifact.id, "path": str(path)} | {name: value for name, value in more.items() if value}
 
 
 def this_machine() -> Machine:

@@ -85,6 +85,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         problem: What the head's numbers are: ``single_label`` logits of classes of which one is right, ``multi_label`` logits of
             labels of which each may be, or ``regression``, quantities as they are.
         probabilities: Whether the file ends with the softmax or sigmoid that others leave to their caller.
+        merged: Tokens that the file merges behind the attention of each block (`schedule`); empty for none. The PyTorch original
+            merges none: what is lost is told against it.
         output_name: What the file calls its main output; "" is the name that `output` gives it by the head.
     """
 
@@ -128,6 +130,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     labels: tuple[str, ...] = ()
     problem: Problem = "single_label"
     probabilities: bool = False
+    merged: tuple[int, ...] = ()
     output_name: str = ""
 
     def __post_init__(self) -> None:

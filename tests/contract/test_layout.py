@@ -26,6 +26,7 @@ OF_SEVERAL = {
     "quant/test_tensorrt.py": "what quantize writes for TensorRT",
     "render/test_sinks.py": "markdown, JSON and console of the same report",
     "verbs/test_against.py": "what is compared with the user's own code, and when that is imported",
+    "verbs/test_merging.py": "token merging through the line: export, quantize, validate",
     "verbs/test_places.py": "where artifacts may be written, for every verb that writes one",
 }
 """Files that are about more than one module, each with what it is about."""

@@ -34,6 +34,7 @@ from vitdeploy.cli.options import (
     Labels,
     Limit,
     Mean,
+    MergeTokens,
     Model,
     Module,
     Out,
@@ -92,6 +93,7 @@ def export(
     input: Annotated[InputKind, typer.Option(help="What the file takes.")] = "float32-nchw",
     top_k: Annotated[int | None, typer.Option(help="Also put out the K most probable classes.")] = None,
     outputs: Annotated[str | None, typer.Option(help="Also put out `tokens`, `pooled`, or both with a comma.")] = None,
+    merge_tokens: MergeTokens = None,
     golden: Annotated[int | None, typer.Option(help="Images whose outputs in PyTorch travel along; default 4.")] = None,
     seed: Seed = 0,
     force: Force = False,
@@ -108,6 +110,7 @@ def export(
         "data": data,
         "split": split,
         "limit": limit,
+        "merge_tokens": merge_tokens,
     }
     said = parse_amendments(mean, std, resize, labels, crop=crop, interpolation=interpolation, exif=exif, alpha=alpha)
     config = read_settings(vd.ExportConfig, opset=opset, batch=batch, top_k=top_k, golden=golden, **more)
@@ -142,6 +145,7 @@ def quantize(
     attention: Annotated[bool, typer.Option("--attention", help="OpenVINO, TensorRT: inside attention too.")] = False,
     statistics: Annotated[str | None, typer.Option(help="Folder of saved statistics, in place of images.")] = None,
     save_statistics: Annotated[str | None, typer.Option(help="Folder to save the statistics in.")] = None,
+    merge_tokens: MergeTokens = None,
     skip: Annotated[str | None, typer.Option(help="Exact rewrites to leave out, with commas.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare and measure on the target's engine.")] = True,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
@@ -158,6 +162,7 @@ def quantize(
     given: dict[str, object] = {"precision": precision, "target": backend, "isa": isa}
     given |= {"calibration": data, "split": split, "limit": limit, "max_bad": max_bad, "seed": seed}
     given |= {"statistics": statistics, "save_statistics": save_statistics, "attention": attention, "verify": verify}
+    given |= {"merge_tokens": merge_tokens}
     given |= {"keep_fp32": keep_fp32 and keep_fp32.split(","), "skip": skip and skip.split(",")}
     config = read_settings(vd.QuantizeConfig, **given, keep_original=keep_original, threads=threads)
     artifact = vd.quantize(open_source(source, contract, output, task), config, out, force=force, progress=progress)

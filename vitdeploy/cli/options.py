@@ -92,6 +92,9 @@ Limit = Annotated[int | None, typer.Option("--limit", help="Use at most this man
 KeepOriginal = Annotated[
     bool, typer.Option("--keep-original", help="Copy the PyTorch original along; else it is found beside, where `export` wrote.")
 ]
+MergeTokens = Annotated[
+    str | None, typer.Option(help="Let N alike tokens be one, in all blocks (8) or some (6:60,8:60): faster, less exact.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of each engine; default: all cores.")]
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="An engine; repeat for more. Default: all installed.")]
 ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report: .json, .md as Markdown, or .html.")]

@@ -19,7 +19,7 @@ import msgspec
 from vitdeploy.proof.rules import OF_BENCH, RULES, USUAL, Thresholds, read_limit
 from vitdeploy.proof.slices import NAMED, judge_slices
 from vitdeploy.proof.thresholds import PARITY_DB
-from vitdeploy.report import Gate, Outcome, Report, Row, Verdict
+from vitdeploy.report import MERGED, Gate, Outcome, Report, Row, Verdict
 from vitdeploy.words import Undecided
 
 
@@ -37,7 +37,7 @@ def judge(reports: Sequence[Report], thresholds: Thresholds | None = None, untol
     """
     asked = USUAL if thresholds is None else thresholds
     gates = [*untold, *(_refuse_infinite(part, row) for part, row in _list_candidates(reports) if _is_infinite(row))]
-    gates += [_judge_parity(part, row) for part, row in _list_candidates(reports) if _computes_in_fp32(row)]
+    gates += [_judge_parity(part, row) for part, row in _list_candidates(reports) if _is_same(part, row)]
     for name, limit in asked.named.items():
         metrics = RULES[name].metrics
         candidates = [candidate for report in reports for candidate in _choose_tables(report, metrics)]
@@ -72,8 +72,9 @@ def _choose_tables(report: Report, metrics: tuple[str, ...]) -> list[tuple[Repor
     return list(chosen.values())
 
 
-def _computes_in_fp32(row: Row) -> bool:
-    return row.settings.get("precision") == "fp32" and "sqnr" in row.metrics
+def _is_same(report: Report, row: Row) -> bool:
+    """Whether it must be the reference's function: it computes in FP32, and merges no tokens."""
+    return row.settings.get("precision") == "fp32" and "sqnr" in row.metrics and MERGED not in report.settings
 
 
 def _is_infinite(row: Row) -> bool:

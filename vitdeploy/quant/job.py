@@ -20,6 +20,7 @@ from vitdeploy import files
 from vitdeploy.artifact import METADATA_SPEC, Artifact, Record, sanitize, seal
 from vitdeploy.backends.base import OpenConfig, count_threads
 from vitdeploy.backends.table import find_target, list_packages
+from vitdeploy.errors import UsageError
 from vitdeploy.graph import storage
 from vitdeploy.graph.exact.integer_products import fuse_products
 from vitdeploy.graph.half.convert import to_half
@@ -33,11 +34,12 @@ from vitdeploy.quant.layout import choose_layout, has_fixed_batch
 from vitdeploy.quant.maxima import maxima
 from vitdeploy.quant.moments import Moments, moments
 from vitdeploy.quant.pictures import BATCH, Pictures, open_pictures
-from vitdeploy.quant.preparation import Layout, Prepared, prepare
+from vitdeploy.quant.preparation import Layout, Prepared, merge, prepare
 from vitdeploy.quant.source import compare_rewritten, require_float
 from vitdeploy.quant.weights import quantize_weights
 from vitdeploy.recipe import QuantizeConfig
 from vitdeploy.record import Calibration, QuantizeProof
+from vitdeploy.spec import ModelSpec
 
 MODEL = "model.onnx"
 _MOMENT_IMAGES = 32
@@ -76,7 +78,7 @@ def write(  # noqa: PLR0913 (three of them are keywords that only one caller giv
     pictures = open_pictures(source, config, given)
     job = _Job(source, config, pictures, work, cache, progress)
     model, plan = job.convert()
-    storage.write(model, folder / MODEL, _metadata(artifact))
+    storage.write(model, folder / MODEL, _metadata(artifact, job.spec))
     if config.keep_original:
         artifact.copy_weights(folder)
     record = Record(
@@ -84,7 +86,7 @@ def write(  # noqa: PLR0913 (three of them are keywords that only one caller giv
         entry=MODEL,
         weights=artifact.weights.name if config.keep_original and artifact.weights else None,
         original=artifact.locate_original(folder),
-        spec=source.spec,
+        spec=job.spec,
         made_by="quantize",
         config=config,
         origin=artifact.record.origin,
@@ -114,6 +116,7 @@ class _Job:
         progress: Hears of each step.
         proof: What is to be recorded.
         states: Where this quantization's statistics are kept until it is done.
+        spec: Of what is made.
     """
 
     source: Artifact
@@ -124,6 +127,11 @@ class _Job:
     progress: Progress
     proof: QuantizeProof = field(default_factory=QuantizeProof)
     states: Path | None = None
+    spec: ModelSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        """What is made computes what the source does, until tokens are merged."""
+        self.spec = self.source.spec
 
     def add(self, **more: object) -> None:
         """Add to the proof."""
@@ -133,6 +141,9 @@ class _Job:
         """The new graph, and what should run in INT8."""
         config, model = self.config, storage.read(self.source.model)
         if config.precision == "bf16":
+            if config.merge_tokens is not None:
+                message = "bf16 leaves the file as it is, so that no tokens are merged"
+                raise UsageError("VD2011", message, fix="give --merge-tokens to vitdeploy export")
             return model, Plan()
         layout = choose_layout(config, self.source.spec.input, fixed=has_fixed_batch(model))
         prepared = self._rewrite(model, layout)
@@ -163,8 +174,11 @@ class _Job:
         self.progress("quantize: rewrite", 0, _STEPS)
         prepared = prepare(model, layout, self.config.skip)
         products.refuse(prepared.structure, layout)
-        storage.write(prepared.model, self.work / MODEL, _metadata(self.source))
+        storage.write(prepared.model, self.work / MODEL, _metadata(self.source, self.spec))
         apart = compare_rewritten(self.source, self.work / MODEL, self.pictures, self.config.threads)
+        if self.config.merge_tokens is not None:
+            self.spec = merge(prepared, self.spec, self.config.merge_tokens)
+            storage.write(prepared.model, self.work / MODEL, _metadata(self.source, self.spec))
         self.add(rewrites=prepared.rewrites, rewritten=apart)
         return prepared
 
@@ -238,9 +252,9 @@ def _forget_old(cache: Path) -> None:
                 shutil.rmtree(state, ignore_errors=True)
 
 
-def _metadata(artifact: Artifact) -> dict[str, str]:
+def _metadata(parent: Artifact, spec: ModelSpec) -> dict[str, str]:
     return {
-        METADATA_SPEC: msgspec.json.encode(artifact.spec).decode(),
-        "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(artifact.spec)).hexdigest(),
-        "vitdeploy.parent": artifact.id,
+        METADATA_SPEC: msgspec.json.encode(spec).decode(),
+        "vitdeploy.spec_sha256": hashlib.sha256(msgspec.json.encode(spec)).hexdigest(),
+        "vitdeploy.parent": parent.id,
     }

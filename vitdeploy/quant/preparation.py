@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import onnx_ir as ir
 
 from vitdeploy.backends.table import ANY_HEADS, Heads
@@ -17,8 +18,11 @@ from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.exact import fold, rotate
 from vitdeploy.graph.exact.class_token import keep_class_token
 from vitdeploy.graph.exact.head_axes import give_heads_an_axis
+from vitdeploy.graph.merging.rewrite import count_protected, count_tokens, list_blocks, merge_tokens
 from vitdeploy.graph.structure import Attention, Structure, recognise
 from vitdeploy.quant.equalize import Grid
+from vitdeploy.schedule import resolve_schedule
+from vitdeploy.spec import ModelSpec
 
 REWRITES = (
     "normalisation",
@@ -117,6 +121,33 @@ def prepare(model: ir.Model, layout: Layout, skip: Sequence[str] = ()) -> Prepar
             editor.check_interface(name)
             structure = recognise(model)
     return Prepared(editor, structure, {name: count for name, count in counts.items() if count})
+
+
+def merge(prepared: Prepared, spec: ModelSpec, schedule: str) -> ModelSpec:
+    """Let a graph merge tokens, in place; what comes before is exact, this is another function.
+
+    Args:
+        prepared: The graph.
+        spec: Its own.
+        schedule: As `vitdeploy.schedule` reads it.
+
+    Returns:
+        The spec with what is merged.
+
+    Raises:
+        UsageError: VD2003, the schedule is none of this model; VD2011, tokens of this graph can't be merged.
+    """
+    protected = spec.prefix if spec.network == "vit" else count_protected(prepared.model, prepared.structure)
+    if spec.merged or protected is None:
+        why = "it merges tokens already" if spec.merged else "how many are patches is not known: no convolution makes them"
+        raise UsageError("VD2011", f"tokens can't be merged: {why}", fix="leave out --merge-tokens")
+    blocks = list_blocks(prepared.structure)
+    merged = resolve_schedule(schedule, len(blocks), count_tokens(blocks[0]), protected)
+    names = merge_tokens(prepared.editor, prepared.structure, merged, protected)
+    prepared.editor.check_interface("merge-tokens")
+    prepared.structure = recognise(prepared.model)
+    prepared.rewrites["merge-tokens"] = len(names)
+    return msgspec.structs.replace(spec, merged=merged)
 
 
 def _rotate(editor: Editor, structure: Structure) -> int:

@@ -160,12 +160,12 @@ class _Plan:
 
 
 def _identify_original(artifact: Artifact) -> bytes | None:
-    """What the PyTorch original is: equal for artifacts of the same weights and spec, however they take their pixels."""
+    """What the PyTorch original is: equal for artifacts of one spec and weights, however they take pixels and merge tokens."""
     weights = artifact.weights
     if weights is None:
         return None
     plain = msgspec.structs.replace(artifact.spec.input, tensor="float32-nchw")
-    spec = msgspec.json.encode(msgspec.structs.replace(artifact.spec, input=plain))
+    spec = msgspec.json.encode(msgspec.structs.replace(artifact.spec, input=plain, merged=()))
     digest = artifact.record.files.get(artifact.record.weights or "") or artifact.record.origin.state_sha256
     return spec + (digest or str(weights)).encode()
 

@@ -29,8 +29,12 @@ from vitdeploy.checkpoints.loader import Original, load
 from vitdeploy.data import LoadConfig, open_dataset
 from vitdeploy.errors import InputError, MachineError, UsageError, library
 from vitdeploy.graph import storage
+from vitdeploy.graph.editor import Editor
+from vitdeploy.graph.merging.rewrite import merge_tokens
 from vitdeploy.graph.names import list_shape_arithmetic, name_by_module
+from vitdeploy.graph.structure import recognise
 from vitdeploy.machine import find_versions
+from vitdeploy.models import merging
 from vitdeploy.models.freeze import absorb_normalisation, freeze
 from vitdeploy.models.modules import load_module
 from vitdeploy.models.vit import VisionTransformer
@@ -39,6 +43,7 @@ from vitdeploy.proof.contest import try_contract
 from vitdeploy.proof.exported import compare, prove
 from vitdeploy.recipe import ExportConfig, ModelConfig
 from vitdeploy.record import ContractTrial, Origin
+from vitdeploy.schedule import resolve_schedule
 from vitdeploy.spec import ModelSpec
 from vitdeploy.words import GIVES
 
@@ -91,7 +96,7 @@ def export(  # noqa: PLR0913 (three of them are keywords that most callers leave
             origin = msgspec.structs.replace(origin, state_sha256=files.sha256(folder / weights))
         storage.write(graph, folder / MODEL, metadata(spec, origin))
         progress("export: prove", 3, len(STEPS))
-        proof, golden = prove(source.net, Artifact(folder, Record(spec=spec, made_by="export")), config)
+        proof, golden = prove(_merge(source.net, spec), Artifact(folder, Record(spec=spec, made_by="export")), config)
         golden.write(folder)
         record = Record(
             spec=spec,
@@ -172,6 +177,7 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     """Trace the frozen model to a cleaned ONNX graph.
 
     Raises:
+        UsageError: VD2011, tokens of this model can't be merged.
         MachineError: VD4004 torch's exporter failed; VD4003 the graph computes shapes at run time.
         InputError: VD3022, code of the user's makes the batch a constant.
     """
@@ -212,6 +218,8 @@ def trace(source: nn.Module, spec: ModelSpec, config: ExportConfig) -> ir.Model:
     if spec.network == "vit" and (leftover := list_shape_arithmetic(graph)):
         message = f"the graph computes shapes at run time in {len(leftover)} nodes, first {leftover[0]}"
         raise MachineError("VD4003", message, fix="report this with the model's spec")
+    if spec.merged:
+        merge_tokens(Editor(graph), recognise(graph), spec.merged, spec.prefix)
     return graph
 
 
@@ -267,6 +275,11 @@ def metadata(spec: ModelSpec, origin: Origin) -> dict[str, str]:
     }
 
 
+def _merge(net: nn.Module, spec: ModelSpec) -> nn.Module:
+    """What the file is to compute: the original, with its tokens merged where the file merges them."""
+    return merging.merge_tokens(cast(VisionTransformer, net), spec.merged) if spec.merged else net
+
+
 def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
     """The spec as the file takes its input, after checking options that depend on the model."""
     if config.top_k is not None and not spec.classifies:
@@ -277,4 +290,11 @@ def _as_exported(spec: ModelSpec, config: ExportConfig) -> ModelSpec:
     if config.outputs and spec.network == "module":
         message = f"a module has one output, {', '.join(config.outputs)} can't be had"
         raise UsageError("VD2011", message, fix="leave out --outputs")
-    return msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor=config.input))
+    spec = msgspec.structs.replace(spec, input=msgspec.structs.replace(spec.input, tensor=config.input))
+    if config.merge_tokens is None:
+        return spec
+    if spec.network == "module":
+        message = "a module's blocks are not known here"
+        raise UsageError("VD2011", message, fix="leave out --merge-tokens, and give it to vitdeploy quantize")
+    merged = resolve_schedule(config.merge_tokens, spec.depth, spec.tokens, spec.prefix)
+    return msgspec.structs.replace(spec, merged=merged)

@@ -27,6 +27,7 @@ from vitdeploy.backends.targets import settle_target
 from vitdeploy.errors import MachineError, UsageError
 from vitdeploy.progress import Progress, silent
 from vitdeploy.recipe import GIVEN, QuantizeConfig
+from vitdeploy.schedule import read_schedule
 
 _PACKAGES = ("onnx", "onnx_ir", TABLE[PROVER].package)
 _PATIENCE_S = 24 * 3600.0
@@ -66,6 +67,8 @@ def quantize(  # noqa: PLR0913 (three of them are keywords that most callers lea
     """
     artifact, out, config = Artifact.take(artifact), Path(out), settle_target(config)
     _require_packages()
+    if config.merge_tokens is not None:
+        read_schedule(config.merge_tokens)
     check_place(out, sources=[artifact.folder], replaces=partial(_is_next, artifact), force=force)
     with ExitStack() as stack:
         folder = stack.enter_context(files.folder(out, ours=OURS))  # here, so that nothing is left of a child that is killed

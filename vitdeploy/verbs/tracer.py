@@ -114,6 +114,9 @@ def trace_all(
     Raises:
         UsageError: VD2010, nothing inside can be read, or nothing compared; as `open_in_child`.
     """
+    if artifact.spec.merged:
+        message = "merges tokens: what is inside has not the reference's rows"
+        raise UsageError("VD2010", message, file=artifact.model, fix="leave out --layers")
     reports = []
     with ExitStack() as stack:
         expected = reference.open(stack)

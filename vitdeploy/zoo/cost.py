@@ -45,6 +45,8 @@ def count_macs(spec: ModelSpec) -> int:
     * `map` pool: 2 T D D for keys and values (the query is a constant), 2 T D for its attention, D D, and one MLP;
     * head: its weights.
 
+    T falls behind the attention of a block that merges tokens (`ModelSpec.merged`); finding which is not counted.
+
     Norms, activations, softmax, sums and the rotation are not counted, as is usual (fvcore, torch.utils.flop_counter). One
     multiply-accumulate is two floating-point operations.
 
@@ -55,8 +57,10 @@ def count_macs(spec: ModelSpec) -> int:
     total = spec.patches * spec.input.channels * spec.patch[0] * spec.patch[1] * width
     if spec.position == "conditional":
         total += 9 * spec.patches * width
-    attention = 4 * tokens * width * spec.inner + 2 * tokens * tokens * spec.inner
-    total += spec.depth * (attention + tokens * _count_mlp_weights(spec))
+    for merged in spec.merged or (0,) * spec.depth:
+        total += 4 * tokens * width * spec.inner + 2 * tokens * tokens * spec.inner
+        tokens -= merged
+        total += tokens * _count_mlp_weights(spec)
     if spec.pool == "map":
         total += 2 * tokens * width * width + 2 * tokens * width + width * width + _count_mlp_weights(spec)
     return total + _count_head(spec, 0)

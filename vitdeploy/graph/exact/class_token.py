@@ -12,7 +12,7 @@ import onnx_ir as ir
 from vitdeploy.graph.editor import Editor, declare
 from vitdeploy.graph.exact.head_axes import list_between, merge_heads, split_heads
 from vitdeploy.graph.linear import insert_linear, insert_split, is_linear
-from vitdeploy.graph.query import constant, integer, only_user, resize_axis, whole
+from vitdeploy.graph.query import constant, integer, only_user, resize_axis, sizes, whole
 from vitdeploy.graph.structure import Attention, Structure
 
 
@@ -64,8 +64,8 @@ def _find_cut(attention: Attention) -> tuple[ir.Node, int, int, dict[ir.Value, N
 
 
 def _is_private(node: ir.Node, tokens: int) -> bool:
-    """Whether a node between q k^T and the context has one user, and nothing but constants beside the scores."""
-    others = [part for part in node.inputs if part is not None]
+    """Whether a node between q k^T and the context has one user, and beside the scores only what is one for all queries."""
+    others = [part for part in node.inputs if part is not None and not _is_one_for_all(node, part)]
     tables = [table for part in others if (table := constant(part)) is not None]
     return (
         only_user(node.outputs[0]) is not None
@@ -73,6 +73,12 @@ def _is_private(node: ir.Node, tokens: int) -> bool:
         and (node.op_type == "MatMul" or len(others) - len(tables) == 1)
         and all(table.ndim < 2 or table.shape[-2] in (1, tokens) for table in tables)
     )
+
+
+def _is_one_for_all(node: ir.Node, part: ir.Value) -> bool:
+    """Whether an Add gives every query the same of something that is computed, as what merged tokens stand for."""
+    shape = sizes(part)
+    return node.op_type == "Add" and constant(part) is None and shape is not None and len(shape) > 1 and shape[-2] == 1
 
 
 def _find_readers(start: ir.Node, tokens: int) -> tuple[int, dict[ir.Value, None]] | None:

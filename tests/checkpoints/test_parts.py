@@ -125,6 +125,7 @@ def write(folder: Path, form: str, text: str) -> ModelConfig:
     return ModelConfig(source="mapping.toml", weights="weights.safetensors")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", ["full", "own", "shared"])
 def test_heads_apart_are_the_function_of_their_code(form, project) -> None:
     stack = STACK if form != "shared" else STACK.replace("[\\2]", "")

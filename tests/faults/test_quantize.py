@@ -255,6 +255,7 @@ def test_an_overflow_on_one_image_only_names_that_image(tiny_artifact, tmp_path)
     assert "blocks.0.mlp" in str(error) or "divided" in str(error)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("settings", [{}, {"verify": True}, {"precision": "fp16"}, {"target": "tensorrt"}])
 def test_an_overflow_on_an_image_that_sets_no_range_names_it_too(tiny_artifact, settings, tmp_path):
     """The last of twenty is one of the five that are held back."""

@@ -265,7 +265,6 @@ SCRIPT = """
     from vitdeploy.measure import latency
     from vitdeploy.measure.worker import Worker
     from vitdeploy.recipe import BenchConfig
-from vitdeploy.report import Metric
     artifact = Artifact.open(Path(sys.argv[1]))
     start = Worker.open
     def open_and_tell(worker):

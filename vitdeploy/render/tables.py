@@ -238,7 +238,7 @@ def tabulate_compiled(artifact: Artifact) -> list[Table]:
     }
     if proof.audit is not None and proof.audit.census is not None:
         rows["runs"] = ", ".join(f"{count} {kind}" for kind, count in proof.audit.census.counts.items())
-    if proof.audit is not None:
+    if proof.audit is not None and proof.audit.distances:
         apart = max(proof.audit.distances.values())
         rows["outputs"] = f"{apart:.2g} from those of {proof.audit.golden} (limit {proof.audit.limit:g})"
     rows |= {f"note {number}": note for number, note in enumerate(proof.notes, 1)}

@@ -603,10 +603,14 @@ RECORDED = ("pytorch (recorded)", "pytorch (recorded)", "onnxruntime")
         ),
     ],
 )
-def test_rows_of_several_artifacts(monkeypatch, tiny_spec, first, others, expected):
+def test_rows_of_several_artifacts(monkeypatch, tmp_path, tiny_spec, first, others, expected):
+    monkeypatch.chdir(tmp_path)
     parts = (table(*RECORDED),) if "pytorch (recorded)" in expected else ()
     reports = {"a": first, "b": table(*others, parts=parts), "c": table(*others, parts=parts)}
     artifacts = [Artifact(Path(name), Record(spec=tiny_spec, made_by="export")) for name in reports]
+    for artifact in artifacts:
+        artifact.folder.mkdir()
+        artifact.model.write_bytes(b"")
     stand_in = SimpleNamespace(validate=lambda artifact, config, *, kept, progress: reports[artifact.folder.name])
     monkeypatch.setitem(sys.modules, "vitdeploy.verbs.validator", stand_in)
     whole = builder._measure(artifacts, ValidateConfig(), silent)

@@ -216,7 +216,7 @@ class TestCommand:
     def test_bad_requests_end_before_any_work(self, tmp_path, capsys) -> None:
         report = write_report(tmp_path / "run.json", cosine_min=Metric(0.95))
         for extra, message in (
-            (["-o", "v.html"], "use .json, .md, or .xml for JUnit"),
+            (["-o", "v.pdf"], "use .json, .md, .html, or .xml for JUnit"),
             (["--max-drop", "half"], "write it as '0.5 pt'"),
             (["--config", str(tmp_path / "none.toml")], "can't be read"),
             (["--baseline", "gate.txt"], "name it gate.json"),

@@ -167,3 +167,30 @@ def test_conditions_are_those_that_the_system_tells(tmp_path, monkeypatch):
     )
     told = machine.read_conditions()
     assert (told["frequency_mhz"], told["temperature_c"], told["throttled"]) == (2500, 61.5, 7)
+
+
+def test_free_memory_is_within_a_containers_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_GROUP", str(tmp_path))
+    monkeypatch.setattr(machine, "available_mib", lambda: 900.0)
+    assert machine.free_mib() == 900
+    write_tree(tmp_path, {"memory.max": 512 * 2**20, "memory.current": 112 * 2**20})
+    assert machine.free_mib() == 400
+    monkeypatch.setattr(machine, "available_mib", lambda: None)
+    assert machine.free_mib() is None
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("16 1", 8)])
+def test_threads_are_cores_or_what_a_quota_leaves(tmp_path, monkeypatch, quota, threads):
+    monkeypatch.setattr(machine, "_GROUP", str(tmp_path))
+    monkeypatch.setattr(machine, "logical_cores", lambda: 8)
+    write_tree(tmp_path, {"cpu.max": quota})
+    assert machine.usable_threads() == threads
+
+
+def test_a_limit_that_no_machine_has_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_GROUP", str(tmp_path))
+    write_tree(tmp_path, {"memory/memory.limit_in_bytes": 0x7FFFFFFFFFFFF000, "memory/memory.usage_in_bytes": 2**30})
+    assert machine.limit_mib() is None
+    write_tree(tmp_path, {"memory/memory.limit_in_bytes": 3 * 2**30})
+    monkeypatch.setattr(machine, "available_mib", lambda: 9000.0)
+    assert (machine.limit_mib(), machine.free_mib()) == (3072, 2048)

@@ -20,6 +20,8 @@ _CPUS = "/sys/devices/system/cpu"
 _POWERCAP, _HWMON, _THERMAL = "/sys/class/powercap", "/sys/class/hwmon", "/sys/class/thermal"
 _GROUP = "/sys/fs/cgroup"
 """Control groups, version 2, as a container sees its own."""
+_UNLIMITED = 1 << 62
+"""Bytes from which a limit is none."""
 _UNIT = 1 << 20 if sys.platform == "darwin" else 1024
 """``ru_maxrss`` is in bytes there, in KiB elsewhere."""
 _SETS = (
@@ -173,9 +175,9 @@ def physical_mib() -> float:
 
 
 def limit_mib() -> float | None:
-    """Memory that a container may use, in MiB; None without a limit."""
+    """Memory that a container may use, in MiB; None without a limit, which version 1 writes as a number that no machine has."""
     allowed = _read(f"{_GROUP}/memory.max") or _read(f"{_GROUP}/memory/memory.limit_in_bytes")  # version 2, or 1
-    return int(allowed) / 2**20 if allowed.isdigit() else None
+    return int(allowed) / 2**20 if allowed.isdigit() and int(allowed) < _UNLIMITED else None
 
 
 def machine_mib() -> float:
@@ -187,6 +189,20 @@ def machine_mib() -> float:
 def available_mib() -> float | None:
     """Memory that can be had without swapping, in MiB."""
     return _kib_field(_MEMINFO, "MemAvailable")
+
+
+def free_mib() -> float | None:
+    """Memory that a new process can have without swapping, in MiB, within what its container may use."""
+    free, limit = available_mib(), limit_mib()
+    used = _read(f"{_GROUP}/memory.current") or _read(f"{_GROUP}/memory/memory.usage_in_bytes")
+    left = [] if limit is None or not used.isdigit() else [limit - int(used) / 2**20]
+    return min([free, *left]) if free is not None else None
+
+
+def usable_threads() -> int:
+    """Threads that run at a time here: the cores of this process, or what a container's quota leaves of them, at least one."""
+    quota = quota_cores()
+    return logical_cores() if quota is None else max(1, min(logical_cores(), int(quota)))
 
 
 def peak_mib(pid: int | None = None) -> float:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vitdeploy import isolate
+from vitdeploy import isolate, machine
 from vitdeploy.backends import table
 from vitdeploy.backends.child import share_table
 from vitdeploy.cli.commands import main
@@ -129,3 +129,15 @@ def test_an_unknown_engine_is_refused():
     with pytest.raises(UsageError) as caught:
         doctor.examine(["openvno"])
     assert "openvino" in caught.value.fix
+
+
+def test_findings_say_what_to_do(monkeypatch):
+    monkeypatch.setattr(machine, "usable_threads", lambda: 2)
+    monkeypatch.setattr(machine, "logical_cores", lambda: 8)
+    monkeypatch.setattr(machine, "governor", lambda: "powersave")
+    quota, governor = doctor._list_findings()
+    assert quota == "a quota leaves 2 of 8 cores: engines start one thread a core and wait; give --threads 2"
+    assert governor.startswith("the frequency governor is powersave")
+    monkeypatch.setattr(machine, "usable_threads", lambda: 8)
+    monkeypatch.setattr(machine, "governor", lambda: "performance")
+    assert list(doctor._list_findings()) == []

@@ -83,6 +83,18 @@ def name_gates(verdict) -> dict[str, str]:
     return {one.name: one.outcome for one in verdict.gates}
 
 
+def test_a_bundle_is_judged_by_its_first_model_that_runs_here(shipment, photos, tmp_path) -> None:
+    config = GateConfig(
+        thresholds=Thresholds(min_cosine=0.9), validate=ValidateConfig(data=str(photos), limit=8, backends=("onnxruntime",))
+    )
+    verdict = gate([shipment.bundle], config)
+    assert (verdict.outcome, {one.about for one in verdict.gates}) == ("pass", {"tiny"})
+    run = write_report(tmp_path / "other.json", cosine_min=Metric(1.0))
+    about = GateConfig(thresholds=Thresholds(min_cosine=0.9), about=shipment.bundle)
+    refused = [one for one in gate([run], about).gates if one.outcome == "fail"]
+    assert [one.name for one in refused] == ["report"]  # it is not about that bundle's model
+
+
 def test_ranges_of_noise_are_refused(tiny_artifact, monkeypatch) -> None:
     record = msgspec.structs.replace(tiny_artifact.record, config=QuantizeConfig(calibration="random"))
     monkeypatch.setattr(Artifact, "open", lambda path, **_: Artifact(tiny_artifact.folder, record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -73,18 +74,30 @@ def schema(
     return Outcome({"schema_version": 1, "schemas": rows}, lambda: console.print_tables([table]), "next: vitdeploy schema report")
 
 
-@command(app, LOOK, "vitdeploy doctor", "vitdeploy doctor --backend openvino   exit 4 if it does not run here")
+@command(
+    app,
+    LOOK,
+    "vitdeploy doctor",
+    "vitdeploy doctor vit-int8   whether it fits, and which engine is fastest here",
+    "vitdeploy doctor --backend openvino   exit 4 if it does not run here",
+)
 def doctor(
     *,
+    artifact: Annotated[
+        Path | None, typer.Argument(metavar="ARTIFACT", help="A model, or a bundle, to run here in each engine.")
+    ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="Try only this engine; exit 4 if it fails.")] = None,
     progress: Progress,
 ) -> Outcome:
     """Look at this machine: processor, packages, and which engines run."""
-    from vitdeploy.render import console, tables
+    from vitdeploy.bundle.unpacking import open_model
+    from vitdeploy.render import checkups, console
     from vitdeploy.verbs.doctor import examine
 
-    checkup = examine(backend or (), progress=progress)
-    failed = checkup.unusable if backend else ()
+    with ExitStack() as stack:
+        model = None if artifact is None else stack.enter_context(open_model(artifact, backend[0] if backend else None))
+        checkup = examine(backend or (), model, progress=progress)
+    failed = (*(checkup.unusable if backend else ()), *(fit.engine for fit in checkup.fits if not fit.runs))
     hint = f"not usable: {', '.join(failed)}" if failed else ""
     status = MachineError.exit_code if failed else 0
-    return Outcome(checkup, lambda: console.print_tables(tables.tabulate_checkup(checkup)), hint, status)
+    return Outcome(checkup, lambda: console.print_tables(checkups.tabulate_checkup(checkup)), hint, status)

@@ -125,7 +125,8 @@ def bench(
 def gate(
     *,
     subjects: Annotated[
-        list[Path], typer.Argument(metavar="REPORT|ARTIFACT...", help="Reports (.json), or artifacts, which are measured here.")
+        list[Path],
+        typer.Argument(metavar="REPORT|ARTIFACT...", help="Reports (.json), or artifacts or bundles, which are measured here."),
     ],
     config: Annotated[Path | None, typer.Option(help="Thresholds (.toml); default: max_drop 0.5 pt, min_agreement 98 %.")] = None,
     max_drop: MaxDrop = None,

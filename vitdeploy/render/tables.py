@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.onnxfile.model import Port
     from vitdeploy.spec import ModelSpec
-    from vitdeploy.verbs.doctor import Checkup
     from vitdeploy.verbs.inspector import Inspection
     from vitdeploy.zoo.variants import Variant
 
@@ -371,24 +370,3 @@ def tabulate_variants(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _format_sides(pair: Sequence[int]) -> str:
     return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
-
-
-def tabulate_checkup(checkup: Checkup) -> list[Table]:
-    """What `doctor` saw, as three tables: the machine, packages, engines."""
-    sets = checkup.instruction_sets
-    machine = {key: value for key, value in tabulate_machine(checkup.machine).rows if key != "packages"}
-    machine |= {
-        "instruction sets": ", ".join(name for name, there in sets.items() if there) or "unknown",
-        "missing sets": ", ".join(name for name, there in sets.items() if not there) or "none",
-        "CPU quota": "none" if checkup.quota_cores is None else f"{checkup.quota_cores:g} cores",
-        "memory limit": "none" if checkup.memory_limit_gib is None else f"{checkup.memory_limit_gib:.1f} GiB",
-        "frequency governor": checkup.governor or "unknown",
-        "disk free here": f"{checkup.disk_free_gib:,.1f} GiB",
-    }
-    packages = {name: version or "not installed" for name, version in checkup.packages.items()}
-    engines = tuple((s.name, "yes" if s.installed else "no", "yes" if s.usable else "NO", s.detail) for s in checkup.backends)
-    return [
-        tabulate_pairs("machine", machine),
-        tabulate_pairs("packages", packages),
-        Table("backends", ("backend", "installed", "runs", "version or reason"), engines),
-    ]

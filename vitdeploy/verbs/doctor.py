@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from vitdeploy.errors import VitdeployError, first_line
 from vitdeploy.progress import Progress, silent
 from vitdeploy.report import Machine, this_machine
 from vitdeploy.spec import InputContract, ModelSpec
+from vitdeploy.verbs.fitter import Fit, try_fit
 
 SCHEMA = 1
 PACKAGES = ("numpy", "pillow", "msgspec", "torch", "safetensors", "onnx", "onnxscript")
@@ -67,9 +68,13 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
         governor: Frequency governor of the first core, or "" where the system does not say.
         quota_cores: Cores' worth of time that a container may use, or None without a limit.
         memory_limit_gib: What a container may use, or None without a limit.
+        memory_free_gib: What a new process can have, or None where the system does not say.
+        threads: How many run at a time: cores, or what a quota leaves of them.
         disk_free_gib: Free space in the current folder.
         packages: Package to version, or None when it is not installed.
         backends: The engines.
+        fits: How a model runs in each engine, where one was named.
+        findings: What is to be minded here, each with what to do.
     """
 
     schema_version: int = SCHEMA
@@ -78,9 +83,13 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     governor: str
     quota_cores: float | None
     memory_limit_gib: float | None
+    memory_free_gib: float | None
+    threads: int
     disk_free_gib: float
     packages: dict[str, str | None]
     backends: tuple[BackendState, ...]
+    fits: tuple[Fit, ...] = ()
+    findings: tuple[str, ...] = ()
 
     @property
     def unusable(self) -> tuple[str, ...]:
@@ -88,15 +97,16 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(state.name for state in self.backends if not state.usable)
 
 
-def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checkup:
+def examine(names: Sequence[str] = (), model: Artifact | None = None, *, progress: Progress = silent) -> Checkup:
     """Look at this machine and try backends.
 
     Args:
         names: Backends to try; empty means all.
+        model: One that is run in each of them.
         progress: Hears of each backend.
 
     Raises:
-        UsageError: VD2009, no backend has that name.
+        UsageError: VD2009, no backend has that name; as `try_fit`.
     """
     for name in names:
         table.find_engine(name)
@@ -105,17 +115,31 @@ def examine(names: Sequence[str] = (), *, progress: Progress = silent) -> Checku
         progress(f"doctor: {name}", done, len(chosen))
         states.append(_state(name))
     progress("doctor", len(chosen), len(chosen))
-    limit = machine.limit_mib()
+    fits = () if model is None else try_fit(model, names, progress=progress)
+    limit, free = machine.limit_mib(), machine.free_mib()
     return Checkup(
         machine=this_machine(),
         instruction_sets=machine.read_instruction_sets(),
         governor=machine.governor(),
         quota_cores=machine.quota_cores(),
         memory_limit_gib=None if limit is None else round(limit / 1024, 1),
+        memory_free_gib=None if free is None else round(free / 1024, 1),
+        threads=machine.usable_threads(),
         disk_free_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         packages={name: _version(name) for name in (*PACKAGES, *table.list_packages())},
         backends=tuple(states),
+        fits=fits,
+        findings=tuple(_list_findings()),
     )
+
+
+def _list_findings() -> Iterator[str]:
+    """What makes engines slow or numbers doubtful here, and what to do about it."""
+    threads, cores = machine.usable_threads(), machine.logical_cores()
+    if threads < cores:
+        yield f"a quota leaves {threads} of {cores} cores: engines start one thread a core and wait; give --threads {threads}"
+    if (governor := machine.governor()) == "powersave":
+        yield f"the frequency governor is {governor}: latencies vary; set it to performance while you measure"
 
 
 def _version(name: str) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from vitdeploy import files
 from vitdeploy.artifact import Artifact
+from vitdeploy.bundle.unpacking import open_model
 from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.baseline import compare_with, format_baseline, make_baseline, read_baseline
@@ -46,7 +47,8 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
     """Hold models against limits, by the intervals of what was measured.
 
     Args:
-        subjects: Reports (.json) that `validate`, `bench` or `build` wrote, and artifacts.
+        subjects: Reports (.json) that `validate`, `bench` or `build` wrote, artifacts, and bundles, of which the first model that
+            runs here is measured.
         config: Thresholds, the baseline, and how artifacts are measured.
         progress: Hears of every step of measuring.
 
@@ -57,7 +59,7 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
 
     Raises:
         UsageError: VD2010, no subject, or nothing to decide; as `validate` and `bench`.
-        InputError: VD3001, VD3028, a report can't be read; VD3032, the baseline is of other images; as `Artifact.open`,
+        InputError: VD3001, VD3028, a report can't be read; VD3032, the baseline is of other images; as `open_model`,
             `validate` and `bench`.
         MachineError: As `validate` and `bench`.
     """
@@ -67,7 +69,7 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
     if config.update_baseline and config.baseline is None:
         raise UsageError("VD2010", "there is no baseline to update", fix="give --baseline FILE, too")
     baseline = None if config.baseline is None or config.update_baseline else read_baseline(config.baseline)
-    about = None if config.about is None else Artifact.open(config.about)
+    about = None if config.about is None else _identify(config.about)
     reports: list[Report] = []
     refusals: list[Gate] = []
     for path in subjects:
@@ -75,7 +77,8 @@ def gate(subjects: Sequence[Path], config: GateConfig | None = None, *, progress
             reports.append(read_report(path))
             refusals += _refuse_others(reports[-1], about)
         else:
-            reports += _measure(Artifact.open(path), config, progress)
+            with open_model(path, next(iter(config.validate.backends), None)) as model:
+                reports += _measure(model, config, progress)
     refusals += [refusal for report in reports for part in report.list_all() for refusal in _refuse_part(part)]
     if baseline is not None:
         assert config.baseline is not None
@@ -115,6 +118,12 @@ def _measure(artifact: Artifact, config: GateConfig, progress: Progress) -> list
     if metrics & OF_BENCH:
         reports.append(bench([artifact], config.bench, progress=progress))
     return reports
+
+
+def _identify(path: Path) -> Artifact:
+    """The artifact, or the first model of a bundle that runs here, of which only the record is looked at."""
+    with open_model(path) as model:
+        return model
 
 
 def _list_settings(report: Report) -> list[dict[str, Any]]:

@@ -6,12 +6,14 @@ Nothing is measured again. A run is a report or a verdict, a model, or a folder 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from vitdeploy import files
 from vitdeploy.artifact import RECORD, Artifact
+from vitdeploy.bundle.unpacking import open_model
 from vitdeploy.data import open_dataset
 from vitdeploy.data.thumbnails import Thumbnail, draw_thumbnails
 from vitdeploy.errors import InputError, UsageError
@@ -49,17 +51,29 @@ def write_page(runs: Sequence[Path], out: Path, *, data: Path | None = None, spl
     """Write a page that stands alone.
 
     Args:
-        runs: Reports (.json) of `validate`, `bench` or `build`, verdicts (.json) of `gate`, models, and folders of `build`.
+        runs: Reports (.json) of `validate`, `bench` or `build`, verdicts (.json) of `gate`, models, bundles, and
+            folders of `build`.
         out: The file.
         data: Where the images lie that the reports name: those that are farthest from the reference are shown.
         split: Which part of them.
 
     Raises:
         UsageError: VD2010, no run.
-        InputError: VD3001, VD3028, a report can't be read; as `Artifact.open` and `open_dataset`.
+        InputError: VD3001, VD3028, a report can't be read; as `open_model` and `open_dataset`.
     """
     if not runs:
         raise UsageError("VD2010", "nothing to report", fix="give a report (.json), a model, or a folder that `build` wrote")
+    with ExitStack() as stack:
+        content = _collect(runs, stack)
+        pictures = _draw(content.reports, data, split) if data is not None else {}
+        text = format_page(content._replace(thumbnails=pictures))
+    files.write(out, text)
+    counts = {name: len(getattr(content, name)) for name in ("reports", "verdicts")}
+    return Page(path=str(out), bytes=len(text.encode()), **counts, models=len(content.artifacts), thumbnails=len(pictures))
+
+
+def _collect(runs: Sequence[Path], stack: ExitStack) -> Content:
+    """What the runs hold; models of bundles lie there until the stack ends."""
     reports: list[Report] = []
     verdicts: list[Verdict] = []
     models: list[Artifact] = []
@@ -70,12 +84,8 @@ def write_page(runs: Sequence[Path], out: Path, *, data: Path | None = None, spl
             reports.append(read_report(run / _BUILD))
             models += [Artifact.open(place.parent) for place in sorted(run.glob(f"*/{RECORD}"))]
         else:
-            models.append(Artifact.open(run))
-    pictures = _draw(reports, data, split) if data is not None else {}
-    text = format_page(Content(reports, verdicts, models, pictures))
-    files.write(out, text)
-    size, shown = len(text.encode()), len(pictures)
-    return Page(path=str(out), bytes=size, reports=len(reports), verdicts=len(verdicts), models=len(models), thumbnails=shown)
+            models.append(stack.enter_context(open_model(run)))
+    return Content(reports, verdicts, models)
 
 
 def _read(path: Path, reports: list[Report], verdicts: list[Verdict]) -> None:

@@ -237,6 +237,38 @@ class CalibrationImages(msgspec.Struct, frozen=True):
     rows: list[CalibratedOn]
 
 
+class MergedRow(msgspec.Struct, frozen=True):
+    """A form of a model against FP32 in the same engine: points, a share, nats; and its share of FP32's multiplications.
+
+    Attributes:
+        rounds_ms: Batch size to the median time of each round.
+        slower: Batch size to its time over that of INT8 that merges nothing.
+    """
+
+    title: str
+    macs: float
+    drop: Value
+    agreement: Value
+    kl: Value
+    rounds_ms: dict[int, list[float]] = {}
+    slower: dict[int, Value] = {}
+
+
+class MergedTable(msgspec.Struct, frozen=True):
+    """One model in one engine; the first row is FP32."""
+
+    model: str
+    engine: str
+    images: int
+    rows: list[MergedRow]
+
+
+class Merging(msgspec.Struct, frozen=True):
+    """A table a model and engine."""
+
+    tables: list[MergedTable]
+
+
 class QuantizeTime(msgspec.Struct, frozen=True):
     """One model, quantized once: CPU seconds of a forward pass of one image (before, after), and of each step."""
 
@@ -310,6 +342,7 @@ KINDS: dict[str, type] = {
     "calibration": Calibration,
     "calibration_images": CalibrationImages,
     "quantize_time": QuantizeTime,
+    "merging": Merging,
     "corrections": Corrections,
     "export_time": ExportTime,
     "load_time": LoadTime,

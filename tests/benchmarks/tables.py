@@ -162,6 +162,26 @@ def calibration_images(measured: figures.CalibrationImages) -> Iterator[str]:
     yield f"\n{', '.join(sorted({f'{row.images} test images' for row in measured.rows}))}."
 
 
+def merging(measured: figures.Merging) -> Iterator[str]:
+    """A table a model and engine: what goes away, what it costs, what it gives."""
+    for table in measured.tables:
+        timed = any(row.rounds_ms for row in table.rows)
+        latency = ("b1, ms", "x INT8", "b8, ms", "x INT8") if timed else ()
+        yield f"### {table.model}, {table.engine}, {table.images} test images\n"
+        headings = ("", "multiplications %", "drop, points", "agreement %", "KL x 1e-3", *latency)
+        yield from grid(headings, (_merged_row(row, row is table.rows[0], timed) for row in table.rows))
+        yield ""
+
+
+def _merged_row(row: figures.MergedRow, first: bool, timed: bool) -> tuple[str, ...]:
+    apart = ("", "", "") if first else (span(row.drop, 1, "+.1f"), span(row.agreement, 100, ".1f"), span(row.kl, 1000))
+    cells = [row.title, f"{100 * row.macs:.1f}", *apart]
+    for batch in BATCHES if timed else ():
+        cells.append(f"{statistics.median(row.rounds_ms[batch]):.2f}" if batch in row.rounds_ms else "")
+        cells.append(span(row.slower.get(batch)))
+    return tuple(cells)
+
+
 def quantize_time(measured: figures.QuantizeTime) -> Iterator[str]:
     """A row a step."""
     image = statistics.mean(measured.plain)
@@ -348,6 +368,13 @@ SECTIONS: dict[str, tuple[str, str, Renderer]] = {
         "CPU seconds of each step of `quantize --no-verify`, and how many forward passes of one image that is. Calibration\n"
         "grows with the images; moments (with the rounding against them) do not, above 32. The goal is three forward passes.",
         quantize_time,
+    ),
+    "merging": (
+        "Tokens merged",
+        "INT8 as it ships, with tokens merged by different schedules, and NNCF's. Drop, agreement and KL divergence are from\n"
+        "FP32 without merging in the same engine on the same images; latencies are medians of interleaved rounds, and `x INT8`\n"
+        "is a row's time over that of INT8 that merges nothing. Finding what is alike is no multiplication of this count.",
+        merging,
     ),
     "corrections": (
         "Two refinements that are left out",

@@ -69,6 +69,27 @@ MEASURED: dict[str, msgspec.Struct] = {
         ]
     ),
     "quantize_time": figures.QuantizeTime("vit", 32, 2, [0.5, 1.5], {"calibrate": 40.0, "round": 24.4}),
+    "merging": figures.Merging(
+        [
+            figures.MergedTable(
+                "vit",
+                "openvino",
+                50,
+                [
+                    figures.MergedRow("FP32", 1.0, Value(0, 0, 0), Value(1, 1, 1), Value(0, 0, 0), {1: [4.0], 8: [9.0]}),
+                    figures.MergedRow(
+                        "INT8, merges 8",
+                        0.75,
+                        Value(1.0, 0.5, 1.5),
+                        Value(0.9, 0.8, 0.95),
+                        Value(0.002, 0.001, 0.004),
+                        {1: [1.0, 3.0], 8: [8.0]},
+                        {1: Value(0.8, 0.75, 0.85), 8: Value(0.9, 0.8, 1.0)},
+                    ),
+                ],
+            )
+        ]
+    ),
     "corrections": figures.Corrections(
         [
             figures.CorrectedModel(
@@ -114,6 +135,8 @@ EXPECTED = {
     "calibration": "| 8 | 1 | 2.0 | 2.5 | 1.25 | 380 | 400 |",
     "calibration_images": "| vit, openvino | photos | +1.0 [+0.5, +1.5] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] |",
     "quantize_time": "| all | 64 | 64 |",
+    "merging": "| INT8, merges 8 | 75.0 | +1.0 [+0.5, +1.5] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] "
+    "| 2.00 | 0.80 [0.75, 0.85] | 8.00 | 0.90 [0.80, 1.00] |",
     "corrections": "| affine | 2.000 | +100.0 [+90.0, +110.0] | 98.0 |",
     "engines": "| OpenVINO | 2.35 | 400.0 | 1.50 [1.25, 2.00] |",
     "quantization": "| Near | 90.0 | +0.0 [-1.2, +1.0] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] | 3.00 | 0.50 [0.40, 0.60] "

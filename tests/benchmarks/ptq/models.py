@@ -1,7 +1,8 @@
 """The classifiers that the quantization benchmark compares on, each an artifact of `vitdeploy export`, and their images.
 
 * ``fashion``: the demo model of this repository and its own small draw of Fashion-MNIST;
-* ``dinov2``: DINOv2 ViT-S/14 at 112 pixels, ``clip``: CLIP ViT-B/16 at 224, each with a linear head fitted here on CIFAR-10;
+* ``dinov2``: DINOv2 ViT-S/14 at 112 pixels (``dinov2_224`` at 224), ``clip``: CLIP ViT-B/16 at 224, each with a linear head
+  fitted here on CIFAR-10;
 * ``outlier``: the ViT-S with `OUTLIERS` channels of every LayerNorm made `FACTOR` times larger and the weights that read them
   as much smaller: the same function, and what trained ViTs with massive activations look like to a quantizer.
 
@@ -155,6 +156,10 @@ def _dinov2(work: Path, out: Path, say: Callable[[str], None]) -> None:
     _fitted("dinov2", _folder("VITDEPLOY_REAL_WEIGHTS") / "dinov2_vits14", (112, 112), out, say)
 
 
+def _dinov2_224(work: Path, out: Path, say: Callable[[str], None]) -> None:
+    _fitted("dinov2_224", _folder("VITDEPLOY_REAL_WEIGHTS") / "dinov2_vits14", (224, 224), out, say)
+
+
 def _clip(work: Path, out: Path, say: Callable[[str], None]) -> None:
     _fitted("clip", _folder("VITDEPLOY_REAL_WEIGHTS") / "clip_vitb16", None, out, say)
 
@@ -272,5 +277,5 @@ def _export(spec: vd.ModelSpec, state: State, out: Path) -> None:
     weights.unlink()
 
 
-_MAKERS = {"fashion": _fashion, "dinov2": _dinov2, "outlier": _outlier, "clip": _clip}
-NAMES = tuple(_MAKERS)
+_MAKERS = {"fashion": _fashion, "dinov2": _dinov2, "outlier": _outlier, "clip": _clip, "dinov2_224": _dinov2_224}
+NAMES = ("fashion", "dinov2", "outlier", "clip")

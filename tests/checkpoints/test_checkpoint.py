@@ -61,7 +61,7 @@ PICKLES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PICKLES)
 def test_pickles(name: str, tmp_path: Path) -> None:
     write, note = PICKLES[name]

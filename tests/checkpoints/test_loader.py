@@ -40,7 +40,7 @@ def close(artifact: Artifact, run) -> None:
         assert np.abs(output - expected[:batch]).max() <= SHARE * expected.std()
 
 
-@pytest.mark.sampled(15)
+@pytest.mark.sampled(30)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_hugging_face_folder(architecture, tmp_path) -> None:
     """Every class, its folder as `save_pretrained` writes it, at another size where there is one: sizes change no operator."""
@@ -70,7 +70,7 @@ def test_timm_weights_with_the_architectures_name(name, tmp_path) -> None:
     close(artifact, theirs)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [case.name for case in FAMILIES.values() if case.sized] + ["vit_tiny_patch16_224"])
 def test_timm_folder(name, tmp_path) -> None:
     """``config.json`` and weights, as timm puts them on the hub, with the labels."""
@@ -86,7 +86,7 @@ def test_timm_folder(name, tmp_path) -> None:
     close(artifact, theirs)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_16", "vit_h_14"])
 def test_torchvision_state_dict(name, tmp_path) -> None:
     theirs = test_torchvision.created(name, depth=1)

@@ -103,6 +103,7 @@ def test_pixels_are_prepared_as_torchvision_does(name: str, weights: str, archit
     assert (torch.from_numpy(tensor) - expected).abs().max() <= 1 / 255 / min(contract.std)
 
 
+@pytest.mark.slow
 def test_a_file_loads(tmp_path: Path) -> None:
     theirs = created("vit_b_32", depth=1)
     torch.save(theirs.state_dict(), tmp_path / "vit_b_32.pth")

@@ -138,6 +138,7 @@ class TestResults:
         assert out == (tmp_path / "r.json").read_text()
         assert "validate: done" in err
 
+    @pytest.mark.slow
     def test_bench(self, call):
         status, out, err = call(
             "bench", "vit", "--batch", "1,2", "--rounds", "2", "--seconds", "0.01", "--backend", "onnxruntime", "-q"

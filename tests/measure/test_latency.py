@@ -277,6 +277,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_child_outlives_the_parent(how, tiny_artifact):
     """The script has no ``if __name__ == "__main__"``: nothing of it may run again in the children."""

@@ -221,11 +221,12 @@ def test_other_files(tmp_path: Path) -> None:
     assert caught.value.code == "VD3002"
 
 
-def test_changed_and_cut_bytes_never_escape(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [300, pytest.param(1500, marks=pytest.mark.slow)])
+def test_changed_and_cut_bytes_never_escape(tmp_path: Path, turns: int) -> None:
     source = everything(tmp_path).read_bytes()
     dice, path, ends = random.Random(0), tmp_path / "m.onnx", collections.Counter[str]()
     begin = time.monotonic()
-    for turn in range(1500):
+    for turn in range(turns):
         raw = bytearray(source)
         if turn % 3 == 0:
             del raw[dice.randrange(len(raw)) :]
@@ -238,8 +239,8 @@ def test_changed_and_cut_bytes_never_escape(tmp_path: Path) -> None:
             ends["read"] += 1
         except VitdeployError as exc:
             ends[exc.code] += 1
-    assert ends["read"] > 50
-    assert ends["VD3011"] > 500
+    assert ends["read"] > turns / 30
+    assert ends["VD3011"] > turns / 3
     assert time.monotonic() - begin < 60
 
 

@@ -132,6 +132,7 @@ def test_classes_that_are_worse_by_more_than_chance_are_told_and_no_others() -> 
     assert find_worse(make_report(*lose(class_2=8)).images, "pytorch", "engine") == []
 
 
+@pytest.mark.slow
 def test_where_no_class_is_worse_one_run_in_twenty_at_most_calls_one_so() -> None:
     rng, runs, called = np.random.default_rng(3), 200, 0
     before = np.tile(np.arange(EACH) < 90, CLASSES)

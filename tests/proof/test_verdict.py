@@ -163,6 +163,7 @@ def test_a_limit_in_the_unit_of_its_metric(name, given, value) -> None:
     assert read_limit(name, given) == pytest.approx(value)
 
 
+@pytest.mark.slow
 def test_at_the_limit_one_run_in_forty_is_wrong_each_way() -> None:
     """Models that lose exactly the margin, 2,000 images, 2 % of them discordant: 400 draws."""
     generator = np.random.default_rng(0)

@@ -345,6 +345,7 @@ def test_what_is_timed(tiny_artifact, monkeypatch, made, bf16, forms, size):
     assert (found.other is None) == (forms == 2)
 
 
+@pytest.mark.slow
 def test_latency_is_measured_for_each_form(tiny_static, monkeypatch):
     """Of one tiny model against itself, for a fixed batch: the numbers are there; how large they are is not for a test."""
     monkeypatch.setattr(module, "MOST_ROUNDS", 3)

@@ -168,6 +168,7 @@ def test_every_rewrite_can_be_left_out_and_is_listed(source, made, reference, tm
     assert outputs == {"logits"}
 
 
+@pytest.mark.slow
 def test_the_last_block_is_computed_for_the_class_token_alone(source, made, tmp_path):
     """With `skip` it has one product less, for queries apart from keys and values, and as many tokens as the others."""
     whole = quantize(source, config(skip=("class-token",), limit=32), tmp_path / "out")
@@ -232,7 +233,7 @@ def with_outliers(model: onnx.ModelProto) -> None:
                 tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [(), ("norm-affine",)])
 def test_outlier_channels_cost_nothing(source, reference, skip, tmp_path):
     """With their factors folded away exactly, and, where that is left out, with factors that are chosen from the images."""
@@ -279,7 +280,7 @@ def test_massive_tokens_take_the_lane_and_spare_the_rest(source, target, tmp_pat
     assert losses[0] < losses[1] / 10
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("target", ENGINES)
 def test_all_may_take_the_lane(source, reference, target, tmp_path):

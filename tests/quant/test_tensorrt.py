@@ -165,7 +165,7 @@ def test_the_statistics_serve_every_form(source, made, tmp_path):
     assert sites[0] == sites[1]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["int8 attention", "fp8 attention"])
 def test_what_would_lose_too_much_stays_fp16(source, form, tmp_path):
     massive = edited(source, tmp_path / "source", with_a_massive_token)
@@ -178,6 +178,7 @@ def test_what_would_lose_too_much_stays_fp16(source, form, tmp_path):
     assert sum("stays FP16, the median token" in note for note in found.record.proof.notes) == len(lanes)
 
 
+@pytest.mark.slow
 def test_without_its_result_attention_is_not_quantized(source, tmp_path):
     """A projection that stays FP16 leaves one of the five places empty."""
     found = quantize(source, settings("int8 attention", limit=32, lane_db=200.0), tmp_path / "out")

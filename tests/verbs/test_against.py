@@ -124,6 +124,7 @@ def test_the_same_function_is_exported_and_the_record_says_so(project, capsys) -
     assert "not compared" not in said.out + said.err
 
 
+@pytest.mark.slow
 def test_without_it_the_record_and_the_last_line_say_what_was_not_compared(project, capsys) -> None:
     sys.modules["afternoon"] = None  # whoever imports it fails
     assert main(["export", "wrong.toml", "--weights", "weights.safetensors", "-o", "out"]) == 0

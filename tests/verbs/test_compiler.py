@@ -74,6 +74,7 @@ def test_an_engine_gives_what_its_source_gives(tiny_artifact, tmp_path, engine):
     assert again.spec == tiny_artifact.spec
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_int8_stays_int8(int8, tmp_path, engine):
     made = vitdeploy.compile(int8[engine], config(engine), tmp_path / "out")
@@ -115,6 +116,7 @@ def test_advice_for_what_runs_in_float_can_be_followed(int8, tmp_path, monkeypat
         assert advice in caught.value.fix
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_record_says_what_was_run(tiny_artifact, tmp_path, engine):
     proof = vitdeploy.compile(tiny_artifact, config(engine), tmp_path / "out").record.proof
@@ -126,7 +128,7 @@ def test_the_record_says_what_was_run(tiny_artifact, tmp_path, engine):
     assert proof.run.threads == 1
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_verbs_take_an_engine(tiny_artifact, tmp_path, engine):
     made = vitdeploy.compile(tiny_artifact, config(engine), tmp_path / "out")

@@ -61,7 +61,7 @@ def session(artifact: Artifact) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("name", CASES)
 def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> None:
     """Of one block where blocks have nothing to do with each other; whole networks, and what blocks share, of two."""
@@ -78,7 +78,7 @@ def test_every_option_of_the_spec_exports_and_equals_pytorch(name, tmp_path) -> 
     assert truth.std() > 1e-3, "the case must not be constant"
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", OPSETS)
 def test_opsets(small, tmp_path, opset) -> None:
     artifact = export(small, ExportConfig(opset=opset), tmp_path / "out")
@@ -176,6 +176,7 @@ def test_raw_pixels_give_the_same_logits(tmp_path, layout, change) -> None:
     assert np.abs(difference).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_more_outputs_and_top_k(small, tmp_path) -> None:
     config = ExportConfig(outputs=("tokens", "pooled"), top_k=3)
     runner = session(export(small, config, tmp_path / "out"))

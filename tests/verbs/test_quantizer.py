@@ -309,6 +309,7 @@ def test_validate_compares_it_with_the_pytorch_original(tiny_artifact, config, p
     assert 25 < row.metrics["sqnr"].value < 80, "close to the original, and not the same"
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again(tiny_artifact, config, tmp_path):
     """In another process too, whose strings hash differently."""
     first = quantize(tiny_artifact, config(lane_db=60.0), tmp_path / "first")
@@ -461,6 +462,7 @@ def test_statistics_serve_without_images_for_other_targets_too(tiny_artifact, co
         assert [row.scale for row in ours] == [row.scale for row in theirs]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["model", "contract", "rewrites"])
 def test_statistics_of_something_else_are_refused(tiny_artifact, tiny_headless, config, saved, kind, tmp_path):
     source = tiny_artifact
@@ -518,6 +520,7 @@ def test_the_steps_of_the_child_are_heard_and_the_result_is_the_same(tiny_artifa
     assert second.id == first.id
 
 
+@pytest.mark.slow
 def test_paths_are_the_callers_and_errors_cross(tiny_artifact, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures.parent)
     shutil.copytree(tiny_artifact.folder, tmp_path / "source")
@@ -536,6 +539,7 @@ def test_paths_are_the_callers_and_errors_cross(tiny_artifact, pictures, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("sign", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_is_one_line_and_leaves_the_older_artifact(tiny_artifact, config, sign, tmp_path):
     older = quantize(tiny_artifact, config(precision="int8-weight-only"), tmp_path / "out")
@@ -555,6 +559,7 @@ def test_a_crash_is_one_line_and_leaves_the_older_artifact(tiny_artifact, config
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stage", ["quantize: rewrite", "calibrate", "quantize: write"])
 def test_an_interruption_ends_the_child_and_leaves_nothing(tiny_artifact, config, stage, tmp_path):
     struck = []

@@ -88,6 +88,7 @@ def test_an_8_bit_file_says_in_which_engine_it_was_not_proven(tiny_artifact):
         ]
 
 
+@pytest.mark.slow
 def test_an_engine_that_crashes_is_one_line(tiny_artifact, monkeypatch):
     """Nothing is left running, and this process lives."""
     monkeypatch.setitem(TABLE, "onnxruntime", TABLE["onnxruntime"]._replace(backend=f"{__name__}:Crashing"))

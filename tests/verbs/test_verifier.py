@@ -62,6 +62,7 @@ def test_other_outputs_are_seen(factor, outcome, shipment, monkeypatch):
     assert outcomes(verify(shipment.bundle, VerifyConfig(run=True)))["outputs"] == outcome
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("most", "outcome"), [(1e-6, "fail"), (1e9, "pass")])
 def test_the_latency_that_was_asked_for(most, outcome, bare_artifact, tmp_path):
     pack([bare_artifact], PackConfig(max_latency_ms=most), tmp_path / "a.vdb")

@@ -94,6 +94,7 @@ def test_what_quantize_writes_for_tensorrt_compiles(precision, tiny_artifact, tm
     assert (tmp_path / "engine" / PLAN).stat().st_size > 100_000
 
 
+@pytest.mark.slow
 def test_pixels_in_bytes_must_be_cast_first(tiny_bytes, tmp_path):
     assert rules.check(tiny_bytes.model, rules.Target(rtx=True)) == ()
     assert builder.build(rtx, tiny_bytes.model, config(), NO_GPU).notes == ()

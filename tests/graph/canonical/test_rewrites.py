@@ -23,14 +23,14 @@ PACKED = {"LayerNormalization": 2 * DEPTH + 1, "Softmax": DEPTH, "Gelu": DEPTH, 
 SEPARATE = PACKED | {"MatMul": 8 * DEPTH + 1}
 CLIP = {"LayerNormalization": 2 * DEPTH + 1, "Softmax": DEPTH, "Sigmoid": DEPTH, "MatMul": 8 * DEPTH, "Gelu": 0}
 EXPORTS = [
-    ("dynamo", "timm", 18, PACKED),
+    ("script", "timm", 14, PACKED),
     ("dynamo", "timm-unfused", 20, PACKED),
     ("dynamo", "timm", 23, PACKED),
     ("dynamo", "Dinov2ForImageClassification", 23, SEPARATE),
     ("dynamo", "Dinov2ForImageClassification", 18, SEPARATE),
     ("script", "timm-unfused", 13, PACKED),
     ("dynamo", "torchvision", 20, PACKED),
-    ("script", "timm", 14, PACKED),
+    ("dynamo", "timm", 18, PACKED),
     ("script", "timm", 17, PACKED),
     ("script", "timm-unfused", 18, PACKED),
     ("script", "timm-registers", 17, PACKED),

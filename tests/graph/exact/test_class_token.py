@@ -55,6 +55,7 @@ def test_the_last_block_is_computed_for_the_tokens_that_are_read(name) -> None:
     check_cut(before, model, structure, 1 + (spec.head == "distilled"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["timm", "torchvision", "ViTForImageClassification"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_last_block_of_other_peoples_networks(name, packed) -> None:

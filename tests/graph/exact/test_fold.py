@@ -273,6 +273,7 @@ def test_all_rewrites_of_other_peoples_networks(name, opset, layout) -> None:
     )
 
 
+@pytest.mark.slow
 def test_all_rewrites_of_our_own_export() -> None:
     before = vits.exported("like-dinov2")
     model = ir.from_proto(before)

@@ -17,6 +17,8 @@ OF_SEVERAL = {
     "checkpoints/test_input.py": "what is read, said and assumed of the input, for every kind of source",
     "checkpoints/test_peers.py": "models and checkpoints against timm and transformers",
     "cli/test_program.py": "the program as a process: its streams, folders, limits and signals",
+    "fleet/test_device.py": "the recipes for a box, and the page's ten commands",
+    "fleet/test_dying.py": "kill -9 at every step that the agent takes",
     "fleet/test_openssh.py": "pushes through a real OpenSSH server",
     "graph/canonical/test_parts.py": "one foreign form a test, many rewrites",
     "graph/canonical/test_tolerances.py": "how near to the book a form must be, and 16 bits, in every rewrite",

@@ -107,7 +107,7 @@ def make_runtime(health: str) -> bytes:
 
 
 def make_release(
-    shipment: Any, release: int, folder: Path, *, name: str = "tiny", key: Path | None = None, note: str = ""
+    shipment: Any, release: int, folder: Path, *, name: str = "tiny", key: Path | None = None, note: str = "", slim: bool = False
 ) -> Path:
     """The shipment once more, as another release: a bundle in a folder, signed.
 
@@ -118,19 +118,20 @@ def make_release(
         name: Of what is shipped.
         key: The private key; None is the shipment's.
         note: Goes into its bill of materials, for another id.
+        slim: Whether it has two files only, and runs nowhere.
     """
     with open_bundle(shipment.bundle) as bundle:
         facts = bundle.manifest
+        if slim:
+            listed = {each: facts.files[each] for each in ("bom.cdx.json", f"{facts.models[0].folder}/artifact.json")}
+            facts = msgspec.structs.replace(facts, models=facts.models[:1], samples=(), files=listed)
         for each in facts.files:
             bundle.copy(each, folder / each)
     bom = folder / "bom.cdx.json"
     bom.write_text(bom.read_text() + note)
-    files = {
-        **facts.files,
-        "bom.cdx.json": PackedFile(size=bom.stat().st_size, sha256=hashlib.sha256(bom.read_bytes()).hexdigest()),
-    }
-    changed = msgspec.structs.replace(facts, release=release, name=name, files=files)
+    packed = PackedFile(size=bom.stat().st_size, sha256=hashlib.sha256(bom.read_bytes()).hexdigest())
+    changed = msgspec.structs.replace(facts, release=release, name=name, files={**facts.files, "bom.cdx.json": packed})
     (folder / manifest.FILE).write_bytes(changed.encode())
-    digests = {each: facts.sha256 for each, facts in files.items()} | {manifest.FILE: changed.id}
+    digests = {each: held.sha256 for each, held in changed.files.items()} | {manifest.FILE: changed.id}
     (folder / signature.FILE).write_bytes(signature.sign(digests, name, key or shipment.private).content)
     return folder

@@ -40,6 +40,7 @@ def test_only_what_the_box_lacks_is_sent(send, releases, place):
     place.require_whole(again.state.current.folder)
 
 
+@pytest.mark.slow
 def test_three_releases_stay_and_the_one_before_always(send, releases):
     for number in (4, 5, 6, 7):
         shipped = send(releases[number])
@@ -149,7 +150,7 @@ def read_restarts(place) -> list[str]:
     [
         (ONLY_BEFORE, {}, "no memory"),
         (PASS, {"check": "exit 3", "ready_s": 1.0}, "the service did not come up: exit 3 still fails after 1 s"),
-        (PASS, {"check": "sleep 60", "ready_s": 0.5}, "the service did not come up"),
+        pytest.param(PASS, {"check": "sleep 60", "ready_s": 0.5}, "the service did not come up", marks=pytest.mark.slow),
     ],
 )
 def test_what_fails_after_the_switch_is_taken_back(send, releases, place, health, service, words):
@@ -254,6 +255,7 @@ def test_a_dry_run_says_the_bytes_and_changes_nothing(send, releases, place):
     assert sorted(place.root.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_two_pushes_at_once(send, releases, place):
     send(releases[6])
     waiting = ServiceConfig(restart=f"touch {place.home}/begun; sleep 4")

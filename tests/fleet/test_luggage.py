@@ -67,7 +67,9 @@ def test_what_travels_is_the_same_for_the_same_sources():
     assert len(pack_agent()) < 60_000
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+@pytest.mark.parametrize(
+    "version", ["3.10", pytest.param("3.12", marks=pytest.mark.slow), pytest.param("3.13", marks=pytest.mark.slow)]
+)
 def test_other_pythons_run_the_agent(version, tmp_path):
     python = find_python(version)
     if python is None:

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from vitdeploy.errors import DeviceError, library
@@ -37,10 +37,12 @@ class Channel:
     def __init__(self, command: Sequence[str], who: str) -> None:
         self._who, self._ahead, self._begun = who, b"", False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the channel)
-        with library("starting a child process"):
+        with ExitStack() as stack, library("starting a child process"):
+            stack.callback(self._errors.close)
             self._process = subprocess.Popen(  # noqa: S603 (the user's ssh)
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0
             )
+            stack.pop_all()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)

@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
 
 def describe(store: Store) -> Words:
     """What the box has. Reads only."""
-    if not store.releases.is_dir():
+    if not store.incoming.is_dir():
         return {"current": None, "previous": None, "releases": [], "unconfirmed": False, "key": "", "incoming": {}, "history": []}
     current, previous = store.read_link(CURRENT), store.read_link(PREVIOUS)
     key = store.root / KEY
@@ -138,6 +138,7 @@ def _roll_back(store: Store, request: Words) -> Words:
 def _conclude(store: Store, outcome: str, health: Words, **facts: object) -> Words:
     store.note(outcome, **facts)
     store.prune()
+    store.end_deliveries()
     return {"outcome": outcome, "health": health, **describe(store)}
 
 

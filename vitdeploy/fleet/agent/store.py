@@ -83,9 +83,8 @@ class Store:
         """
         if self.root.is_dir() and not (self.root / "lock").exists() and any(self.root.iterdir()):
             raise DeviceError("VD5009", "the folder holds other things", file=self.root, fix="choose another with --path")
-        for folder in (self.releases, self.incoming):
-            folder.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+") as stream:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+") as stream:  # before all else: it says that the folder is ours
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
@@ -95,6 +94,8 @@ class Store:
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()
+            for folder in (self.releases, self.incoming):
+                folder.mkdir(exist_ok=True)
             yield
 
     def read_link(self, name: str) -> Release | None:
@@ -196,6 +197,11 @@ class Store:
             path = path.replace(self.releases / f"{folder}{UNPROVEN}")
             flush(self.releases)
         shutil.rmtree(path)
+
+    def end_deliveries(self) -> None:
+        """Forget what came in part, of pushes that were given up: one has arrived since."""
+        for part in self.incoming.iterdir():
+            part.unlink()
 
     def prune(self, coming: str = "") -> None:
         """Keep `KEEP` releases, always the current and the previous, and nothing of pushes that were given up.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.boxes import make_place, make_release
+from vitdeploy.bundle.archive import write_archive
 from vitdeploy.cli.commands import main
 from vitdeploy.verbs.pusher import PushConfig, push
 
@@ -88,3 +89,46 @@ def test_a_box_of_two_files_is_enough_for_the_agent(shipment, tmp_path):
 
     slim = make_release(shipment, 5, tmp_path / "slim", slim=True)
     assert verify(slim, VerifyConfig(key=str(shipment.public))).passed
+
+
+def write_bundle(folder: Path, path: Path) -> Path:
+    """A bundle that is a folder, as one file."""
+    with path.open("wb") as stream:
+        write_archive(stream, {each.relative_to(folder).as_posix(): each for each in folder.rglob("*") if each.is_file()})
+    return path
+
+
+def test_what_another_updater_brings_is_installed_as_a_push(send, place, shipment, tmp_path):
+    module, files = DEVICE / "mender-vitdeploy", tmp_path / "update" / "files"
+    files.mkdir(parents=True)
+    for number in (7, 8, 9):
+        make_release(shipment, number, tmp_path / str(number), slim=True, note="\n" * number)
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "AGENT": str(place.root / "agent.pyz")}
+    environment["RESTART"] = f"readlink {place.root}/current"
+
+    def call(state: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", module, state, files.parent], env=environment, capture_output=True, text=True)
+
+    send(tmp_path / "7")
+    assert (call("NeedsArtifactReboot").stdout, call("SupportsRollback").stdout) == ("No\n", "Yes\n")
+    bundle = write_bundle(tmp_path / "8", files / "vit.vdb")
+    done = call("ArtifactInstall")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("releases/8-")
+    place.require_whole(place.read_current())
+    assert call("ArtifactRollback").stdout.splitlines()[-1].startswith("releases/7-")
+    whole = write_bundle(tmp_path / "9", bundle).read_bytes()
+    bundle.write_bytes(whole.replace(b"CycloneDX", b"cycloneDX"))
+    done = call("ArtifactInstall")
+    assert done.returncode == 5 and "other bytes than announced" in done.stdout
+    bundle.write_bytes(whole.replace(b'"release":9', b'"release":8'))
+    done = call("ArtifactInstall")
+    assert done.returncode == 7 and "VD7006" in done.stdout
+    assert place.read_current().startswith("7-")
+
+
+def test_nothing_is_installed_on_a_box_that_serves_nothing(send, place, shipment, tmp_path):
+    send(make_release(shipment, 7, tmp_path / "7", slim=True))
+    (place.root / "current").unlink()
+    done = place.run_agent("install", str(write_bundle(tmp_path / "7", tmp_path / "a.vdb")))
+    assert done.returncode == 5 and "VD5010" in done.stdout

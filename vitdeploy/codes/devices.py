@@ -60,7 +60,7 @@ CODES: dict[str, Code] = {
         "Read its words: give the user on the box the right to write there, or choose another folder with --path.",
     ),
     "VD5010": Code(
-        "The box has no release to go back to.",
+        "The box has no release to go back to, or none yet whose vitdeploy could check a bundle that was brought by other ways.",
         "user@box: /home/user/vitdeploy: there is no release to go back to; the box still serves release 7 of vit; push one",
         "Push a release: the one that is served now stays on the box as the one before.",
     ),

@@ -5,6 +5,7 @@ It is sent with every push and leaves itself in the box's folder, for the box to
     python3 DIR/agent.pyz recover      before the service starts: it is not restarted
     python3 DIR/agent.pyz status
     python3 DIR/agent.pyz rollback
+    python3 DIR/agent.pyz install FILE.vdb      which something else has brought; as a push does it
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vitdeploy import files
 from vitdeploy.errors import DeviceError, TrustError, VitdeployError, explain_exhaustion, explain_refusal
 from vitdeploy.fleet.agent import delivery
 from vitdeploy.fleet.agent.checks import Proof, Service, prove
+from vitdeploy.fleet.agent.installing import read_nothing, take_bundle
 from vitdeploy.fleet.agent.store import AGENT, CURRENT, JOURNAL, KEY, PREVIOUS, UNPROVEN, Store
 from vitdeploy.fleet.agent.switching import recover, switch
 from vitdeploy.fleet.agent.talk import VERSION, Line, Words, say
@@ -50,7 +52,7 @@ def serve(root: str, agent: bytes) -> int:
             trouble = recover(store, run_hook=True)
             if trouble:
                 say(note=f"a switch that was cut off was taken back, and {trouble}")
-            return _push(store, request, line) if request["do"] == "push" else _roll_back(store, request)
+            return _push(store, request, line.read) if request["do"] == "push" else _roll_back(store, request)
 
     return _end(store, answer)
 
@@ -59,11 +61,11 @@ def run(arguments: list[str]) -> int:
     """The agent on the box itself, from its archive.
 
     Args:
-        arguments: Path of the archive, command.
+        arguments: Path of the archive, command, and a file for ``install``.
     """
     store = Store(Path(arguments[0]).absolute().parent)
-    command = arguments[1] if len(arguments) == 2 else ""
-    if command not in ("recover", "status", "rollback"):
+    command, given = (arguments[1] if len(arguments) > 1 else ""), arguments[2:]
+    if command not in ("recover", "status", "rollback", "install") or len(given) != (command == "install"):
         sys.stderr.write(f"{(__doc__ or '').partition(':')[2]}")
         return 2
 
@@ -72,9 +74,16 @@ def run(arguments: list[str]) -> int:
             return describe(store)
         with store.lock():
             recover(store, run_hook=False)
+            if command == "install":
+                return _push(store, {"bundle": take_bundle(store, Path(given[0])), **_UNSAID}, read_nothing)
             return _roll_back(store, {}) if command == "rollback" else describe(store)
 
     return _end(store, answer)
+
+
+_UNSAID: Words = {"key": "", "restart": "", "check": "", "backend": "", "ready_s": 60.0, "health_s": 300.0}
+_UNSAID |= {"allow_downgrade": False, "dry_run": False}
+"""What a push says beside its bundle, where nobody says it: who installs restarts the service by itself."""
 
 
 def describe(store: Store) -> Words:
@@ -94,7 +103,7 @@ def describe(store: Store) -> Words:
     }
 
 
-def _push(store: Store, request: Words, line: Line) -> Words:
+def _push(store: Store, request: Words, read: Callable[[int], bytes]) -> Words:
     sent = request["bundle"]
     shipment = delivery.read_delivery(sent["manifest"], sent["signature"], sent["runtime_sha256"], sent["runtime_size"])
     new, current = shipment.release, store.read_link(CURRENT)
@@ -113,7 +122,7 @@ def _push(store: Store, request: Words, line: Line) -> Words:
     if key is not None:
         store.write(KEY, key)
         store.note("trusts", key=request["key"])
-    delivery.receive(store, needs, line.read)
+    delivery.receive(store, needs, read)
     _say("put together")
     folder = delivery.materialise(store, shipment)
     _say("check")

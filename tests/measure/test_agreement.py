@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitdeploy.measure import agreement
-from vitdeploy.measure.agreement import count_agreement
+from vitdeploy.measure.agreement import Neighbours, count_agreement
 from vitdeploy.measure.parity import Parity
 
 RANDOM = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def read(task, reference, candidate, **more):
         ("single_label", {"top1_agreement", "divergence"}),
         ("multi_label", {"label_agreement", "probability_difference"}),
         ("regression", {"correlation"}),
-        ("embedding", {"neighbour_agreement"}),
+        ("embedding", {"neighbour_agreement", "cosine_p01"}),
     ],
 )
 def test_each_task_has_its_own_numbers_and_no_others(task, names):
@@ -122,3 +122,16 @@ def test_the_gallery_ends(monkeypatch):
         counted.add(part, part[:, ::-1] if counted._images >= 4 else part, np.ones(len(part), bool))
     assert counted._images == 4
     assert counted.metrics()["neighbour_agreement"].value == 1
+
+
+def test_one_image_in_a_hundred_is_below_the_first_percentile() -> None:
+    """Angles of 0.00 to 1.00: the cosine that 99 of 100 reach is that of the second largest angle."""
+    angles = np.linspace(0, 1, 101)
+    reference = np.stack([np.ones(101), np.zeros(101)], 1)
+    turned = 3 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    neighbours = Neighbours()
+    for part in (slice(0, 40), slice(40, 101)):
+        neighbours.add(reference[part], turned[part], np.ones(len(reference[part]), bool))
+    assert neighbours.metrics()["cosine_p01"].value == pytest.approx(math.cos(0.99), abs=1e-6)
+    neighbours.add(reference[:1], np.full((1, 2), np.nan), np.zeros(1, bool))
+    assert math.isnan(neighbours.metrics()["cosine_p01"].value)

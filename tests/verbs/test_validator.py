@@ -63,6 +63,8 @@ def test_accuracy_and_parity_in_one_pass(tiny_artifact, answers):
         assert engine.metrics["max_abs_difference"].value < 1e-4
         assert engine.metrics["sqnr"].value > 90
         assert engine.metrics["images"].value == 130
+        assert engine.metrics["repeat_difference"].value == 0
+        assert engine.metrics["company_difference"].value < 1e-4
         low, high = engine.metrics["top1_difference"].low, engine.metrics["top1_difference"].high
         assert -3 < low < 0 < high < 3  # 100 z^2 / (130 + z^2) = 2.87
         assert engine.metrics["mcnemar_p"].value == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.measure.accuracy import Accuracy
 from vitdeploy.measure.bitmaps import Answers, Seen, read_seen
 from vitdeploy.measure.parity import Parity
+from vitdeploy.measure.steadiness import LOOKED_AT, measure_steadiness
 from vitdeploy.measure.worst import Worst
 from vitdeploy.progress import Progress, silent
 from vitdeploy.proof.golden import Golden, run_pixels
@@ -70,11 +72,11 @@ def validate(  # noqa: PLR0913 (four of them are keywords that few callers give)
         progress: Hears of every batch.
 
     Returns:
-        A row for the reference and one for each engine: parity metrics (see `Parity.metrics`) for the engines, accuracy
-        metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes. Where the original can't be
-        run, another table compares with what it gave for the golden batch. With ``layers`` a table an engine has a row a layer
-        (see `tracer.trace`), and says which is the first that breaks. The verdict holds engines that compute in FP32 to
-        parity, and all to the limits of ``config``; a miss is no error.
+        A row for the reference and one for each engine: parity metrics (see `Parity.metrics`, `measure_steadiness`) for the
+        engines, accuracy metrics (see `Accuracy.metrics`) for all when the data have labels and the model has classes. Where the
+        original can't be run, another table compares with what it gave for the golden batch. With ``layers`` a table an engine
+        has a row a layer (see `tracer.trace`), and says which is the first that breaks. The verdict holds engines that compute in
+        FP32 to parity, and all to the limits of ``config``; a miss is no error.
 
     Raises:
         UsageError: VD2003, a limit without its unit; VD2009, no such backend; VD2010, there is nothing to compare with;
@@ -195,6 +197,7 @@ class _Trial:
         compared = self.names[1:] if reference is not None else ()
         self.parity = {name: Parity(self.spec.task, probabilities=self.spec.probabilities) for name in compared}
         self.worst = {name: Worst(self.spec) for name in compared}
+        self.steady: dict[str, dict[str, Metric]] = {}
         self.accuracy = Accuracy(self.names[0], self.names[1:], probabilities=self.spec.probabilities)
         self.answers = Answers(None if reference is None else reference.name, read_seen(artifact.record.calibration))
         self.places = {} if data is None else {name: place for place, name in enumerate(data.listing.names)}
@@ -268,6 +271,10 @@ class _Trial:
         for name, runner in self.runners.items():
             spec = specs.get(name, self.spec)
             outputs[name] = run_main(runner, images.to_tensor(batch.pixels, spec.input), spec)
+        if not self.steady:
+            tensor = images.to_tensor(batch.pixels[:LOOKED_AT], self.spec.input)
+            runs = {name: partial(run_main, self.runners[name], spec=self.spec) for name in self.parity}
+            self.steady = {name: measure_steadiness(run, tensor) for name, run in runs.items()}
         for name, parity in self.parity.items():
             parity.add(outputs[self.names[0]], outputs[name])
         labels = None if self.class_map is None or batch.labels is None else self.class_map[batch.labels]
@@ -294,7 +301,7 @@ class _Trial:
 
     def metrics(self, name: str) -> dict[str, Metric]:
         """All numbers of one subject."""
-        metrics = self.parity[name].metrics() if name in self.parity else {}
+        metrics = self.parity[name].metrics() | self.steady.get(name, {}) if name in self.parity else {}
         return metrics | (self.accuracy.metrics(name) if self.class_map is not None else {})
 
     def warnings(self) -> list[str]:

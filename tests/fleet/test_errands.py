@@ -273,6 +273,20 @@ def test_two_pushes_at_once(send, releases, place):
     assert first[0].state.current.release == 7
 
 
+def test_a_box_that_died_when_its_folder_was_new_is_no_folder_of_others(send, place, shipment, tmp_path):
+    place.root.mkdir()  # the first of the agent's steps; the lock is the second, and says that the folder is ours
+    (place.root / "lock").touch()
+    (place.root / "releases").mkdir()
+    assert send(make_release(shipment, 7, tmp_path / "7", slim=True)).outcome == "active"
+
+
+def test_what_came_of_a_push_that_was_given_up_goes_with_the_next(send, place, shipment, tmp_path):
+    send(make_release(shipment, 7, tmp_path / "7", slim=True))
+    (place.root / "incoming" / ("0" * 64)).write_bytes(b"half of something")
+    assert status("user@box", place.connect()).incoming == {"0" * 64: 17}
+    assert send(make_release(shipment, 8, tmp_path / "8", slim=True)).state.incoming == {}
+
+
 def test_a_folder_of_others_is_left_alone(send, releases, place):
     place.root.mkdir()
     (place.root / "precious").write_text("x")

@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONDONTWRITEBYTECODE :=  # pytest compiles each test module once, not in every run and process
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-gpu mutants check bench bench-all format clean
+.PHONY: demo test test-fast test-gpu test-aarch64 mutants check bench bench-all format clean
 
 demo: $(VENV)/.all  ## a trained ViT from its checkpoint to a proven artifact and a report, in $(DEMO)
 	$(BIN)/vitdeploy build recipes/fashion_mnist.toml -o $(DEMO)
@@ -21,6 +21,9 @@ test-fast: $(VENV)/.dev  ## all but the slow tests
 
 test-gpu: $(VENV)/.dev  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+test-aarch64: $(VENV)/.all  ## the demo's forms verified on an emulated 64-bit Arm box (Debian's debootstrap, qemu-user-static)
+	$(BIN)/python -m tests.benchmarks.aarch64
 
 ROOMS := graph quant proof measure backends isolate data files
 SAMPLE := 25

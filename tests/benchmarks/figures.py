@@ -334,6 +334,34 @@ class Families(msgspec.Struct, frozen=True):
     rows: list[FamilyRow]
 
 
+class ArmForm(msgspec.Struct, frozen=True):
+    """A form of the demo on the emulated box.
+
+    Attributes:
+        precision: Of the model.
+        isa: What it was quantized for; "" for any.
+        pixels: Largest difference of prepared pixels from this machine's, of 255.
+        distance: Of the outputs from this machine's, as `proof.engine.distance` has it.
+        limit: What the bundle allows.
+    """
+
+    precision: str
+    isa: str
+    pixels: float
+    distance: float
+    limit: str
+
+
+class Aarch64(msgspec.Struct, frozen=True):
+    """The emulated box, and what ran there."""
+
+    cpu: str
+    emulator: str
+    python: str
+    onnxruntime: str
+    forms: list[ArmForm]
+
+
 KINDS: dict[str, type] = {
     "demo": Demo,
     "quantization": Quantization,
@@ -349,6 +377,7 @@ KINDS: dict[str, type] = {
     "startup": Startup,
     "isolation": Isolation,
     "families": Families,
+    "aarch64": Aarch64,
 }
 """Scripts that store something, in the order of the page."""
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = REPOSITORY / "recipes"
 
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "safetensors", "tensorrt", "transformers", "timm")
 LIGHT = (
@@ -118,3 +124,15 @@ def test_inspect_needs_no_numpy(tmp_path, tiny_artifact, kind):
     }[kind]
     code = f"from vitdeploy.cli.commands import main; assert main(['inspect', {str(path)!r}]) == 0"
     run(f"import sys; sys.modules.update(dict.fromkeys({(*HEAVY, 'numpy', 'PIL')!r}))\n{code}")
+
+
+@pytest.mark.slow
+def test_the_oldest_python_has_what_is_used() -> None:
+    """Of the standard library and of the language, by vermin's tables; `typing.Unpack` is for type checkers alone."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    vermin = Path(sys.executable).parent / "vermin"
+    command = [vermin, f"-t={oldest}-", "--no-tips", "--exclude", "typing.Unpack"]
+    done = subprocess.run([*command, REPOSITORY / "vitdeploy"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert f"Minimum required versions: {oldest}" in done.stdout

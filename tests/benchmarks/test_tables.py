@@ -69,6 +69,9 @@ MEASURED: dict[str, msgspec.Struct] = {
         ]
     ),
     "quantize_time": figures.QuantizeTime("vit", 32, 2, [0.5, 1.5], {"calibrate": 40.0, "round": 24.4}),
+    "aarch64": figures.Aarch64(
+        "cortex-a76", "qemu 7.2", "3.11.2", "1.31.1", [figures.ArmForm("int8", "neon-dotprod", 1.0, 0.00153, "at most 0.04")]
+    ),
     "merging": figures.Merging(
         [
             figures.MergedTable(
@@ -135,6 +138,7 @@ EXPECTED = {
     "calibration": "| 8 | 1 | 2.0 | 2.5 | 1.25 | 380 | 400 |",
     "calibration_images": "| vit, openvino | photos | +1.0 [+0.5, +1.5] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] |",
     "quantize_time": "| all | 64 | 64 |",
+    "aarch64": "| int8 neon-dotprod | 1 of 255 | 0.0015 | at most 0.04 |",
     "merging": "| INT8, merges 8 | 75.0 | +1.0 [+0.5, +1.5] | 90.0 [80.0, 95.0] | 2.00 [1.00, 4.00] "
     "| 2.00 | 0.80 [0.75, 0.85] | 8.00 | 0.90 [0.80, 1.00] |",
     "corrections": "| affine | 2.000 | +100.0 [+90.0, +110.0] | 98.0 |",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import vitdeploy
+from tests.pythons import find_python
 from vitdeploy.fleet.luggage import pack_agent, pack_runtime
 
 OWN = Path(vitdeploy.__file__).parent
@@ -79,11 +78,3 @@ def test_other_pythons_run_the_agent(version, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"current": null' in done.stdout
-
-
-def find_python(version: str) -> str | None:
-    """A Python of this version that runs: on the path, or one of pyenv's."""
-    for place in (shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))):
-        if place and subprocess.run([place, "-c", ""], capture_output=True, env={**os.environ}).returncode == 0:
-            return str(place)
-    return None

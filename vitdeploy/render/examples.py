@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitdeploy.measure.bitmaps import compare_parts
 from vitdeploy.render.tables import Table, format_metric
 from vitdeploy.report import Answer, Metric, Report
 
@@ -19,6 +18,8 @@ def tabulate_examples(report: Report, most: int = SHOWN) -> Iterator[Table]:
         report: Of `validate`; of others there is nothing to tell.
         most: Rows of a table.
     """
+    from vitdeploy.measure.bitmaps import compare_parts  # numpy, which `inspect` does without
+
     images = report.images
     if images is None:
         return

@@ -45,7 +45,7 @@ def load(tmp_path, text: str | bytes) -> Recipe:
         (GOOD + "[export]\ntolerance = nan\n", "VD2003", r"tolerance is nan"),
         (GOOD + "[validate]\nlimit = 0\n", "VD2003", r"limit is 0"),
         (GOOD + "[bench]\nseconds = nan\n", "VD2003", r"seconds is nan"),
-        (GOOD + "[bench]\nbatches = [0]\n", "VD2003", r"batches is \(0,\)"),
+        (GOOD + "[bench]\nbatches = [0]\n", "VD2003", r"batches is 0; use 1 or more"),
         ("[model\nsource = 1\n", "VD2007", r"is not valid TOML: .*line 1"),
         (GOOD + GOOD, "VD2007", r"is not valid TOML"),
         (b"[model]\nsource = '\xff'\n", "VD2007", r"UTF-8"),

@@ -12,10 +12,10 @@ from vitdeploy.files.opening import (
     read_text,
     sha256,
 )
-from vitdeploy.files.outputs import Ours, check_output, discard, folder, hold
+from vitdeploy.files.outputs import Ours, check_output, discard, flush_tree, folder, hold
 from vitdeploy.files.places import PathName, cache_folder, find_base
 from vitdeploy.files.temporary import recover, sweep_inside
-from vitdeploy.files.whole import check_file, need_space, new_file, write
+from vitdeploy.files.whole import check_file, flush_folder, need_space, new_file, write
 
 __all__ = [
     "LARGEST_TEXT",
@@ -29,6 +29,8 @@ __all__ = [
     "digest_file",
     "discard",
     "find_base",
+    "flush_folder",
+    "flush_tree",
     "folder",
     "hold",
     "identify",

@@ -43,7 +43,7 @@ from vitdeploy.spec import ModelSpec
 
 MODEL = "model.onnx"
 _MOMENT_IMAGES = 32
-"""More of them cost a pass through the model and say no more: 16, 32 and 64 are equally near to FP32."""
+"""More cost passes through the model; of 16, 32 and 64 none was nearer to FP32 by more than 0.4 dB (DINOv2 ViT-S/14)."""
 _STEPS = 5
 _KEPT_S = 7 * 86_400.0
 """How long the statistics of an interrupted quantization wait for a second run."""

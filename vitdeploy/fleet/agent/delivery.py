@@ -26,8 +26,6 @@ from vitdeploy.fleet.agent.store import (
     UNPROVEN,
     Release,
     Store,
-    flush,
-    flush_tree,
 )
 from vitdeploy.fleet.agent.talk import Words
 
@@ -206,7 +204,7 @@ def receive(store: Store, needs: list[Need], read: Callable[[int], bytes]) -> No
             finally:
                 stream.flush()
                 os.fsync(stream.fileno())
-        flush(store.incoming)
+        files.flush_folder(store.incoming)
         if files.sha256(part) != need.sha256:
             part.unlink()
             message = f"a file arrived with other bytes than announced (sha256 {need.sha256[:12]}), and was thrown away"
@@ -232,8 +230,8 @@ def materialise(store: Store, delivery: Delivery) -> str:
         files.write(place / path, content)
     for path, size in delivery.sizes.items():
         _place(store, release.files[path], size, place / path)
-    flush_tree(place)
-    flush(store.incoming)
+    files.flush_tree(place)
+    files.flush_folder(store.incoming)
     return folder
 
 
@@ -241,7 +239,7 @@ def finish(store: Store, folder: str) -> None:
     """Give a release that has proven itself its own name."""
     if folder.endswith(UNPROVEN):
         (store.releases / folder).replace(store.releases / folder.removesuffix(UNPROVEN))
-        flush(store.releases)
+        files.flush_folder(store.releases)
 
 
 def _place(store: Store, sha256: str, size: int, target: Path) -> None:

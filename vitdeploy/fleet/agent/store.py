@@ -148,12 +148,12 @@ class Store:
             beside.unlink(missing_ok=True)
             beside.symlink_to(f"releases/{folder}")
             beside.replace(path)
-        flush(self.root)
+        files.flush_folder(self.root)
 
     def remove(self, name: str) -> None:
         """A file of the folder, which stays away."""
         (self.root / name).unlink(missing_ok=True)
-        flush(self.root)
+        files.flush_folder(self.root)
 
     def note(self, event: str, **facts: object) -> None:
         """A line more in the history. The box's clock may be wrong: nothing is decided by it."""
@@ -195,7 +195,7 @@ class Store:
         if not folder.endswith(UNPROVEN):
             shutil.rmtree(self.releases / f"{folder}{UNPROVEN}", ignore_errors=True)
             path = path.replace(self.releases / f"{folder}{UNPROVEN}")
-            flush(self.releases)
+            files.flush_folder(self.releases)
         shutil.rmtree(path)
 
     def end_deliveries(self) -> None:
@@ -215,18 +215,3 @@ class Store:
         more = max(0, KEEP - len(needed))
         for folder in set(others) - set(whole[len(whole) - more :] if more <= len(whole) else whole):
             self.drop(folder)
-
-
-def flush(folder: Path) -> None:
-    """Have a folder's names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def flush_tree(folder: Path) -> None:
-    """Have every name below a folder on the disk; its files are."""
-    for root, _, _ in os.walk(folder):
-        flush(Path(root))

@@ -15,6 +15,9 @@ from vitdeploy.errors import UsageError
 _PART = re.compile(r"(?:(\d{1,4})(?:-(\d{1,4}))?:)?(\d{1,5})")
 _EXAMPLES = "write 6-10:16 for 16 tokens in each of the blocks 6 to 10, or 5:40,7:40"
 
+LEAST_LENGTH = 1e-6
+"""What a length of keys is taken for at least, in PyTorch and in files, so that keys of zeros have a direction."""
+
 
 class Step(NamedTuple):
     """A part of a schedule.

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdeploy.models.vit import Block, VisionTransformer
-
-LEAST = 1e-6
-"""What a length of keys is taken for at least."""
+from vitdeploy.schedule import LEAST_LENGTH
 
 
 class Sizes:
@@ -75,7 +73,7 @@ def merge(x: Tensor, sizes: Tensor | None, keys: Tensor, count: int, protected: 
         [B, T - r, D]: the protected tokens, those of the first set that are left, those of the second; and their sizes.
     """
     sizes = x.new_ones(x.shape[:2]) if sizes is None else sizes
-    unit = (keys / keys.norm(dim=-1, keepdim=True).clamp_min(LEAST))[:, protected:]
+    unit = (keys / keys.norm(dim=-1, keepdim=True).clamp_min(LEAST_LENGTH))[:, protected:]
     alike, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)  # [B, A] each
     order = alike.sort(stable=True, dim=-1, descending=True).indices
     merged, left = order[:, :count], order[:, count:]

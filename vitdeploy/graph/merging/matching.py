@@ -16,9 +16,8 @@ import onnx_ir as ir
 
 from vitdeploy.graph.editor import Editor
 from vitdeploy.graph.query import Array
+from vitdeploy.schedule import LEAST_LENGTH
 
-LEAST = 1e-6
-"""What a length of keys is taken for at least."""
 _END = np.iinfo(np.int32).max
 
 
@@ -133,7 +132,7 @@ def write_merge(write: Writer, x: ir.Value, keys: ir.Value, sizes: ir.Value | No
 def _match(write: Writer, keys: ir.Value, merge: Merge) -> tuple[ir.Value, ir.Value]:
     """The first set's tokens, the most alike first, and the place of each one's partner in the second: int64 [N, A] each."""
     mean = write.give("Transpose", write.give("ReduceMean", keys, write.integers(1), keepdims=0), perm=[0, 2, 1])  # [N, T, d]
-    length = write.give("Max", write.give("ReduceL2", mean, write.integers(2), keepdims=1), write.number(LEAST))
+    length = write.give("Max", write.give("ReduceL2", mean, write.integers(2), keepdims=1), write.number(LEAST_LENGTH))
     unit = write.give("Div", mean, length)
     first, second = write.slice(unit, merge.protected, step=2), write.slice(unit, merge.protected + 1, step=2)
     alike = write.give("MatMul", first, write.give("Transpose", second, perm=[0, 2, 1]))  # [N, A, B]

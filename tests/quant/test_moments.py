@@ -14,6 +14,8 @@ from vitdeploy.quant import moments as module
 from vitdeploy.quant.moments import from_rows, moments
 
 WIDTHS = {"hidden": HIDDEN, "active": HIDDEN, "turned again": HIDDEN}
+OWN = 4 * HIDDEN * (HIDDEN + module.ROWS)
+"""Bytes of one tensor."""
 
 
 @pytest.fixture(params=["plain", "no shapes", "fixed batch"])
@@ -34,7 +36,10 @@ def found(model, size=8, **settings):
     return dict(moments(model, WIDTHS, lambda: batches(size), threads=1, **settings))
 
 
-def test_are_what_numpy_computes_of_every_row_once(model):
+@pytest.mark.parametrize("rows", [1024, 7])
+def test_are_what_numpy_computes_of_every_row_once(model, rows, monkeypatch):
+    """However many rows wait for each other: the batches have fewer and more, and no multiple of 7."""
+    monkeypatch.setattr(module, "ROWS", rows)
     matrix = next(onnx.numpy_helper.to_array(each) for each in onnx.load(model).graph.initializer if each.name == "matrix")
     hidden = (pictures(37) @ matrix).reshape(-1, HIDDEN).astype(np.float64)
     active = np.maximum(hidden, 0)
@@ -46,7 +51,7 @@ def test_are_what_numpy_computes_of_every_row_once(model):
             np.testing.assert_allclose(got[name].mean, rows.mean(0), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory", [1, 4 * HIDDEN**2, 9 * HIDDEN**2])
+@pytest.mark.parametrize("memory", [1, OWN, 2 * OWN + 1])
 def test_groups_give_what_one_group_gives(model, monkeypatch, memory):
     whole, opened, passes = found(model), [], []
 
@@ -63,7 +68,7 @@ def test_groups_give_what_one_group_gives(model, monkeypatch, memory):
     monkeypatch.setattr(module, "MEMORY", memory)
     got = dict(moments(model, WIDTHS, again, threads=1))
     assert [name for group in opened for name in group] == list(WIDTHS)
-    assert len(opened) == len(passes) == (2 if memory > 8 * HIDDEN**2 else 3)
+    assert len(opened) == len(passes) == (2 if memory > 2 * OWN else 3)
     for name in WIDTHS:
         np.testing.assert_array_equal(got[name].second, whole[name].second)
         np.testing.assert_array_equal(got[name].mean, whole[name].mean)

@@ -18,7 +18,9 @@ from vitdeploy.progress import Progress, silent
 
 Array = NDArray[Any]
 MEMORY = 640 << 20
-"""Bytes of matrices held at once."""
+"""Bytes of matrices and waiting rows held at once."""
+ROWS = 1024
+"""Rows that wait to be multiplied together: a product of few takes nearly as long, since all of K x K is added each time."""
 
 
 class Moments(NamedTuple):
@@ -54,8 +56,7 @@ def moments(
     for number, group in enumerate(groups):
         progress("moments", number, len(groups))
         observer = open_observer(model, group, threads=threads, batch=8)
-        sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in group}
-        means, counts = {name: np.zeros(widths[name]) for name in group}, dict.fromkeys(group, 0)
+        sums = {name: _Sum(widths[name]) for name in group}
         try:
             for batch in batches():
                 start = 0
@@ -63,16 +64,41 @@ def moments(
                     part = batch[start : start + observer.batch]  # grows once the observer knows the tensors' sizes
                     start += len(part)
                     for name, values in zip(group, observer.run(part), strict=True):
-                        rows = values.reshape(-1, widths[name])
-                        sums[name] += rows.T @ rows
-                        means[name] += rows.sum(0, dtype=np.float64)
-                        counts[name] += len(rows)
+                        sums[name].add(values.reshape(-1, widths[name]))
         finally:
             observer.close()
         for name in group:
-            count = max(counts[name], 1)
-            yield name, Moments(means[name] / count, sums.pop(name).astype(np.float64) / count)
+            yield name, sums.pop(name).finish()
     progress("moments", len(groups), len(groups))
+
+
+class _Sum:
+    """The sums of one tensor's rows; they wait in a buffer of their own, since the observer's is filled again."""
+
+    def __init__(self, width: int) -> None:
+        self._first, self._second = np.zeros(width), np.zeros((width, width), np.float32)
+        self._rows, self._held, self._count = np.empty((ROWS, width), np.float32), 0, 0
+
+    def add(self, rows: Array) -> None:
+        """Some rows more, float [R, K]."""
+        while len(rows):
+            taken = rows[: ROWS - self._held]
+            self._rows[self._held : self._held + len(taken)] = taken
+            self._held, rows = self._held + len(taken), rows[len(taken) :]
+            if self._held == ROWS:
+                self._multiply()
+
+    def finish(self) -> Moments:
+        """Of all rows."""
+        self._multiply()
+        count = max(self._count, 1)
+        return Moments(self._first / count, self._second.astype(np.float64) / count)
+
+    def _multiply(self) -> None:
+        rows = self._rows[: self._held]
+        self._second += rows.T @ rows
+        self._first += rows.sum(0, dtype=np.float64)
+        self._count, self._held = self._count + self._held, 0
 
 
 def from_rows(rows: Array) -> Moments:
@@ -88,10 +114,11 @@ def from_rows(rows: Array) -> Moments:
 def _groups(widths: dict[str, int]) -> Iterator[Sequence[str]]:
     group, size = list[str](), 0
     for name, width in widths.items():
-        if group and size + 4 * width * width > MEMORY:
+        own = 4 * width * (width + ROWS)
+        if group and size + own > MEMORY:
             yield group
             group, size = [], 0
         group.append(name)
-        size += 4 * width * width
+        size += own
     if group:
         yield group
